@@ -1,0 +1,92 @@
+"""What can go wrong, sorted by who must act.
+
+Messages are lower case without a full stop: what, where, what to do. Facts are attributes; nobody parses text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class SupervisorError(Exception):
+    """The root of everything this package raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault (or warning) of a configuration file.
+
+    `path` is the dotted key (`jobs.api.restrat`); `line` and `column` count from 1, and are 0 where there is no place.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+    warning: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
+        kind = "warning: " if self.warning else ""
+        return f"{where}{kind}{self.path}: {self.message}" if self.path else f"{where}{kind}{self.message}"
+
+
+class SpecError(SupervisorError):
+    """The operator must edit the file. Carries every fault found, in the order of the file. Exit code 78."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class ControlError(SupervisorError):
+    """The caller must ask differently: an unknown name, a verb that this job refuses, a command overtaken."""
+
+    REFUSED = 1
+    NO_SUCH_NAME = 4
+    TIMED_OUT = 75
+
+    def __init__(self, message: str, code: int = REFUSED) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class RunFailed(SupervisorError):
+    """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""
+
+
+class StartTimeout(RunFailed):
+    """The job did not get ready within its `start_timeout`."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"not ready within {seconds:g} s (start_timeout)")
+
+
+class ExitStatus(RunFailed):
+    """A child process ended with a code or by a signal that does not count as success."""
+
+    def __init__(self, code: int | None, signal: str | None) -> None:
+        self.code = code
+        self.signal = signal
+        super().__init__(f"killed by {signal}" if signal else f"exited with code {code}")
+
+
+class SpawnFailed(RunFailed):
+    """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
+
+
+class RestartIntensityExceeded(SupervisorError):
+    """More restarts within `period` than `intensity` allows: the supervisor's own failure, and so its parent's business."""
+
+    def __init__(self, supervisor: str, intensity: int, period: float) -> None:
+        self.supervisor = supervisor
+        self.intensity = intensity
+        self.period = period
+        super().__init__(f"more than {intensity} restarts within {period:g} s")
+
+
+class InternalError(SupervisorError):
+    """A fault of ours: an invariant does not hold. The process ends with 70 rather than go on."""

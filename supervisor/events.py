@@ -1,0 +1,456 @@
+"""Everything that happens is one typed event; status is a fold of them.
+
+`Journal.emit` is the only writer: it numbers the event, folds it into the table, and hands it to sinks (synchronous, must
+not block), to the ring (for `events --since`) and to bounded subscribers. An event's struct is the place where its name,
+its fields and what it does to a row stand together: add one here and `fold`, the wire and the documentation know it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+import trio
+from msgspec.structs import replace
+
+from supervisor.state import Exit, Goal, JobStatus, Phase, State, Why, move, word
+
+
+def wall_now() -> str:
+    """The wall clock for people: RFC 3339, UTC, milliseconds. Never used for a duration."""
+    return rfc3339(datetime.datetime.now(datetime.UTC))
+
+
+def rfc3339(moment: datetime.datetime) -> str:
+    """`moment` (aware) as RFC 3339 text in UTC with milliseconds."""
+    return moment.astimezone(datetime.UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def _tag(class_name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", class_name).lower()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=_tag):
+    """Base: `seq` counts from 1 without gaps; `by` names the operator, `because` the seq of the event that led here."""
+
+    level: ClassVar[str] = "info"
+
+    seq: int
+    at: str
+    by: str | None = None
+    because: int | None = None
+
+
+class ChildEvent(Event, frozen=True, kw_only=True):
+    """Something that happened to one job or supervisor. `apply` gives the row after it."""
+
+    name: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        """The row after this event; the same object where nothing in it changes."""
+        return row
+
+
+class Added(ChildEvent, frozen=True, kw_only=True):
+    """A child entered the tree, stopped."""
+
+    level = "debug"
+
+    kind: str
+    supervisor: str | None
+    goal: Goal
+    cause: str
+    description: str = ""
+
+    def first(self) -> JobStatus:
+        """The row that this event begins."""
+        return JobStatus(
+            name=self.name,
+            kind=self.kind,
+            supervisor=self.supervisor,
+            state=State.STOPPED,
+            word=State.STOPPED.value,
+            goal=self.goal,
+            cause=self.cause,
+            ready=False,
+            healthy=None,
+            pid=None,
+            restarts=0,
+            since=self.at,
+            next_at=None,
+            exit=None,
+            description=self.description,
+        )
+
+
+class Removed(ChildEvent, frozen=True, kw_only=True):
+    """A child left the tree: its row is gone."""
+
+    cause: str
+
+
+class Changed(ChildEvent, frozen=True, kw_only=True):
+    """A reload changed what a child is; its run goes on unless a stop says otherwise."""
+
+    kind: str
+    supervisor: str | None
+    description: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, kind=self.kind, supervisor=self.supervisor, description=self.description)
+
+
+class GoalSet(ChildEvent, frozen=True, kw_only=True):
+    """Somebody wants the child up or down from now on."""
+
+    level = "debug"
+
+    goal: Goal
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, goal=self.goal)
+
+
+class Waiting(ChildEvent, frozen=True, kw_only=True):
+    """The child is to run, but not yet: for a backoff, a schedule, a group operation, or for `after`."""
+
+    cause: str
+    why: Why = Why.PLAIN
+    next_at: str | None = None
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, State.WAITING, self, self.cause, self.why, next_at=self.next_at)
+
+
+class Starting(ChildEvent, frozen=True, kw_only=True):
+    """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`."""
+
+    run: str
+    cause: str
+    restart: bool = False
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(
+            row, State.STARTING, self, self.cause, Why.PLAIN, run=self.run, restarts=row.restarts + self.restart, next_at=None
+        )
+
+
+class Spawned(ChildEvent, frozen=True, kw_only=True):
+    """A run has got its main process."""
+
+    run: str
+    pid: int
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, pid=self.pid)
+
+
+class Ready(ChildEvent, frozen=True, kw_only=True):
+    """The run is ready: what comes `after` it may start."""
+
+    run: str
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, State.RUNNING, self, self.cause, Why.PLAIN, ready=True)
+
+
+class Unready(ChildEvent, frozen=True, kw_only=True):
+    """A running supervisor has a child that is not ready any more."""
+
+    level = "debug"
+
+    run: str
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, ready=False, cause=self.cause)
+
+
+class Stopping(ChildEvent, frozen=True, kw_only=True):
+    """The run has been asked to end and has its grace to do so."""
+
+    run: str
+    cause: str
+    why: Why = Why.PLAIN
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, State.STOPPING, self, self.cause, self.why, ready=False)
+
+
+class Draining(ChildEvent, frozen=True, kw_only=True):
+    """The daemon takes no new work; this run is allowed to finish what it has in hand."""
+
+    run: str
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, row.state, self, self.cause, Why.DRAINING, since=row.since)
+
+
+class Killing(ChildEvent, frozen=True, kw_only=True):
+    """The grace is over: what is left of the run is killed (a task: cancelled)."""
+
+    level = "warning"
+
+    run: str
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, State.STOPPING, self, self.cause, Why.PLAIN, ready=False)
+
+
+class Stuck(ChildEvent, frozen=True, kw_only=True):
+    """Something of the run cannot be ended: the pids or the thread are in the cause."""
+
+    level = "error"
+
+    run: str
+    cause: str
+    pids: tuple[int, ...] = ()
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, State.STOPPING, self, self.cause, Why.STUCK, ready=False)
+
+
+class Ended(ChildEvent, frozen=True, kw_only=True):
+    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type."""
+
+    run: str
+    exit: Exit
+    failed: bool
+    cause: str
+    why: Why = Why.PLAIN
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False)
+
+
+class Stopped(ChildEvent, frozen=True, kw_only=True):
+    """A child that has no run comes to rest: a wait is over without a start, or it gave up."""
+
+    cause: str
+    why: Why = Why.PLAIN
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, State.STOPPED, self, self.cause, self.why, next_at=None)
+
+
+class Skipped(ChildEvent, frozen=True, kw_only=True):
+    """A tick of a schedule that made no run, and why."""
+
+    cause: str
+
+
+class Progress(ChildEvent, frozen=True, kw_only=True):
+    """How far a run says it is."""
+
+    level = "debug"
+
+    run: str
+    done: float
+    total: float | None = None
+
+
+class GroupRestarting(ChildEvent, frozen=True, kw_only=True):
+    """A strategy answers a failure: these children are stopped in reverse order and started again after the wait."""
+
+    level = "warning"
+
+    cause: str
+    affected: tuple[str, ...]
+    wait: float
+
+
+class IntensityExceeded(ChildEvent, frozen=True, kw_only=True):
+    """Too many restarts: the supervisor stops its children and fails."""
+
+    level = "error"
+
+    cause: str
+    intensity: int
+    period: float
+
+
+class OutputLost(ChildEvent, frozen=True, kw_only=True):
+    """Captured output that could not be kept: how much, and why."""
+
+    level = "warning"
+
+    cause: str
+    bytes: int
+
+
+class Commanded(Event, frozen=True, kw_only=True):
+    """An operator asked for a change."""
+
+    verb: str
+    names: tuple[str, ...] = ()
+
+
+class PhaseChanged(Event, frozen=True, kw_only=True):
+    """The shutdown broadcast moved on."""
+
+    phase: Phase
+    cause: str
+
+
+class Reloaded(Event, frozen=True, kw_only=True):
+    """A new configuration is in force: what it touched."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class ReloadRefused(Event, frozen=True, kw_only=True):
+    """A new configuration has faults; the old one goes on."""
+
+    level = "error"
+
+    problems: tuple[str, ...]
+
+
+class Warned(Event, frozen=True, kw_only=True):
+    """Something an operator should know that belongs to no job."""
+
+    level = "warning"
+
+    text: str
+
+
+AnyEvent = (
+    Added | Removed | Changed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Stopping | Draining | Killing
+    | Stuck | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
+    | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
+)  # fmt: skip
+"""What an `events` stream can carry: the type to decode it with."""
+
+
+def _moved(row: JobStatus, state: State, event: Event, cause: str, why: Why, **changes: Any) -> JobStatus:
+    """`row` in `state` for `cause`. `since` is when it came into the state, so staying in it keeps the time."""
+    since = row.since if state is row.state else event.at
+    changes.setdefault("since", since)
+    return replace(row, state=move(row, state), word=word(state, why), cause=cause, **changes)
+
+
+def fold(events: Iterable[Event]) -> dict[str, JobStatus]:
+    """The table that these events, from the first one on, amount to."""
+    table: dict[str, JobStatus] = {}
+    for event in events:
+        apply(table, event)
+    return table
+
+
+def apply(table: dict[str, JobStatus], event: Event) -> None:
+    """One step of the fold, in place."""
+    if isinstance(event, Added):
+        table[event.name] = event.first()
+    elif isinstance(event, Removed):
+        del table[event.name]
+    elif isinstance(event, ChildEvent):
+        table[event.name] = event.apply(table[event.name])
+
+
+class Lagged(msgspec.Struct, frozen=True, tag_field="event", tag="lagged"):
+    """A subscriber was too slow: this many events were not delivered. Take a snapshot and go on."""
+
+    count: int
+
+
+E = TypeVar("E", bound=Event)
+Sink = Callable[[Event], None]
+
+
+class Journal:
+    """The one stream of events, and the table it folds into.
+
+    `now` gives the wall time for the `at` of events. `ring` is how many past events `since` can reach back to.
+    """
+
+    def __init__(self, now: Callable[[], str] = wall_now, ring: int = 4096) -> None:
+        self.table: dict[str, JobStatus] = {}
+        self.seq = 0
+        self._now = now
+        self._ring: deque[Event] = deque(maxlen=ring)
+        self._sinks: list[Sink] = []
+        self._subscriptions: set[Subscription] = set()
+
+    def emit(self, kind: type[E], /, **fields: Any) -> E:
+        """Record that something happened, and tell everyone. Synchronous; never blocks.
+
+        A sink that raises is our own fault, not the job's: the exception goes through, and ends us loudly.
+        """
+        self.seq += 1
+        event = kind(seq=self.seq, at=self._now(), **fields)
+        apply(self.table, event)
+        self._ring.append(event)
+        for sink in self._sinks:
+            sink(event)
+        for subscription in self._subscriptions:
+            subscription.put(event)
+        return event
+
+    def add_sink(self, sink: Sink) -> None:
+        """Call `sink` with every event from now on. It must not block and must not raise."""
+        self._sinks.append(sink)
+
+    def past(self, since: int) -> tuple[int, list[Event]]:
+        """The events after `since` that the ring still holds, and how many older ones it has lost."""
+        kept = [event for event in self._ring if event.seq > since]
+        first = kept[0].seq if kept else self.seq + 1
+        return max(0, first - since - 1), kept
+
+    @contextmanager
+    def subscribe(self, size: int = 1024) -> Iterator[Subscription]:
+        """Events from here on, at most `size` of them waiting. Read `table` first: no event falls between."""
+        subscription = Subscription(size)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+
+class Subscription:
+    """An async iterator over events that never makes the journal wait: a reader that lags is told by how much."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._waiting: deque[Event] = deque()
+        self._lost = 0
+        self._kick = trio.Event()
+
+    def put(self, event: Event) -> None:
+        """Queue one event; count it as lost while the reader has a loss to hear of, so that the order stays true."""
+        if self._lost or len(self._waiting) >= self._size:
+            self._lost += 1
+        else:
+            self._waiting.append(event)
+        self._kick.set()
+
+    def __aiter__(self) -> AsyncIterator[Event | Lagged]:
+        return self
+
+    async def __anext__(self) -> Event | Lagged:
+        """The next event, or `Lagged`. Cancelled while waiting: nothing is lost."""
+        await trio.lowlevel.checkpoint()
+        while not self._waiting and not self._lost:
+            self._kick = trio.Event()
+            await self._kick.wait()
+        return self.take()
+
+    def take(self) -> Event | Lagged:
+        """The next one without waiting; only call it when there is one."""
+        if self._waiting:
+            return self._waiting.popleft()
+        count, self._lost = self._lost, 0
+        return Lagged(count)

@@ -1,0 +1,187 @@
+"""What a run sees of the house, and what a job's function sees of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+import structlog
+import trio
+from trio_util import AsyncValue
+
+from supervisor.state import Phase
+
+if TYPE_CHECKING:
+    from supervisor.children import Children
+    from supervisor.output import Outputs
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended, as its kind saw it. `error` is the exception of a Python job, for the log's traceback only."""
+
+    reason: str
+    failed: bool
+    code: int | None = None
+    signal: str | None = None
+    error: BaseException | None = None
+
+
+class Reporter(Protocol):
+    """The tree's side of a run: where its facts go."""
+
+    def ready(self, run: Run, cause: str) -> None:
+        """The run is ready."""
+
+    def spawned(self, run: Run, pid: int) -> None:
+        """The run has a main process."""
+
+    def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
+        """Something of the run could not be ended."""
+
+    def progress(self, run: Run, done: float, total: float | None) -> None:
+        """How far it is."""
+
+    def output_lost(self, run: Run, count: int, cause: str) -> None:
+        """Captured bytes that could not be kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the kinds share: opened before the tree, closed after it.
+
+    `environ` is what children inherit; `echo` writes one line of a job's output to the terminal, or is None without one.
+    """
+
+    children: Children
+    outputs: Outputs
+    environ: dict[str, str] = field(repr=False)
+
+
+class Run:
+    """One life of a job, as the kind that runs it sees it.
+
+    The stop ladder talks to it (`advance`), the kind asks it (`stopping`, `on_stopping`) and reports through it
+    (`spawned`, `ready`, `stuck`). Belongs to the Trio thread; `kinds/thread.py` has the blocking view for other threads.
+    """
+
+    def __init__(self, job: str, number: int, reporter: Reporter, phase: Phase = Phase.RUNNING) -> None:
+        self.job = job
+        self.id = f"{job}#{number}"
+        self.pid: int | None = None
+        self.is_ready = False
+        self.abandoned = trio.Event()
+        """Set when the daemon gives up waiting for what cannot be killed: end now, whatever is left."""
+        self._reporter = reporter
+        self._phase = phase
+        self._watch: AsyncValue[Phase] | None = None
+        self._hooks: list[Callable[[], None]] = []
+
+    @property
+    def phase(self) -> AsyncValue[Phase]:
+        """The phase of this run, watchable: the daemon's, or further on where this run alone is stopped."""
+        if self._watch is None:
+            self._watch = AsyncValue(self._phase)
+        return self._watch
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run has been asked to end."""
+        return not self._phase < Phase.STOPPING
+
+    def advance(self, phase: Phase) -> None:
+        """Move to a later phase; an earlier one is ignored. Entering STOPPING or later calls the stop hooks, once."""
+        if not self._phase < phase:
+            return
+        self._phase = phase
+        if self._watch is not None:
+            self._watch.value = phase
+        if self.stopping:
+            hooks, self._hooks = self._hooks, []
+            for hook in hooks:
+                hook()
+
+    def on_stopping(self, hook: Callable[[], None]) -> None:
+        """Call `hook` (synchronous, must not raise) when the run is asked to end; at once if it already was."""
+        if self.stopping:
+            hook()
+        else:
+            self._hooks.append(hook)
+
+    async def wait_stopping(self) -> None:
+        """Wait until the run is asked to end."""
+        await self.phase.wait_value(lambda phase: not phase < Phase.STOPPING)
+
+    def spawned(self, pid: int) -> None:
+        """Report the main process."""
+        self.pid = pid
+        self._reporter.spawned(self, pid)
+
+    def ready(self, cause: str = "ready") -> None:
+        """Report readiness; only the first time counts."""
+        if not self.is_ready:
+            self.is_ready = True
+            self._reporter.ready(self, cause)
+
+    def stuck(self, cause: str, pids: tuple[int, ...] = ()) -> None:
+        """Report that something cannot be ended; the run goes on waiting for it (or for `abandoned`)."""
+        self._reporter.stuck(self, cause, pids)
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Report how far it is."""
+        self._reporter.progress(self, done, total)
+
+    def output_lost(self, count: int, cause: str) -> None:
+        """Report captured bytes that could not be kept."""
+        self._reporter.output_lost(self, count, cause)
+
+
+class Context:
+    """What a job's function gets for a parameter annotated `Context`: its run, and the way to end well.
+
+    In a thread, the same names block instead of being awaited.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.log: Any = structlog.get_logger("job").bind(job=run.job, run=run.id)
+
+    @property
+    def job(self) -> str:
+        """The job's name."""
+        return self._run.job
+
+    @property
+    def run(self) -> str:
+        """The id of this run, such as `api#3`."""
+        return self._run.id
+
+    @property
+    def phase(self) -> AsyncValue[Phase]:
+        """The shutdown broadcast: running, draining, stopping, killing. A reader that comes late sees the current one."""
+        return self._run.phase
+
+    @property
+    def stopping(self) -> bool:
+        """True once this run has been asked to end."""
+        return self._run.stopping
+
+    async def wait_stopping(self) -> None:
+        """Wait until this run is asked to end."""
+        await self._run.wait_stopping()
+
+    async def sleep(self, seconds: float) -> bool:
+        """Sleep, but not past a stop: False when it ended early because the run was asked to end."""
+        with trio.move_on_after(seconds):
+            await self._run.wait_stopping()
+            return False
+        return not self.stopping
+
+    def ready(self) -> None:
+        """Say that the job is ready (`ready = { notify = true }`): what comes `after` it may start."""
+        self._run.ready("it said so")
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Say how far the run is; shown by `events`."""
+        self._run.progress(done, total)

@@ -1,0 +1,101 @@
+"""What a `[jobs.NAME]` table can say."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from supervisor.output import Rotate
+from supervisor.probes import Ready
+from supervisor.spec import ChildSpec, GiveUp, RestartType, Seconds
+
+STOP_SIGNALS = ("TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH")
+
+
+class JobSpec(ChildSpec, frozen=True, kw_only=True):
+    """One job: what to run, when, and what to do when it ends."""
+
+    # what
+    command: Annotated[
+        str | tuple[str, ...] | None,
+        Meta(description="a child process: a list of words, or one string that is split as a shell would, without a shell"),
+    ] = None
+    call: Annotated[
+        str | None,
+        Meta(description='"module:function". `async def` runs as a Trio task in the daemon, `def` in a thread of its own'),
+    ] = None
+    kind: Annotated[
+        Literal["task", "thread", "command"] | None,
+        Meta(description="how it runs; inferred from `command`, and for `call` from the function"),
+    ] = None
+    args: Annotated[
+        dict[str, Any] | None, Meta(description="keyword arguments for the function, checked against its signature")
+    ] = None
+    description: Annotated[str, Meta(description="one line for people, shown by `status`")] = ""
+
+    # when
+    once: Annotated[bool, Meta(description="one run to completion instead of a service")] = False
+    every: Annotated[
+        Seconds | None,
+        Meta(description="run again and again, start to start, aligned to the job's start: first after one interval"),
+    ] = None
+    start: Annotated[Literal["auto", "manual"], Meta(description="auto: with its supervisor; manual: when told to")] = "auto"
+    run_on_start: Annotated[bool, Meta(description="a job with `every`: also run at once")] = False
+
+    # restart
+    success_exit_codes: Annotated[tuple[int, ...], Meta(description="exit codes of a command that count as success")] = (0,)
+    give_up: Annotated[
+        GiveUp | None,
+        Meta(description="so many failures within this time are the job's end: not restarted, not counted by its supervisor"),
+    ] = None
+
+    # ready
+    ready: Annotated[Ready | None, Meta(description="how it says that it is ready; without it, started is ready")] = None
+    start_timeout: Annotated[
+        Seconds, Meta(description="not ready within this time is a failure; only with `ready`")
+    ] = Seconds(60)
+
+    # stop
+    grace: Annotated[Seconds, Meta(description="how long it may take to end after it was asked; then it is killed")] = Seconds(10)
+    stop_signal: Annotated[
+        Literal["TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH"], Meta(description="how a command is asked to end")
+    ] = "TERM"
+    stop_to: Annotated[
+        Literal["main", "group"], Meta(description="who gets the stop signal: the main process, or its whole group")
+    ] = "main"
+
+    # process
+    env: Annotated[
+        dict[str, str], Meta(description="environment of the child, on top of the daemon's. Values are never shown anywhere")
+    ] = {}
+    cwd: Annotated[str | None, Meta(description="working directory of the child; the file's directory unless you say")] = None
+
+    # output
+    output: Annotated[
+        str,
+        Meta(description="capture: to logs/NAME.log; inherit: the daemon's own; null: away; or the path of a file to capture to"),
+    ] = "capture"
+    rotate: Annotated[Rotate, Meta(description="when the captured file is put aside, and how many are kept")] = Rotate()
+
+    @property
+    def service(self) -> bool:
+        """Whether it has no end: neither `once` nor a schedule."""
+        return not self.once and self.every is None
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether its runs come from a schedule."""
+        return self.every is not None
+
+    @property
+    def restart_type(self) -> RestartType:
+        """The restart type in force. A scheduled run is temporary: the next one comes from the schedule."""
+        if self.scheduled:
+            return RestartType.TEMPORARY
+        return self.restart or (RestartType.TRANSIENT if self.once else RestartType.PERMANENT)
+
+    @property
+    def where(self) -> str:
+        """`command` or `call`: what it is, for a person, before its kind is known."""
+        return "command" if self.command is not None else "call"

@@ -1,0 +1,183 @@
+"""The frozen base of everything a TOML file can say.
+
+A spec is a `msgspec.Struct`: its fields are the only place where a key is named, typed, given its default and described.
+The loader, `check`, `explain`, the JSON Schema and the reload's diff (equality) all derive from it. Each room owns the
+specs of its own subject (a probe's in `probes.py`, a job's in `kinds/job.py`); here is what they share.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all specs: immutable, compared by value, without unknown fields."""
+
+
+class Seconds(float):
+    """A duration: `"250ms"`, `"10s"`, `"1h30m"`, or a number of seconds. Never negative, never NaN."""
+
+    _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+    _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+    @classmethod
+    def parse(cls, value: Any) -> Seconds:
+        """Read a TOML value. Raises ValueError with a sentence for the operator."""
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if 0 <= value < float("inf"):
+                return cls(value)
+            raise ValueError("a duration cannot be negative or infinite")
+        if isinstance(value, str) and value:
+            parts = cls._PART.findall(value)
+            if "".join(number + unit for number, unit in parts) == value:
+                return cls(sum(float(number) * cls._UNIT[unit] for number, unit in parts))
+        raise ValueError('expected a duration such as "250ms", "10s" or "1h30m", or a number of seconds')
+
+
+class Bytes(int):
+    """A size: `"64KB"`, `"10MB"`, or a number of bytes. 1 KB is 1024 bytes."""
+
+    _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)")
+    _UNIT = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+    @classmethod
+    def parse(cls, value: Any) -> Bytes:
+        """Read a TOML value. Raises ValueError with a sentence for the operator."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value >= 0:
+                return cls(value)
+            raise ValueError("a size cannot be negative")
+        if isinstance(value, str) and (form := cls._FORM.fullmatch(value)):
+            return cls(round(float(form[1]) * cls._UNIT[form[2][0]]))
+        raise ValueError('expected a size such as "64KB" or "10MB", or a number of bytes')
+
+
+PARSED = (Seconds, Bytes)
+"""The types whose TOML form is text of their own: each has a `parse`."""
+
+
+class RestartType(enum.Enum):
+    """OTP's restart types."""
+
+    PERMANENT = "permanent"
+    TRANSIENT = "transient"
+    TEMPORARY = "temporary"
+
+
+class Strategy(enum.Enum):
+    """OTP's strategies: who is restarted when one child fails."""
+
+    ONE_FOR_ONE = "one_for_one"
+    ONE_FOR_ALL = "one_for_all"
+    REST_FOR_ONE = "rest_for_one"
+
+
+class AutoShutdown(enum.Enum):
+    """When a supervisor ends by itself because significant children have ended."""
+
+    NEVER = "never"
+    ANY_SIGNIFICANT = "any_significant"
+    ALL_SIGNIFICANT = "all_significant"
+
+
+class Backoff(Spec, frozen=True, kw_only=True):
+    """How long to wait before a restart: `initial * factor ** n`, at most `max`, each spread by `jitter`."""
+
+    initial: Annotated[Seconds, Meta(description="wait before the first restart")] = Seconds(0.5)
+    factor: Annotated[float, Meta(ge=1, description="what each further wait is multiplied by")] = 2.0
+    max: Annotated[Seconds, Meta(description="the longest wait")] = Seconds(30)
+    jitter: Annotated[
+        float, Meta(ge=0, le=1, description="spread: 0.2 makes each wait up to 20 % shorter or longer, so that crowds part")
+    ] = 0.2
+    reset_after: Annotated[
+        Seconds, Meta(description="after this much time ready, the next failure starts again at `initial`")
+    ] = Seconds(60)
+
+
+class GiveUp(Spec, frozen=True, kw_only=True):
+    """When to stop trying: this many failures within this time."""
+
+    failures: Annotated[int, Meta(ge=1, description="how many failures are too many")]
+    within: Annotated[Seconds, Meta(description="the time in which they are counted")]
+
+
+class ChildSpec(Spec, frozen=True, kw_only=True):
+    """What a job and a supervisor have in common: both are the child of a supervisor."""
+
+    restart: Annotated[
+        RestartType | None,
+        Meta(
+            description="permanent: any end that was not asked for is a failure, and is restarted; "
+            "transient: restarted only after a failure; temporary: never restarted. "
+            "Services and supervisors are permanent, `once` jobs transient, unless you say otherwise"
+        ),
+    ] = None
+    backoff: Annotated[Backoff, Meta(description="how long to wait before a restart")] = Backoff()
+    after: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="jobs or supervisors that must be ready before this one starts (a `once` job: succeeded). "
+            "It orders, it does not pull: while the target is down, this one waits. Stop order is the reverse"
+        ),
+    ] = ()
+    essential: Annotated[
+        bool, Meta(description="when this ends for good, the daemon drains and exits: 0 if it completed, else 1")
+    ] = False
+    significant: Annotated[
+        bool, Meta(description="its end counts for the supervisor's `auto_shutdown` (transient: success; temporary: any end)")
+    ] = False
+
+
+class SupervisorSpec(ChildSpec, frozen=True, kw_only=True):
+    """A `[supervisors.NAME]` table: a group of jobs and supervisors that lives and falls by one strategy."""
+
+    strategy: Annotated[
+        Strategy,
+        Meta(
+            description="who is restarted when a child fails: one_for_one, that child; one_for_all, all of them; "
+            "rest_for_one, that child and those listed after it"
+        ),
+    ] = Strategy.ONE_FOR_ONE
+    intensity: Annotated[
+        int | None,
+        Meta(
+            ge=0,
+            description="more than this many restarts within `period` and the supervisor stops its children and fails itself; "
+            "0 allows none. Without it: 5 for one_for_all and rest_for_one, no limit for one_for_one",
+        ),
+    ] = None
+    period: Annotated[Seconds, Meta(description="the sliding window in which restarts are counted")] = Seconds(60)
+    children: Annotated[tuple[str, ...], Meta(description="names of jobs and supervisors, in start order")] = ()
+    auto_shutdown: Annotated[
+        AutoShutdown, Meta(description="end, with success, when any or all of the significant children have ended")
+    ] = AutoShutdown.NEVER
+
+    @property
+    def limit(self) -> int | None:
+        """The intensity in force; None is no limit."""
+        if self.intensity is None and self.strategy is not Strategy.ONE_FOR_ONE:
+            return 5
+        return self.intensity
+
+
+class Expanded(str):
+    """A string in which `${NAME}` was expanded. `shown` is the text of the file: what people may see."""
+
+    shown: str
+
+    def __new__(cls, value: str, shown: str) -> Expanded:
+        self = super().__new__(cls, value)
+        self.shown = shown
+        return self
+
+
+def shown(value: str) -> str:
+    """`value` as status, logs and events may show it: the text of the file, never an expansion."""
+    return value.shown if isinstance(value, Expanded) else value

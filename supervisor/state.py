@@ -1,0 +1,126 @@
+"""The state machine of a child, and the row that people see of it. Pure: no clock, no loop, no I/O.
+
+    stopped  -> starting, waiting
+    waiting  -> starting, stopped           waiting: for a backoff, a schedule, a supervisor's group, or for `after`
+    starting -> running, stopping, stopped  starting: spawned but not ready
+    running  -> stopping, stopped           running: ready
+    stopping -> stopped                     stopping: asked to end, and not yet gone
+
+Five states, a goal and a cause. What people read (*backing off*, *completed*, *stuck*, …) is derived from them in `word`,
+which is the only place. A job, a worker and a supervisor use the same machine.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from supervisor.errors import InternalError
+
+
+class State(enum.Enum):
+    """Where a child is."""
+
+    STOPPED = "stopped"
+    WAITING = "waiting"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class Goal(enum.Enum):
+    """Where its operator wants it."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+class Phase(enum.Enum):
+    """The shutdown broadcast: one value for the whole daemon, which only ever moves down this list."""
+
+    RUNNING = "running"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    KILLING = "killing"
+
+    def __lt__(self, other: Phase) -> bool:
+        return _PHASES.index(self) < _PHASES.index(other)
+
+
+_PHASES = (Phase.RUNNING, Phase.DRAINING, Phase.STOPPING, Phase.KILLING)
+
+LEGAL: dict[State, frozenset[State]] = {
+    State.STOPPED: frozenset({State.STOPPED, State.STARTING, State.WAITING}),
+    State.WAITING: frozenset({State.WAITING, State.STARTING, State.STOPPED}),
+    State.STARTING: frozenset({State.STARTING, State.RUNNING, State.STOPPING, State.STOPPED}),
+    State.RUNNING: frozenset({State.RUNNING, State.STOPPING, State.STOPPED}),
+    State.STOPPING: frozenset({State.STOPPING, State.STOPPED}),
+}
+"""The steps that may be taken. Staying is always allowed: the cause may change."""
+
+
+class Why(enum.Enum):
+    """The kind of a cause, as far as it changes the word that people read."""
+
+    PLAIN = "plain"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXITED = "exited"
+    GAVE_UP = "gave up"
+    BACKOFF = "backing off"
+    SCHEDULED = "scheduled"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    STUCK = "stuck"
+
+
+_WORDS: dict[State, frozenset[Why]] = {
+    State.STOPPED: frozenset({Why.COMPLETED, Why.FAILED, Why.EXITED, Why.GAVE_UP}),
+    State.WAITING: frozenset({Why.BACKOFF, Why.SCHEDULED, Why.PAUSED}),
+    State.STARTING: frozenset({Why.DRAINING}),
+    State.RUNNING: frozenset({Why.DRAINING}),
+    State.STOPPING: frozenset({Why.DRAINING, Why.STUCK}),
+}
+
+
+def word(state: State, why: Why) -> str:
+    """What people read: the kind of the cause where it says more than the state does, else the state."""
+    return why.value if why in _WORDS[state] else state.value
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True):
+    """The last outcome of a run. `code` and `signal` are a child process's; `at` is RFC 3339, UTC."""
+
+    reason: str
+    at: str
+    code: int | None = None
+    signal: str | None = None
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of `status`: the fold of a child's events. On the wire exactly as it stands here."""
+
+    name: str
+    kind: str
+    supervisor: str | None
+    state: State
+    word: str
+    goal: Goal
+    cause: str
+    ready: bool
+    healthy: bool | None
+    pid: int | None
+    restarts: int
+    since: str
+    next_at: str | None
+    exit: Exit | None
+    run: str | None = None
+    description: str = ""
+
+
+def move(status: JobStatus, state: State) -> State:
+    """The state to go to, or InternalError for a step that is not in `LEGAL`."""
+    if state not in LEGAL[status.state]:
+        raise InternalError(f"illegal step of {status.name!r}: {status.state.value} -> {state.value}")
+    return state
