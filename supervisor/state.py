@@ -124,3 +124,11 @@ def move(status: JobStatus, state: State) -> State:
     if state not in LEGAL[status.state]:
         raise InternalError(f"illegal step of {status.name!r}: {status.state.value} -> {state.value}")
     return state
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command came to for one name. `text` is one sentence; where `ok` is false it says why and what to do."""
+
+    name: str
+    ok: bool
+    text: str
