@@ -250,6 +250,7 @@ class _Loader:
             file = self._rooted((*path, "ready", "file"), ready.file, "ready" in own)
             fields["ready"] = msgspec.structs.replace(ready, file=file)
         spec = JobSpec(**fields)
+        rules.check_child(path, spec, self._reading)
         rules.check_job(name, spec, given, self._reading)
         return spec
 
@@ -259,8 +260,8 @@ class _Loader:
             rules.check_environment((*path, "env"), fields["env"], self._reading)
         if env:
             fields["env"] = {**env, **fields.get("env", {})}
-        cwd = fields.get("cwd")
-        fields["cwd"] = self._rooted((*path, "cwd"), cwd, "cwd" in own) if cwd else str(self._document.main.base)
+        if "cwd" in fields:
+            fields["cwd"] = self._rooted((*path, "cwd"), fields["cwd"], "cwd" in own)
         if (output := fields.get("output")) is not None and output not in OUTPUTS:
             if "/" not in output and (hint := did_you_mean(output, OUTPUTS)):
                 self._reading.warn((*path, "output"), f"a file of that name{hint}")
@@ -292,23 +293,29 @@ def _applies(
     key: str, value: Any, own: Mapping[str, Any], defaults: Mapping[str, Any], strategy: Strategy | None, name: str
 ) -> bool:
     """Whether a default makes sense for a job; one that does not is passed over."""
-    has = {**defaults, **own}
-    scheduled, once = "every" in has and not own.get("once"), bool(own.get("once"))
     needed = table_of(JobSpec).fields[key].extra.get("for")
     if needed in ("command", "call") and needed not in own:
         return False
-    if key in ("command", "call"):
-        return "command" not in own and "call" not in own
-    return {
-        "kind": (value == "command") is ("command" in own),
-        "restart": not scheduled and not (once and value == "permanent"),
-        "every": not once,
-        "once": "every" not in own,
-        "run_on_start": scheduled,
-        "give_up": strategy in (None, Strategy.ONE_FOR_ONE),
-        "ready": not isinstance(value, Mapping) or ("notify" if "command" in own else "log") not in value,
-        "after": name not in value,
-    }.get(key, True)
+    once = bool(own.get("once"))
+    scheduled = not once and ("every" in own or "every" in defaults)
+    match key:
+        case "command" | "call":
+            return "command" not in own and "call" not in own
+        case "kind":
+            return (value == "command") is ("command" in own)
+        case "restart":
+            return not scheduled and not (once and value == "permanent")
+        case "once" | "every":
+            return not once and "every" not in own
+        case "run_on_start":
+            return scheduled
+        case "give_up":
+            return strategy in (None, Strategy.ONE_FOR_ONE)
+        case "ready":
+            return not isinstance(value, Mapping) or ("notify" if "command" in own else "log") not in value
+        case "after":
+            return name not in value
+    return True
 
 
 def diff(old: Config, new: Config) -> Plan:

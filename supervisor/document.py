@@ -107,21 +107,21 @@ def open_document(path: Path, reading: Reading) -> Document:
 
 
 def _read_into(document: Document, path: Path) -> dict[str, Any] | None:
-    name = os.fspath(path)
+    name, base = os.fspath(path), path.absolute().parent
     text = _text(path, name, document.problems)
     tables = None if text is None else _parsed(text, name, document.problems)
-    if text is None or tables is None:
-        document.complete = False
-        return None
-    source = Source(name, path.absolute().parent, Places(text))
+    source = Source(name, base, None if text is None else Places(text))
     if name == document.main.shown:
         document.main = document.sources[0] = source
     else:
         document.sources.append(source)
-        if "include" in (tables.get("daemon") or ()):
+        if tables and "include" in (tables.get("daemon") or ()):
             document.problems.append(source.problem(("daemon", "include"), "an included file cannot include others"))
             del tables["daemon"]["include"]
-    document.add(source, tables)
+    if tables is None:
+        document.complete = False
+    else:
+        document.add(source, tables)
     return tables
 
 

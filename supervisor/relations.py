@@ -96,7 +96,7 @@ def _children(tree: Tree) -> None:
         for index, child in enumerate(spec.children):
             path = tree.path(name, "children", index)
             if child not in tree.members:
-                tree.reading.fault(path, f'no job or supervisor {quoted(child)}{did_you_mean(child, tree.members)}')
+                tree.reading.fault(path, f"no job or supervisor {quoted(child)}{did_you_mean(child, tree.members)}")
             elif child in seen:
                 tree.reading.fault(path, f'"{child}" is listed twice')
             elif (parent := tree.parents[child]) != name:
@@ -115,7 +115,7 @@ def _cycle_in_tree(tree: Tree) -> bool:
             name = tree.parents[name]
         if name in line:
             found = True
-            cycle = list(line)[list(line).index(name) :][::-1]
+            cycle = _from_first(tree, list(line)[list(line).index(name) :][::-1])
             tree.reading.fault(tree.path(cycle[0], "children"), f"a cycle in the tree: {_arrows(cycle)}")
         done |= line.keys()
     return found
@@ -162,7 +162,7 @@ def _orders(tree: Tree) -> dict[str, _Order]:
     orders = {supervisor: _Order() for supervisor in tree.siblings}
     for name, target, path in _edges(tree):
         if target not in tree.members:
-            tree.reading.fault(path, f'no job or supervisor {quoted(target)}{did_you_mean(target, tree.members)}')
+            tree.reading.fault(path, f"no job or supervisor {quoted(target)}{did_you_mean(target, tree.members)}")
         elif problem := _impossible(tree, name, target):
             tree.reading.fault(path, problem)
         else:
@@ -204,7 +204,7 @@ def _cycles_in_order(tree: Tree, supervisor: str, order: _Order) -> bool:
     left = _knots(order)
     found = bool(left)
     while left:
-        cycle = _walk_into_cycle(left)
+        cycle = _from_first(tree, _walk_into_cycle(left))
         edges = [left[later][earlier] for later, earlier in zip(cycle, [*cycle[1:], cycle[0]], strict=True)]
         said = next(edge for edge in edges if edge[1] in tree.members[edge[0]].after)
         path = tree.path(said[0], "after", tree.members[said[0]].after.index(said[1]))
@@ -252,6 +252,12 @@ def _walk_into_cycle(left: dict[str, dict[str, Edge]]) -> list[str]:
         name = next(iter(left[name]))
     names = list(line)
     return names[names.index(name) :]
+
+
+def _from_first(tree: Tree, cycle: list[str]) -> list[str]:
+    """The cycle, told from the member that the file names first."""
+    first = cycle.index(next(name for name in tree.members if name in cycle))
+    return cycle[first:] + cycle[:first]
 
 
 def _arrows(cycle: list[str]) -> str:

@@ -288,7 +288,9 @@ class Table(Shape, Generic[SpecType]):
 
     def __init__(self, spec: type[SpecType]) -> None:
         self.spec = spec
-        self.fields = {field.name: field for field in map(_field, msgspec.structs.fields(spec))}
+        own = [*spec.__annotations__, *spec.__struct_fields__]  # what a spec adds to its base comes first
+        fields = sorted(msgspec.structs.fields(spec), key=lambda info: own.index(info.name))
+        self.fields = {info.name: _field(info) for info in fields}
         self.later = later.KEYS.get(spec.__name__, {})
 
     def read(self, value: Any, path: Path, reading: Reading) -> Any:
@@ -405,8 +407,42 @@ def _bounds_schema(bounds: msgspec.Meta) -> Schema:
 
 def _described(field: Field) -> Schema:
     schema: Schema = {"description": field.description}
-    if isinstance(field.default, (bool, int, float, str)):
-        schema["default"] = field.default
+    if isinstance(field.default, Seconds):
+        schema["default"] = written(field.default).strip('"')
     elif isinstance(field.default, enum.Enum):
         schema["default"] = field.default.value
+    elif isinstance(field.default, (bool, int, float, str)):
+        schema["default"] = field.default
     return schema
+
+
+def written(value: Any) -> str:
+    """A value as TOML writes it; "none" where TOML has no word for it."""
+    if value is None or value is msgspec.NODEFAULT:
+        return "none"
+    if isinstance(value, Seconds):
+        return f'"{_duration(value)}"'
+    if isinstance(value, Bytes):
+        return f'"{_size(value)}"'
+    if isinstance(value, enum.Enum):
+        return quoted(value.value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, Spec):
+        return written(msgspec.structs.asdict(value))
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {written(item)}' for key, item in value.items())} }}" if value else "{}"
+    return quoted(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 60 and seconds % 60 == 0:
+        return f"{seconds / 60:g}m"
+    return f"{seconds:g}s" if seconds >= 1 or seconds == 0 else f"{seconds * 1000:g}ms"
+
+
+def _size(size: int) -> str:
+    for unit, number in (("MB", 1 << 20), ("KB", 1 << 10)):
+        if size >= number and size % number == 0:
+            return f"{size // number}{unit}"
+    return f"{size}B"
