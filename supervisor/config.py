@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -20,28 +20,42 @@ class DaemonSpec(Spec, frozen=True, kw_only=True):
     name: Annotated[str, Meta(description="what the daemon calls itself in its log and to systemd")] = "supervisor"
     state_dir: Annotated[
         str | None,
-        Meta(description="where it keeps its socket, lock and logs; $STATE_DIRECTORY under systemd, else .supervisor/ beside the file"),
+        Meta(
+            description="where it keeps its socket, lock and logs; $STATE_DIRECTORY under systemd, else .supervisor/ beside the file"
+        ),
     ] = None
-    socket: Annotated[str | None, Meta(description="path of the control socket; control.sock in the state directory unless given")] = None
-    grace: Annotated[Seconds, Meta(description="how long an orderly stop may take in all; then everything is killed")] = Seconds(80)
+    socket: Annotated[
+        str | None, Meta(description="path of the control socket; control.sock in the state directory unless given")
+    ] = None
+    grace: Annotated[Seconds, Meta(description="how long an orderly stop may take in all; then everything is killed")] = (
+        Seconds(80)
+    )
     include: Annotated[tuple[str, ...], Meta(description="globs of more TOML files to merge, relative to this one")] = ()
     env: Annotated[dict[str, str], Meta(description="environment for every child. Values are never shown anywhere")] = {}
     intensity: Annotated[
-        int | None, Meta(ge=0, description="more than this many restarts at the root within `period` end the daemon with 1; never unless set")
+        int | None,
+        Meta(
+            ge=0, description="more than this many restarts at the root within `period` end the daemon with 1; never unless set"
+        ),
     ] = None
     period: Annotated[Seconds, Meta(description="the sliding window for `intensity`")] = Seconds(60)
     auto_shutdown: Annotated[
         AutoShutdown, Meta(description="end, with success, when any or all significant jobs at the root have ended")
     ] = AutoShutdown.NEVER
-    path: Annotated[tuple[str, ...], Meta(description="more directories to import job modules from; the file's own comes first")] = ()
+    path: Annotated[
+        tuple[str, ...], Meta(description="more directories to import job modules from; the file's own comes first")
+    ] = ()
 
 
 class LogSpec(Spec, frozen=True, kw_only=True):
     """The `[log]` table: the daemon's own log."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="the least important line that is written")] = "info"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="the least important line that is written")
+    ] = "info"
     format: Annotated[
-        Literal["auto", "console", "json"], Meta(description="console for people, json for machines; auto: console on a terminal")
+        Literal["auto", "console", "json"],
+        Meta(description="console for people, json for machines; auto: console on a terminal"),
     ] = "auto"
     file: Annotated[str | None, Meta(description="write to this file instead of stderr")] = None
 

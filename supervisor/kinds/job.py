@@ -52,14 +52,17 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
 
     # ready
     ready: Annotated[Ready | None, Meta(description="how it says that it is ready; without it, started is ready")] = None
-    start_timeout: Annotated[
-        Seconds, Meta(description="not ready within this time is a failure; only with `ready`")
-    ] = Seconds(60)
+    start_timeout: Annotated[Seconds, Meta(description="not ready within this time is a failure; only with `ready`")] = Seconds(
+        60
+    )
 
     # stop
-    grace: Annotated[Seconds, Meta(description="how long it may take to end after it was asked; then it is killed")] = Seconds(10)
+    grace: Annotated[Seconds, Meta(description="how long it may take to end after it was asked; then it is killed")] = Seconds(
+        10
+    )
     stop_signal: Annotated[
-        Literal["TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH"], Meta(description="how a command is asked to end")
+        Literal["TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH"],
+        Meta(description="how a command is asked to end"),
     ] = "TERM"
     stop_to: Annotated[
         Literal["main", "group"], Meta(description="who gets the stop signal: the main process, or its whole group")
@@ -74,7 +77,9 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     # output
     output: Annotated[
         str,
-        Meta(description="capture: to logs/NAME.log; inherit: the daemon's own; null: away; or the path of a file to capture to"),
+        Meta(
+            description="capture: to logs/NAME.log; inherit: the daemon's own; null: away; or the path of a file to capture to"
+        ),
     ] = "capture"
     rotate: Annotated[Rotate, Meta(description="when the captured file is put aside, and how many are kept")] = Rotate()
 
