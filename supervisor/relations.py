@@ -318,9 +318,9 @@ def _intensities(tree: Tree) -> None:
         children = [tree.members[child].backoff for child in tree.siblings[name] if _restarts(tree.members[child])]
         if limit is None or not children or tree.reading.broken(path[:2]):
             continue
-        alone = strategy is not Strategy.ONE_FOR_ONE
-        waits = [_waits(backoff, period, limit) for backoff in ([own, *children] if alone else children)]
-        if (max if alone else sum)(len(fitting) for fitting, _ in waits) <= limit:
+        backoffs = children if strategy is Strategy.ONE_FOR_ONE else [own]  # a group has one backoff, its supervisor's
+        waits = [_waits(backoff, period, limit) for backoff in backoffs]
+        if sum(len(fitting) for fitting, _ in waits) <= limit:
             tree.reading.warn(path, _out_of_reach(limit, period, max(waits)[1]))
 
 
@@ -347,6 +347,6 @@ def _waits(backoff: Backoff, period: float, limit: int) -> tuple[list[float], li
 def _out_of_reach(limit: int, period: float, waits: list[float]) -> str:
     shown = " + ".join(f"{wait:.3g}" for wait in waits[1:7]) + (" + ..." if len(waits) > 7 else "")
     return (
-        f"never reached: by backoff alone a child's {limit + 1} restarts take at least {shown} = {sum(waits):.4g} s, "
+        f"never reached: by backoff alone {limit + 1} restarts take at least {shown} = {sum(waits):.4g} s, "
         f"period is {period:g} s; lower intensity, or raise period"
     )

@@ -430,16 +430,22 @@ def test_what_is_quoted_or_no_shell_word_is_not_warned_about(warnings, command):
 
 
 def test_a_restart_limit_that_backoff_keeps_out_of_reach_is_warned_about_with_the_sum(warnings):
-    text = tree("a backoff = { initial = 10, max = 20, jitter = 0 }", x="a")
-    assert warnings(text.replace("[supervisors.x]", '[supervisors.x]\nstrategy = "one_for_all"\nintensity = 4')) == []
-    slow = tree("a backoff = { initial = 10, max = 20, jitter = 0 }", x="a").replace(
-        "[supervisors.x]", "[supervisors.x]\nintensity = 4"
-    )
-    assert warnings(slow) == [
-        "supervisor.toml:2:1: warning: supervisors.x.intensity: never reached: by backoff alone a child's 5 restarts "
-        "take at least 10 + 20 + 20 + 20 = 70 s, period is 60 s; lower intensity, or raise period"
-    ]
-    assert warnings(slow.replace("intensity = 4", "intensity = 3")) == []
+    slow = "backoff = { initial = 10, max = 20, jitter = 0 }"
+    for text in (
+        f"[supervisors.x]\nintensity = 4\nchildren = ['a']\n{job(slow)}",
+        f"[supervisors.x]\nintensity = 4\nchildren = ['a']\nstrategy = 'one_for_all'\n{slow}\n{job('')}",
+    ):
+        assert warnings(text) == [
+            "supervisor.toml:2:1: warning: supervisors.x.intensity: never reached: by backoff alone 5 restarts "
+            "take at least 10 + 20 + 20 + 20 = 70 s, period is 60 s; lower intensity, or raise period"
+        ]
+        assert warnings(text.replace("intensity = 4", "intensity = 3")) == []
+        assert warnings(text.replace("intensity = 4", "intensity = 4\nperiod = 70")) == []
+
+
+def test_several_children_together_may_reach_a_limit_that_one_alone_does_not(warnings):
+    text = "[supervisors.x]\nintensity = 4\nchildren = ['a', 'b']\n" + job("backoff = { initial = 10, max = 20, jitter = 0 }")
+    assert warnings(text + job("", "b")) == []
 
 
 def test_graces_that_do_not_fit_the_daemons_are_warned_about_with_the_sum(warnings):
@@ -808,13 +814,25 @@ good = st.sampled_from(
 )  # fmt: skip
 good_job = st.lists(good, max_size=6).map(dict)
 job_like = good_job | st.dictionaries(st.sampled_from(JobSpec.__struct_fields__), junk, max_size=6)
+names = st.lists(st.sampled_from("abcde"), max_size=3, unique=True)
+group = st.fixed_dictionaries(
+    {"children": names | junk},
+    optional={
+        "after": names | junk,
+        "strategy": st.sampled_from([strategy.value for strategy in Strategy]) | junk,
+        "intensity": st.integers(0, 200) | junk,
+        "significant": st.booleans(),
+        "restart": st.just("transient"),
+        "auto_shutdown": st.just("any_significant"),
+    },
+)
 tables = st.fixed_dictionaries(
     {},
     optional={
         "jobs": st.dictionaries(st.sampled_from("abcd") | words, job_like | junk, max_size=4),
-        "supervisors": st.dictionaries(words, st.dictionaries(st.sampled_from(["children", "after", "strategy", "restart"]), st.lists(words, max_size=3) | words), max_size=4),
+        "supervisors": st.dictionaries(st.sampled_from("bcde") | words, group | junk, max_size=4),
         "defaults": job_like | junk,
-        "daemon": st.dictionaries(words, junk, max_size=3) | junk,
+        "daemon": st.just({"grace": 0, "intensity": 100}) | st.dictionaries(words, junk, max_size=3) | junk,
         "log": junk,
         "other": junk,
     },
