@@ -1,4 +1,5 @@
 """From TOML text to a Config: every fault with its place."""
+# ruff: noqa: E501 - the messages are long, and stand here as they are read
 
 import os
 import tomllib
@@ -211,7 +212,6 @@ children = ["api", "wrker"]
         ("every = 0", "every: expected more than 0, got 0"),
         ("grace = -1", "grace: a duration cannot be negative, or longer than a thousand years, got -1"),
         ('rotate = { size = "10 bananas" }', 'rotate.size: expected a size such as "64KB" or "10MB", or a number of bytes, got "10 bananas"'),
-        ("rotate = { size = 0 }", "rotate.size: expected more than 0, got 0"),
         ('restart = "permanently"', 'restart: expected "permanent", "transient" or "temporary", got "permanently"; did you mean "permanent"?'),
         ('stop_signal = "SIGTERM"', 'stop_signal: expected "TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2" or "WINCH", got "SIGTERM"; did you mean "TERM"?'),
         ('description = "a\\u0000b"', "description: a string cannot contain the character NUL"),
@@ -286,9 +286,45 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
 
 @pytest.mark.parametrize(
     "key",
-    "workers cron timezone queue overlap jitter catch_up health stop_command reload_signal timeout deadline retry breaker rate "
-    "bulkhead fallback into batch serialize_by env_file clear_env user group groups umask nice rlimits no_new_privileges stdin "
-    "tty sockets max_line on_overload parse watch recycle".split(),
+    [
+        "workers",
+        "cron",
+        "timezone",
+        "queue",
+        "overlap",
+        "jitter",
+        "catch_up",
+        "health",
+        "stop_command",
+        "reload_signal",
+        "timeout",
+        "deadline",
+        "retry",
+        "breaker",
+        "rate",
+        "bulkhead",
+        "fallback",
+        "into",
+        "batch",
+        "serialize_by",
+        "env_file",
+        "clear_env",
+        "user",
+        "group",
+        "groups",
+        "umask",
+        "nice",
+        "rlimits",
+        "no_new_privileges",
+        "stdin",
+        "tty",
+        "sockets",
+        "max_line",
+        "on_overload",
+        "parse",
+        "watch",
+        "recycle",
+    ],
 )
 def test_what_is_not_built_yet_is_never_silently_accepted(faults, key):
     assert faults(job(f"{key} = 1")) == [f"supervisor.toml:3:1: jobs.a.{key}: not supported yet"]
@@ -797,8 +833,7 @@ def test_the_places_of_any_text_are_exactly_its_keys(text):
 # Junk
 
 words = st.sampled_from(
-    ["jobs", "supervisors", "daemon", "log", "defaults", "a", "b", "${A}", "${", "${N:-3}", "1s", "m:f", "one_for_all", "transient", "x 'y"]
-    + [*JobSpec.__struct_fields__, "children", "strategy", "intensity", "include", "path", "file", "notify", "failures", "within"]
+    ["jobs", "supervisors", "daemon", "log", "defaults", "a", "b", "${A}", "${", "${N:-3}", "1s", "m:f", "one_for_all", "transient", "x 'y", *JobSpec.__struct_fields__, "children", "strategy", "intensity", "include", "path", "file", "notify", "failures", "within"]
 )  # fmt: skip
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | words | st.datetimes(),
