@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 import trio
 
-from supervisor import events, probes, restart
+from supervisor import events, restart
 from supervisor.errors import EssentialEnded, InternalError, RestartIntensityExceeded, RunFailed, SupervisorError
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
+from supervisor.probes import FreshFile
 from supervisor.spec import AutoShutdown, ChildSpec, RestartType, Strategy, SupervisorSpec
 from supervisor.state import Answer, Exit, Goal, JobStatus, Phase, State, Why
 
@@ -641,10 +642,9 @@ class SupervisorNode(Node):
         if self.closing is not None and self.precedence.may_stop(child.name, self.alive):
             return Ask(self.closing.cause)
         group = self._group
-        if group is not None and group.stopping and child.name in group.affected:
-            if self.precedence.may_stop(child.name, self.alive & group.affected):
-                return Ask(group.cause)
-        return None
+        if group is None or not group.stopping or child.name not in group.affected:
+            return None
+        return Ask(group.cause) if self.precedence.may_stop(child.name, self.alive & group.affected) else None
 
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
@@ -697,15 +697,16 @@ class SupervisorNode(Node):
                 self._advance(child, now)
         child.runs += 1
         life = child.life = Life(Run(child.name, child.runs, child), child.runs)
+        if isinstance(child, JobNode) and child.spec.ready is not None:
+            life.starting = trio.CancelScope()
+            fresh = FreshFile(child.spec.ready.file) if child.spec.ready.file else None
+            self._nursery.start_soon(self._await_ready, child, life, fresh)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
-        if isinstance(child, JobNode) and child.spec.ready is not None:
-            life.starting = trio.CancelScope()
-            self._nursery.start_soon(self._await_ready, child, child.spec.ready, life)
 
     def _start_cause(self, child: Node) -> str:
         if isinstance(child, JobNode) and child.requested:
@@ -719,14 +720,22 @@ class SupervisorNode(Node):
             outcome = await child.body(life.run)
         self.post(self._on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
 
-    async def _await_ready(self, child: JobNode, ready: probes.Ready, life: Life) -> None:
-        """Wait for the probe of a run, at most `start_timeout`."""
+    async def _await_ready(self, child: JobNode, life: Life, fresh: FreshFile | None) -> None:
+        """Wait for a run to get ready, at most `start_timeout`. What is no file, the run itself reports."""
         assert life.starting is not None
         with life.starting:
+            reason = f"not ready within {child.spec.start_timeout:g} s (start_timeout)"
             with trio.move_on_after(child.spec.start_timeout):
-                life.run.ready(await probes.wait_ready(ready))
-                return
-            self.post(self._on_start_timeout, child, life)
+                try:
+                    if fresh is None:
+                        await trio.sleep_forever()
+                    else:
+                        await fresh.wait()
+                        life.run.ready("its file is there")
+                        return
+                except RunFailed as error:
+                    reason = str(error)
+            self.post(self._on_not_ready, child, life, reason)
 
     # ---- what happens to a child ----
 
@@ -749,9 +758,8 @@ class SupervisorNode(Node):
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
-    def _on_start_timeout(self, child: JobNode, life: Life) -> None:
+    def _on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
         if child.life is life and life.asked is None and life.ready_at is None:
-            reason = f"not ready within {child.spec.start_timeout:g} s (start_timeout)"
             self._ask(child, life, Ask(reason, Outcome(reason=reason, failed=True)))
 
     def _on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:

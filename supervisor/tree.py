@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from trio_util import AsyncBool, AsyncValue
+from trio_util import AsyncValue
 
 from supervisor import config as configuration
 from supervisor import events
@@ -53,7 +53,7 @@ class Supervisor:
         self.journal = journal
         self.spread = spread
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
-        self.root_ready: AsyncBool = AsyncBool(False)
+        self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
         self.dependants: dict[str, list[Node]] = {}
         self.ending = ""
@@ -476,7 +476,12 @@ async def open_supervisor(
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    async with open_children(instance or secrets.token_hex(8)) as children:
+    instance = instance or secrets.token_hex(8)
+
+    def warn(text: str) -> None:
+        journal.emit(events.Warned, text=text)
+
+    async with open_children(instance, warn=warn) as children:
         async with open_outputs(checked.state_dir / "logs", echo=echo) as outputs:
             resources = Resources(
                 children=children, outputs=outputs, environ={**environ, **checked.daemon.env}, base=checked.base
