@@ -106,6 +106,12 @@ class Life:
 class Node:
     """The child of a supervisor: what a job and a supervisor have in common."""
 
+    # A thousand children are common: slots halve what a node weighs.
+    __slots__ = (
+        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hold", "life", "moving_to", "name", "noted", "orders",
+        "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
+    )  # fmt: skip
+
     killable = True
 
     def __init__(self, tree: Supervisor, name: str, spec: ChildSpec, goal: Goal) -> None:
@@ -237,6 +243,8 @@ class Node:
 
 class JobNode(Node):
     """A job."""
+
+    __slots__ = ("_failures", "_kind", "anchor", "next_tick", "paused", "requested")
 
     spec: JobSpec
 
@@ -545,11 +553,11 @@ class SupervisorNode(Node):
 
     def kill_all(self, reason: str) -> None:
         """Cancel every run below, at once and without a grace: for a fault of ours only."""
+        self.tree.abandoned.set()
         for child in self.children.values():
             if isinstance(child, SupervisorNode):
                 child.kill_all(reason)
             if child.life is not None:
-                child.life.run.abandoned.set()
                 child.life.scope.cancel(reason=reason)
 
     def drain(self) -> None:
@@ -696,7 +704,7 @@ class SupervisorNode(Node):
             if child.next_tick is not None and child.next_tick <= now:
                 self._advance(child, now)
         child.runs += 1
-        life = child.life = Life(Run(child.name, child.runs, child), child.runs)
+        life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
         if isinstance(child, JobNode) and child.spec.ready is not None:
             life.starting = trio.CancelScope()
             fresh = FreshFile(child.spec.ready.file) if child.spec.ready.file else None

@@ -56,6 +56,8 @@ class Supervisor:
         self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
         self.dependants: dict[str, list[Node]] = {}
+        self.abandoned = trio.Event()
+        """Set when nobody waits any more for what cannot be killed."""
         self.ending = ""
         """Why the tree is ending, in one sentence; empty while it is not."""
         self.failure: SupervisorError | None = None
@@ -67,7 +69,7 @@ class Supervisor:
         self._begun = trio.Event()
         self._hurry = trio.CancelScope()
         self._ended = trio.Event()
-        self._root_run = Run("", 0, self._root_node())
+        self._root_run = Run("", 0, self._root_node(), self.abandoned)
         for name in _in_order(config):
             self._make(name, config)
         self._link(config)
@@ -388,9 +390,9 @@ class Supervisor:
                 node.parent.post(node.parent.kill, node, self.ending)
         await trio.sleep(KILL_LIMIT)
         self.survivors = tuple(f"{node.name} ({node.row.cause})" for node in self._living())
+        self.abandoned.set()
         for node in self._living():
             if node.life is not None:
-                node.life.run.abandoned.set()
                 node.life.scope.cancel(reason="given up")
 
 
