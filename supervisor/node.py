@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -304,8 +304,10 @@ class JobNode(Node):
 
     async def body(self, run: Run) -> Outcome:
         """One run, fenced: whatever foreign code raises becomes an outcome."""
-        kind = KINDS[self.kind]
-        return await fenced(run, lambda: kind.run(self.spec, run, self.tree.resources))
+        try:
+            return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
+        except BaseException as error:
+            return stopped_at_fence(run, error)
 
     def gives_up(self, now: float) -> bool:
         """Count a failure; True when `give_up` says that it was the last."""
@@ -358,18 +360,15 @@ class JobNode(Node):
         return None
 
 
-async def fenced(run: Run, body: Callable[[], Awaitable[Outcome]]) -> Outcome:
-    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C pass through."""
-    try:
-        return await body()
-    except BaseException as error:
-        passing, own = _split(error)
-        if own is None:
-            raise
-        run.outcome = _failure(run, own)
-        if passing is not None:
-            raise passing from None
-        return run.outcome
+def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
+    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C are raised again."""
+    passing, own = _split(error)
+    if own is None:
+        raise error
+    run.outcome = _failure(run, own)
+    if passing is not None:
+        raise passing from None
+    return run.outcome
 
 
 def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
