@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 import trio
 
-from supervisor import events, probes, restart
+from supervisor import events, restart
 from supervisor.errors import EssentialEnded, InternalError, RestartIntensityExceeded, RunFailed, SupervisorError
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
+from supervisor.probes import FreshFile
 from supervisor.spec import AutoShutdown, ChildSpec, RestartType, Strategy, SupervisorSpec
 from supervisor.state import Answer, Exit, Goal, JobStatus, Phase, State, Why
 
@@ -104,6 +105,12 @@ class Life:
 
 class Node:
     """The child of a supervisor: what a job and a supervisor have in common."""
+
+    # A thousand children are common: slots halve what a node weighs.
+    __slots__ = (
+        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hold", "life", "moving_to", "name", "noted", "orders",
+        "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
+    )  # fmt: skip
 
     killable = True
 
@@ -237,6 +244,8 @@ class Node:
 class JobNode(Node):
     """A job."""
 
+    __slots__ = ("_failures", "_kind", "anchor", "next_tick", "paused", "requested")
+
     spec: JobSpec
 
     def __init__(self, tree: Supervisor, name: str, spec: JobSpec, goal: Goal) -> None:
@@ -295,8 +304,10 @@ class JobNode(Node):
 
     async def body(self, run: Run) -> Outcome:
         """One run, fenced: whatever foreign code raises becomes an outcome."""
-        kind = KINDS[self.kind]
-        return await fenced(run, lambda: kind.run(self.spec, run, self.tree.resources))
+        try:
+            return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
+        except BaseException as error:
+            return stopped_at_fence(run, error)
 
     def gives_up(self, now: float) -> bool:
         """Count a failure; True when `give_up` says that it was the last."""
@@ -349,18 +360,15 @@ class JobNode(Node):
         return None
 
 
-async def fenced(run: Run, body: Callable[[], Awaitable[Outcome]]) -> Outcome:
-    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C pass through."""
-    try:
-        return await body()
-    except BaseException as error:
-        passing, own = _split(error)
-        if own is None:
-            raise
-        run.outcome = _failure(run, own)
-        if passing is not None:
-            raise passing from None
-        return run.outcome
+def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
+    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C are raised again."""
+    passing, own = _split(error)
+    if own is None:
+        raise error
+    run.outcome = _failure(run, own)
+    if passing is not None:
+        raise passing from None
+    return run.outcome
 
 
 def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
@@ -544,11 +552,11 @@ class SupervisorNode(Node):
 
     def kill_all(self, reason: str) -> None:
         """Cancel every run below, at once and without a grace: for a fault of ours only."""
+        self.tree.abandoned.set()
         for child in self.children.values():
             if isinstance(child, SupervisorNode):
                 child.kill_all(reason)
             if child.life is not None:
-                child.life.run.abandoned.set()
                 child.life.scope.cancel(reason=reason)
 
     def drain(self) -> None:
@@ -641,10 +649,9 @@ class SupervisorNode(Node):
         if self.closing is not None and self.precedence.may_stop(child.name, self.alive):
             return Ask(self.closing.cause)
         group = self._group
-        if group is not None and group.stopping and child.name in group.affected:
-            if self.precedence.may_stop(child.name, self.alive & group.affected):
-                return Ask(group.cause)
-        return None
+        if group is None or not group.stopping or child.name not in group.affected:
+            return None
+        return Ask(group.cause) if self.precedence.may_stop(child.name, self.alive & group.affected) else None
 
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
@@ -696,16 +703,17 @@ class SupervisorNode(Node):
             if child.next_tick is not None and child.next_tick <= now:
                 self._advance(child, now)
         child.runs += 1
-        life = child.life = Life(Run(child.name, child.runs, child), child.runs)
+        life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
+        if isinstance(child, JobNode) and child.spec.ready is not None:
+            life.starting = trio.CancelScope()
+            fresh = FreshFile(child.spec.ready.file) if child.spec.ready.file else None
+            self._nursery.start_soon(self._await_ready, child, life, fresh)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
-        if isinstance(child, JobNode) and child.spec.ready is not None:
-            life.starting = trio.CancelScope()
-            self._nursery.start_soon(self._await_ready, child, child.spec.ready, life)
 
     def _start_cause(self, child: Node) -> str:
         if isinstance(child, JobNode) and child.requested:
@@ -719,14 +727,22 @@ class SupervisorNode(Node):
             outcome = await child.body(life.run)
         self.post(self._on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
 
-    async def _await_ready(self, child: JobNode, ready: probes.Ready, life: Life) -> None:
-        """Wait for the probe of a run, at most `start_timeout`."""
+    async def _await_ready(self, child: JobNode, life: Life, fresh: FreshFile | None) -> None:
+        """Wait for a run to get ready, at most `start_timeout`. What is no file, the run itself reports."""
         assert life.starting is not None
         with life.starting:
+            reason = f"not ready within {child.spec.start_timeout:g} s (start_timeout)"
             with trio.move_on_after(child.spec.start_timeout):
-                life.run.ready(await probes.wait_ready(ready))
-                return
-            self.post(self._on_start_timeout, child, life)
+                try:
+                    if fresh is None:
+                        await trio.sleep_forever()
+                    else:
+                        await fresh.wait()
+                        life.run.ready("its file is there")
+                        return
+                except RunFailed as error:
+                    reason = str(error)
+            self.post(self._on_not_ready, child, life, reason)
 
     # ---- what happens to a child ----
 
@@ -749,9 +765,8 @@ class SupervisorNode(Node):
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
-    def _on_start_timeout(self, child: JobNode, life: Life) -> None:
+    def _on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
         if child.life is life and life.asked is None and life.ready_at is None:
-            reason = f"not ready within {child.spec.start_timeout:g} s (start_timeout)"
             self._ask(child, life, Ask(reason, Outcome(reason=reason, failed=True)))
 
     def _on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:

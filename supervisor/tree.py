@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from trio_util import AsyncBool, AsyncValue
+from trio_util import AsyncValue
 
 from supervisor import config as configuration
 from supervisor import events
@@ -53,9 +53,11 @@ class Supervisor:
         self.journal = journal
         self.spread = spread
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
-        self.root_ready: AsyncBool = AsyncBool(False)
+        self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
         self.dependants: dict[str, list[Node]] = {}
+        self.abandoned = trio.Event()
+        """Set when nobody waits any more for what cannot be killed."""
         self.ending = ""
         """Why the tree is ending, in one sentence; empty while it is not."""
         self.failure: SupervisorError | None = None
@@ -67,7 +69,7 @@ class Supervisor:
         self._begun = trio.Event()
         self._hurry = trio.CancelScope()
         self._ended = trio.Event()
-        self._root_run = Run("", 0, self._root_node())
+        self._root_run = Run("", 0, self._root_node(), self.abandoned)
         for name in _in_order(config):
             self._make(name, config)
         self._link(config)
@@ -388,9 +390,9 @@ class Supervisor:
                 node.parent.post(node.parent.kill, node, self.ending)
         await trio.sleep(KILL_LIMIT)
         self.survivors = tuple(f"{node.name} ({node.row.cause})" for node in self._living())
+        self.abandoned.set()
         for node in self._living():
             if node.life is not None:
-                node.life.run.abandoned.set()
                 node.life.scope.cancel(reason="given up")
 
 
@@ -476,7 +478,12 @@ async def open_supervisor(
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    async with open_children(instance or secrets.token_hex(8)) as children:
+    instance = instance or secrets.token_hex(8)
+
+    def warn(text: str) -> None:
+        journal.emit(events.Warned, text=text)
+
+    async with open_children(instance, warn=warn) as children:
         async with open_outputs(checked.state_dir / "logs", echo=echo) as outputs:
             resources = Resources(
                 children=children, outputs=outputs, environ={**environ, **checked.daemon.env}, base=checked.base

@@ -68,19 +68,33 @@ class Run:
     (`spawned`, `ready`, `stuck`). Belongs to the Trio thread; `kinds/thread.py` has the blocking view for other threads.
     """
 
-    def __init__(self, job: str, number: int, reporter: Reporter, phase: Phase = Phase.RUNNING) -> None:
+    __slots__ = (
+        "_hooks",
+        "_phase",
+        "_reporter",
+        "_watch",
+        "abandoned",
+        "id",
+        "is_ready",
+        "job",
+        "outcome",
+        "pid",
+        "send_signal",
+    )
+
+    def __init__(self, job: str, number: int, reporter: Reporter, abandoned: trio.Event) -> None:
         self.job = job
         self.id = f"{job}#{number}"
         self.pid: int | None = None
         self.is_ready = False
-        self.abandoned = trio.Event()
-        """Set when the daemon gives up waiting for what cannot be killed: end now, whatever is left."""
+        self.abandoned = abandoned
+        """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
         self.send_signal: Callable[[int, bool], None] | None = None
         """Signal the main process, or (True) its whole group; None where the run has no process."""
         self.outcome: Outcome | None = None
         """What is known of the end; read where a cancel cut the kind short before it could return."""
         self._reporter = reporter
-        self._phase = phase
+        self._phase = Phase.RUNNING
         self._watch: AsyncValue[Phase] | None = None
         self._hooks: list[Callable[[], None]] = []
 
