@@ -107,6 +107,8 @@ class Child:
 
         SIGCONT follows, so that a stopped process hears it, unless the signal is one that stops.
         """
+        if self._pidfd < 0:
+            return  # reaped: its number may be somebody else's
         if not self.dead:
             self.sent.add(number)
         signals = (number,) if number in _STOP_SIGNALS or number == signal.SIGCONT else (number, signal.SIGCONT)
@@ -154,7 +156,10 @@ class Child:
         await self.end_rest(signal.SIGKILL)
 
     def _alive(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        try:
+            return self._pidfd >= 0 and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
 
 class Children:
@@ -324,6 +329,7 @@ class Children:
         """Reap the main process and forget the child. What would not die is reaped when it does."""
         pid, status, usage = _reap(child.pid)
         os.close(child._pidfd)
+        child._pidfd = -1
         del self._spawned[child.pid]
         if pid == 0:
             self._adopted[child.pid] = child._serial

@@ -478,7 +478,7 @@ class Outputs:
         log = self._log(name, path, rotate or Rotate())
         capture = Capture(self, name, log, on_line, on_lost or _ignore)
         self._captures[capture._read] = capture
-        self._epoll.register(capture._read, select.EPOLLIN)
+        self._epoll.register(capture._read, select.EPOLLIN)  # cannot fail for a pipe that was just made
         return capture
 
     async def tail(self, name: str, lines: int) -> bytes:

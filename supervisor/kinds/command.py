@@ -11,8 +11,8 @@ from pathlib import Path
 
 import trio
 
-from supervisor.children import Child, ExitReport
-from supervisor.errors import SpawnFailed
+from supervisor.children import Child, ExitReport, signal_name
+from supervisor.errors import RunFailed, SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture
@@ -50,7 +50,6 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
         )
         if capture is not None:
             capture.release()
-        report = None
         try:
             run.spawned(child.pid)
             run.on_stopping(lambda: child.send_signal(_stop_signal(spec), group=spec.stop_to == "group"))
@@ -109,15 +108,22 @@ async def _reported(fresh: FreshFile | None, run: Run) -> AsyncIterator[None]:
     if fresh is None:
         yield
         return
+    failed: list[RunFailed] = []
+
+    async def report() -> None:
+        try:
+            await fresh.wait()
+            run.ready("its file is there")
+        except RunFailed as error:
+            failed.append(error)
+            nursery.cancel_scope.cancel(reason=str(error))
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_report_file, fresh, run)
+        nursery.start_soon(report)
         yield
         nursery.cancel_scope.cancel(reason="the run is over")
-
-
-async def _report_file(fresh: FreshFile, run: Run) -> None:
-    await fresh.wait()
-    run.ready("its file is there")
+    if failed:
+        raise failed[0]
 
 
 def _argv(spec: JobSpec) -> tuple[str, ...]:
@@ -148,7 +154,7 @@ def _outcome(spec: JobSpec, child: Child, report: ExitReport) -> Outcome:
     if report.survivors:
         return Outcome(reason=f"abandoned: {_stuck(report.survivors)}", failed=True, code=report.code, signal=report.signal)
     if report.signal is not None:
-        asked = report.signal in {signal.Signals(number).name for number in child.sent}
+        asked = report.signal in map(signal_name, child.sent)
         reason = f"killed by {report.signal}" + (", core dumped" if report.core else "")
         return Outcome(reason=reason, failed=not asked, signal=report.signal)
     if report.code is None:
