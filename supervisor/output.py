@@ -160,13 +160,18 @@ class LogFile:
         """NAME becomes NAME.1, NAME.1 becomes NAME.2, and so on; the oldest goes. Where that fails, the file grows on."""
         self.close()
         try:
-            for number in range(self.rotate.keep, 1, -1):
-                _rename(self.aside(number - 1), self.aside(number))
-            if self.rotate.keep:
-                _rename(self.path, self.aside(1))
-            else:
+            if not self.rotate.keep:
                 self.path.unlink(missing_ok=True)
+            else:
+                free = 1
+                while free < self.rotate.keep and self.aside(free).exists():
+                    free += 1
+                for number in range(free, 1, -1):
+                    self.aside(number - 1).rename(self.aside(number))
+                self.path.rename(self.aside(1))
             self.aside(self.rotate.keep + 1).unlink(missing_ok=True)  # `keep` may have become less
+        except FileNotFoundError:
+            pass  # somebody else was quicker
         except OSError as error:
             self.error = error
         self._size = self._line = 0
@@ -174,13 +179,6 @@ class LogFile:
     def aside(self, number: int) -> Path:
         """Where the file stands that was put aside `number` rotations ago."""
         return self.path.with_name(f"{self.path.name}.{number}")
-
-
-def _rename(old: Path, new: Path) -> None:
-    try:
-        old.rename(new)
-    except FileNotFoundError:
-        pass
 
 
 class Log:
@@ -453,10 +451,11 @@ class Capture:
 class Outputs:
     """The captured output of all jobs. Open it with `open_outputs`."""
 
-    def __init__(self, directory: Path, echo: Echo | None, nursery: trio.Nursery) -> None:
+    nursery: trio.Nursery
+
+    def __init__(self, directory: Path, echo: Echo | None) -> None:
         self.echo = echo
         self._directory = directory
-        self._nursery = nursery
         self._logs: dict[str, Log] = {}
         self._captures: dict[int, Capture] = {}
         self._epoll = select.epoll()
@@ -496,7 +495,7 @@ class Outputs:
 
     def linger(self, capture: Capture) -> None:
         """Read on in the background until the pipe has been silent for `IDLE_GRACE`, at most for `HARD_LIMIT`."""
-        self._nursery.start_soon(self._linger, capture)
+        self.nursery.start_soon(self._linger, capture)
 
     def forget(self, fd: int) -> None:
         """This pipe is about to be closed."""
@@ -559,11 +558,14 @@ async def open_outputs(directory: Path, *, echo: Echo | None = None) -> AsyncIte
     `echo` gets (job, line) of everything as it comes, and may neither block nor raise. On leaving, what the pipes still hold
     is stored. Exceptions of the body arrive in a group, as from any nursery.
     """
-    async with trio.open_nursery() as nursery:
-        outputs = Outputs(directory, echo, nursery)
-        nursery.start_soon(outputs.pump, name="pump of captured output")
-        try:
-            yield outputs
-        finally:
-            nursery.cancel_scope.cancel(reason="the outputs are closed")
-            outputs.close()
+    outputs = Outputs(directory, echo)
+    try:
+        async with trio.open_nursery() as nursery:
+            outputs.nursery = nursery
+            nursery.start_soon(outputs.pump, name="pump of captured output")
+            try:
+                yield outputs
+            finally:
+                nursery.cancel_scope.cancel(reason="the outputs are closed")
+    finally:
+        outputs.close()

@@ -413,7 +413,9 @@ async def test_what_cannot_be_killed_is_named_and_the_wait_for_it_can_be_abandon
 
 
 async def test_orphans_are_reaped_as_they_die_and_no_exit_code_is_lost(children):
-    child, (ours,) = await start_saying(children, "echo $$; for i in $(seq 300); do (true &) ; (setsid true &) ; done; sleep 100", 1)
+    child, (ours,) = await start_saying(
+        children, "echo $$; for i in $(seq 300); do (true &) ; (setsid true &) ; done; sleep 100", 1
+    )
     foreign = subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=True)
     sevens = [(await run_to_end(children, "sh", "-c", "exit 7")).code for _ in range(10)]
     while (left := zombies() - {foreign.pid}) or len(child.remaining()) > 2:
@@ -440,7 +442,12 @@ async def test_leaving_ends_whatever_is_left():
     assert not alive(child.pid)
     assert not alive(pid)
     assert not zombies()
-    assert not [each for each in guardian.pids() if b"guardian.py" in guardian.read(f"/proc/{each}/cmdline") and f"\0{os.getpid()}\0".encode() in guardian.read(f"/proc/{each}/cmdline")]
+    assert not [
+        each
+        for each in guardian.pids()
+        if b"guardian.py" in guardian.read(f"/proc/{each}/cmdline")
+        and f"\0{os.getpid()}\0".encode() in guardian.read(f"/proc/{each}/cmdline")
+    ]
 
 
 async def test_a_guardian_that_dies_is_replaced():
