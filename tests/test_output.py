@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from supervisor import output
 from supervisor.events import Lagged
-from supervisor.output import FOLLOW, LINE, RING, LogFile, Lines, Rotate, open_outputs
+from supervisor.output import FOLLOW, LINE, RING, Lines, LogFile, Ring, Rotate, open_outputs
 from supervisor.spec import Bytes
 
 
@@ -157,8 +157,8 @@ async def test_a_chatty_child_does_not_starve_the_others(outputs):
 async def test_the_ring_survives_a_restart_and_stays_small(outputs):
     await run(outputs.open("job"), "sh", "-c", "echo one")
     await run(outputs.open("job"), "sh", "-c", "echo two; head -c 200000 /dev/zero; echo; echo three")
-    log = outputs._logs["job"]
-    assert len(log.ring) == RING
+    assert len(outputs._logs["job"].ring.content()) == RING
+    assert sum(map(len, outputs._logs["job"].ring._chunks)) < 2 * RING
     assert await outputs.tail("job", 1) == b"three\n"
     assert await outputs.tail("job", 0) == b""
 
@@ -379,6 +379,17 @@ def test_rotation_keeps_every_byte_and_tears_no_line_that_fits(chunks, size):
             assert content.endswith(b"\n") or len(content) - content.rfind(b"\n") - 1 >= size
         if aside and path.exists():
             assert path.read_bytes()
+
+
+@given(st.lists(st.integers(0, 3 * RING // 2), max_size=30))
+def test_the_ring_holds_the_end_and_hardly_more(sizes):
+    ring, data = Ring(), b""
+    for at, size in enumerate(sizes):
+        chunk = bytes([at]) * size
+        ring.append(chunk)
+        data += chunk
+        assert ring.content() == data[-RING:]
+        assert sum(map(len, ring._chunks)) < RING + max(sizes, default=0) + 1
 
 
 @given(chunks)
