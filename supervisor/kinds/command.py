@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from supervisor.children import Child, ExitReport
-from supervisor.errors import SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture
@@ -41,7 +39,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """
     with _output(spec, run, resources, spec.ready.log if spec.ready else None) as (stdout, capture):
         child = await resources.children.spawn(
-            _argv(spec), env=_environ(spec, run, resources), cwd=spec.cwd, stdout=stdout, stderr=stdout, run=run.id
+            _argv(spec), env=_environ(spec, run, resources), cwd=spec.cwd or str(resources.base), stdout=stdout, stderr=stdout, run=run.id
         )
         if capture is not None:
             capture.release()
@@ -98,6 +96,33 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
     return look
 
 
+<<<<<<< HEAD
+=======
+@asynccontextmanager
+async def _reported(fresh: FreshFile | None, run: Run) -> AsyncIterator[None]:
+    """Report readiness by a file while the body runs. Costs nothing without one."""
+    if fresh is None:
+        yield
+        return
+    failed: list[RunFailed] = []
+
+    async def report() -> None:
+        try:
+            await fresh.wait()
+            run.ready("its file is there")
+        except RunFailed as error:
+            failed.append(error)
+            nursery.cancel_scope.cancel(reason=str(error))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(report)
+        yield
+        nursery.cancel_scope.cancel(reason="the run is over")
+    if failed:
+        raise failed[0]
+
+
+>>>>>>> children
 def _argv(spec: JobSpec) -> tuple[str, ...]:
     command = spec.command or ()
     if not isinstance(command, str):
@@ -126,7 +151,7 @@ def _outcome(spec: JobSpec, child: Child, report: ExitReport) -> Outcome:
     if report.survivors:
         return Outcome(reason=f"abandoned: {_stuck(report.survivors)}", failed=True, code=report.code, signal=report.signal)
     if report.signal is not None:
-        asked = report.signal in {signal.Signals(number).name for number in child.sent}
+        asked = report.signal in map(signal_name, child.sent)
         reason = f"killed by {report.signal}" + (", core dumped" if report.core else "")
         return Outcome(reason=reason, failed=not asked, signal=report.signal)
     if report.code is None:
