@@ -28,6 +28,7 @@ import msgspec
 import structlog
 
 from supervisor.config import LogSpec
+from supervisor.errors import Problem, SpecError
 from supervisor.events import Added, Changed, ChildEvent, Ended, Event, Journal, Removed, Spawned, wall_now
 
 Fields = MutableMapping[str, Any]
@@ -293,7 +294,7 @@ class Log:
         self.apply(spec)
 
     def apply(self, spec: LogSpec) -> None:
-        """Change level, format and file while running; a file is opened anew, as log rotation wants. Raises OSError."""
+        """Change level, format and file while running; a file is opened anew, as log rotation wants. Raises SpecError."""
         self._writer = self._stderr if spec.file is None else self._to_file(self._base / spec.file)
         self._threshold = LEVELS[spec.level]
         terminal = self._terminal and spec.file is None
@@ -303,7 +304,10 @@ class Log:
             self._render = render_json
 
     def _to_file(self, path: Path) -> Writer:
-        target = Target(path)
+        try:
+            target = Target(path)
+        except OSError as error:
+            raise SpecError([Problem("", 0, 0, "log.file", f"cannot write to {path}: {error.strerror}")]) from error
         if self._file is None:
             self._file = Writer(target, self._lost)
         else:
@@ -426,7 +430,7 @@ class Events:
 def open_log(spec: LogSpec, base: Path) -> Iterator[Log]:
     """The log, with structlog, stdlib logging, warnings and unraisable exceptions led into it; flushed at the end.
 
-    `base` is the directory that a relative `file` belongs to. Raises OSError where the file cannot be opened.
+    `base` is the directory that a relative `file` belongs to. Raises SpecError where the file cannot be opened.
     """
     log = Log(spec, base)
     with ExitStack() as stack:
