@@ -1,10 +1,10 @@
 """A daemon's life. What serves others is entered earlier and left later:
 
-    signals                     outermost: never deaf, not at the start and not at the end
-      lock                      one daemon for a state directory
-        log                     written to the very end
-          control socket        answers until the tree is gone
-            tree                the jobs
+signals                     outermost: never deaf, not at the start and not at the end
+  lock                      one daemon for a state directory
+    log                     written to the very end
+      control socket        answers until the tree is gone
+        tree                the jobs
 """
 
 from __future__ import annotations
