@@ -81,7 +81,7 @@ def _locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise NotToBeHad(
-                f"another daemon (pid {pid}) runs with {path.parent}: look with `supervisor status`, end it with `supervisor shutdown`"
+                f"another daemon (pid {pid}) runs with {path.parent}: see `supervisor status`, or end it with `supervisor shutdown`"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -94,8 +94,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _linked(directory: Path, socket: Path) -> Iterator[None]:
     """A link to `socket` in `directory`, where clients look first. A convenience: where it cannot be, nothing is lost."""
     link = directory / SOCKET
-    if made := socket != link and _link(link, socket):
-        pass
+    made = socket != link and _link(link, socket)
     try:
         yield
     finally:
