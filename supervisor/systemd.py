@@ -178,7 +178,7 @@ def systemd_unit(path: str, name: str | None, user: bool, notify_reload: bool) -
     from supervisor.errors import SpecError
 
     try:
-        loaded = config.load(path)
+        loaded = config.load(Path(path), os.environ)
     except SpecError as error:
         click.echo(error, err=True)
         sys.exit(78)

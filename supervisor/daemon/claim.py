@@ -1,10 +1,9 @@
-"""What a daemon takes from the system: its directory, alone, and as many descriptors as it needs."""
+"""What only one daemon may have: its state directory."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import resource
 from collections.abc import Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -18,8 +17,6 @@ from supervisor.errors import SupervisorError
 DEFAULT = ".supervisor"
 """The state directory beside the file, and where clients look for the socket first."""
 SOCKET = "control.sock"
-DESCRIPTORS = 1 << 16
-"""How many file descriptors we want, at most: two or three a child."""
 
 
 class NotToBeHad(SupervisorError):
@@ -37,10 +34,11 @@ class Places:
         """`config` with both places filled in, absolute: so the same places, and no difference, at a reload."""
         said = config.daemon
         state = config.base / (said.state_dir or self._state or DEFAULT)
+        given = said.state_dir is None or said.state_dir == self._state
         if said.socket:
             socket = config.base / said.socket
         else:
-            socket = (Path(self._runtime) if self._runtime and not said.state_dir else state) / SOCKET
+            socket = (Path(self._runtime) if self._runtime and given else state) / SOCKET
         return replace(config, daemon=msgspec.structs.replace(said, state_dir=str(state), socket=str(socket)))
 
 
@@ -81,7 +79,7 @@ def _locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise NotToBeHad(
-                f"another daemon (pid {pid}) runs with {path.parent}: see `supervisor status`, or end it with `supervisor shutdown`"
+                f"another daemon (pid {pid}) runs with {path.parent}: see `supervisor status`, or `supervisor shutdown`"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -112,14 +110,6 @@ def _link(link: Path, target: Path) -> bool:
     except (OSError, NotToBeHad):
         pass  # a file system that is read-only, or somebody else's directory: clients are told with --socket
     return False
-
-
-def raise_descriptor_limit() -> None:
-    """Let us open as many files as the hard limit allows, within reason."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def have_standard_streams() -> None:

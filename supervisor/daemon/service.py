@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +23,12 @@ import structlog
 import trio
 
 from supervisor import config as configuration
+from supervisor import preflight
 from supervisor.config import Config, Plan
 from supervisor.control.listener import SocketTaken
 from supervisor.control.server import serve_control
 from supervisor.daemon import SIGNALS, hold_signals, release_signals
-from supervisor.daemon.claim import NotToBeHad, Places, claimed, have_standard_streams, raise_descriptor_limit
+from supervisor.daemon.claim import NotToBeHad, Places, claimed, have_standard_streams
 from supervisor.daemon.selection import select
 from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExceeded, SpecError
 from supervisor.events import Journal, ReloadRefused
@@ -108,7 +110,6 @@ class Daemon:
 
     async def _live(self, config: Config) -> int:
         """With lock and log. Whatever comes out of the tree is said in the log, and becomes the exit code."""
-        raise_descriptor_limit()
         journal = Journal()
         self._log.attach(journal)
         try:
@@ -233,7 +234,7 @@ class Daemon:
             if self._tree.phase.value is not Phase.RUNNING:
                 raise ControlError("the daemon is ending: nothing is reloaded")
             if plan:
-                return self._tree.plan(await self._load()), ()
+                return self._tree.plan(await self._load_whole()), ()
             self._notifier.reloading()
             try:
                 return await self._reload(self._tree, by)
@@ -245,13 +246,25 @@ class Daemon:
                     self._notifier.ready(self._status(self._tree))
 
     async def _reload(self, tree: Supervisor, by: str) -> tuple[Plan, Sequence[Order]]:
-        config = await self._load()
+        config = await self._load_whole()
         self._log.apply(config.log)
         return tree.apply(config, by=by)
 
+    async def _load_whole(self) -> Config:
+        """The file, and what it needs of the machine: for a running daemon both must be in order. Raises SpecError."""
+        config = await self._load()
+        found = await trio.to_thread.run_sync(
+            partial(preflight.check, config, environ=self._environ), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+        )
+        if found.all_problems:
+            raise SpecError(found.all_problems)
+        return replace(config, warnings=(*config.warnings, *found.warnings))
+
     async def _load(self) -> Config:
         """The file as it is now, read beside the loop. Raises SpecError."""
-        config = await trio.to_thread.run_sync(configuration.load, self._path, self._environ, abandon_on_cancel=True)
+        config = await trio.to_thread.run_sync(
+            configuration.load, self._path, self._environ, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+        )
         return self._places.settle(select(config, self._only))
 
 
