@@ -13,10 +13,11 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
+from operator import is_not
 from pathlib import Path
 
 import structlog
@@ -157,10 +158,10 @@ class Daemon:
         return f"{count} {'job' if count == 1 else 'jobs'} from {self._path}"
 
     async def _tell_the_manager(self, tree: Supervisor) -> None:
-        async with aclosing(tree.phase.eventual_values()) as phases:
-            async for phase in phases:
-                if phase is not Phase.RUNNING:
-                    self._notifier.stopping(phase.value, tree.config.daemon.grace)
+        phase = Phase.RUNNING
+        while phase is not Phase.KILLING:
+            phase = await tree.phase.wait_value(partial(is_not, phase))
+            self._notifier.stopping(phase.value, tree.config.daemon.grace)
 
     async def _feed_the_watchdog(self, interval: float) -> None:
         while True:
