@@ -21,6 +21,7 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 NOT_ALLOWED = -32001
 TOO_MANY = -32002
+FILE_IS_WRONG = 78
 # The codes above are JSON-RPC's. What the tree refuses carries the exit code that a command ends with: 1, 4, 75, 78.
 
 

@@ -36,7 +36,7 @@ from supervisor.control.listener import Place, SocketTaken
 from supervisor.control.messages import Branch, End, Envelope, Fault, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
-from supervisor.events import Lagged, Warned
+from supervisor.events import Commanded, Journal, Lagged, Warned
 from supervisor.state import Answer, JobStatus
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Server:
     def __init__(self, tree: Supervisor, place: Place, reload: Reloader | None) -> None:
         self.tree = tree
         self.reload = reload
-        self.rows = Rows()
+        self.table = Table(tree.journal)
         self.version = _version()
         self._place = place
         self._allowed: dict[int, str] = {}
@@ -222,23 +222,20 @@ class Spare:
                 self._held.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
-class Rows:
-    """The rows of `status`, each encoded once for as long as it does not change."""
+class Table:
+    """The answer to `status` of all, encoded once for as long as nothing happens."""
 
-    def __init__(self) -> None:
-        self._encoded: dict[str, tuple[JobStatus, bytes]] = {}
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._seq = -1
+        self._encoded = msgspec.Raw()
 
-    def encode(self, rows: Iterable[JobStatus], total: int) -> msgspec.Raw:
-        """A JSON array of them; `total` is how many there are in all, so that rows of the past are let go."""
-        if len(self._encoded) > 2 * total + 16:
-            self._encoded.clear()
-        return msgspec.Raw(b"[" + b",".join([self._row(row) for row in rows]) + b"]")
-
-    def _row(self, row: JobStatus) -> bytes:
-        known = self._encoded.get(row.name)
-        if known is None or known[0] is not row:
-            known = self._encoded[row.name] = row, messages.encode(row)
-        return known[1]
+    def encoded(self) -> msgspec.Raw:
+        """All rows, as a JSON array."""
+        if self._seq != self._journal.seq:
+            self._encoded = msgspec.Raw(messages.encode(list(self._journal.table.values())))
+            self._seq = self._journal.seq
+        return self._encoded
 
 
 class Connection:
@@ -321,7 +318,7 @@ class Connection:
             result = await self._perform(request, identity, in_batch)
         except Refused as refused:
             return _failure(identity, refused.fault) if identity else b""
-        return b'{"jsonrpc":"2.0","id":%b,"result":%b}\n' % (identity, result) if identity else b""
+        return b"".join((b'{"jsonrpc":"2.0","id":', identity, b',"result":', result, b"}\n")) if identity else b""
 
     async def _perform(self, request: Envelope, identity: bytes, in_batch: bool) -> bytes:
         """Call the verb's handler: the fence round it. Raises Refused, and nothing else."""
@@ -340,7 +337,7 @@ class Connection:
             raise Refused(problem.code, str(problem)) from None
         except SpecError as problem:
             places = [messages.Place(**asdict(fault)) for fault in problem.problems]
-            raise Refused(78, str(problem), msgspec.to_builtins(places)) from None
+            raise Refused(messages.FILE_IS_WRONG, str(problem), msgspec.to_builtins(places)) from None
         except Exception as problem:
             _log.error("a control request failed", verb=verb.name, by=str(self.peer), exc_info=problem)
             raise Refused(messages.INTERNAL_ERROR, f"{verb.name}: a fault of the daemon, see its log: {problem!r}") from None
@@ -482,6 +479,10 @@ class Call:
         self._connection = connection
         self._head = b'{"jsonrpc":"2.0","method":%b,"params":{"id":%b,"item":' % (messages.encode(verb), identity)
 
+    def record(self, names: Sequence[str] = ()) -> None:
+        """Record that this peer asks for a change."""
+        self.tree.journal.emit(Commanded, by=self.by, verb=self.verb, names=tuple(names))
+
     async def notify(self, items: Iterable[object]) -> None:
         """Send items of a stream; returns when the client's system has taken them."""
         await self._connection.send(b"".join([self._head + messages.encode(item) + b"}}\n" for item in items]))
@@ -490,10 +491,10 @@ class Call:
 # ---------------------------------------------------------------- handlers
 
 
-async def _status(call: Call, names: list[str]) -> msgspec.Raw:
-    table = call.tree.journal.table
-    rows = [table[name] for name in call.tree.resolve(names)] if names else table.values()
-    return call.server.rows.encode(rows, len(table))
+async def _status(call: Call, names: list[str]) -> msgspec.Raw | list[JobStatus]:
+    if not names:
+        return call.server.table.encoded()
+    return [call.tree.journal.table[name] for name in call.tree.resolve(names)]
 
 
 async def _tree(call: Call) -> list[Branch]:
@@ -508,19 +509,14 @@ async def _tree(call: Call) -> list[Branch]:
 
 
 async def _order(call: Call, names: list[str], wait: bool = True, timeout: float | None = None, **options: Any) -> list[Answer]:
-    """start, stop, restart, run-now, pause, resume: give the orders at once, then wait for what comes of each."""
-    orders = call.tree.order(call.verb, call.tree.resolve(names), by=call.by, **options)
-    return await _answers(call.verb, orders, wait, timeout)
-
-
-async def _cancel(call: Call, names: list[str], wait: bool, timeout: float | None) -> list[Answer]:
-    targets = [target for name in names for target in ([name] if "#" in name else call.tree.resolve([name]))]
-    return await _answers(call.verb, call.tree.order(call.verb, targets, by=call.by), wait, timeout)
+    """The verbs that change jobs: record who asked, give the orders at once, then wait for what comes of each."""
+    call.tree.resolve([name.partition("#")[0] for name in names])
+    call.record(names)
+    return await _answers(call.verb, call.tree.order(call.verb, names, by=call.by, **options), wait, timeout)
 
 
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:
-    number = _signal_number(signal)
-    return await _order(call, [name], signal=number, group=group)
+    return await _order(call, [name], signal=_signal_number(signal), group=group)
 
 
 async def _reload(call: Call, names: list[str], plan: bool, wait: bool, timeout: float | None) -> Reload | list[Answer]:
@@ -532,6 +528,8 @@ async def _reload(call: Call, names: list[str], plan: bool, wait: bool, timeout:
         raise ControlError(
             "this supervisor was not started from a file; give it its new configuration in the program it runs in"
         )
+    if not plan:
+        call.record()
     changes, orders = await call.server.reload(plan=plan, by=call.by)
     answers = await _answers(call.verb, orders, wait, timeout)
     return Reload(**asdict(changes), answers=tuple(answers))
@@ -539,18 +537,30 @@ async def _reload(call: Call, names: list[str], plan: bool, wait: bool, timeout:
 
 async def _answers(verb: str, orders: Sequence[Order], wait: bool, timeout: float | None) -> list[Answer]:
     """What came of the orders. To stop waiting, by timeout or because the client hung up, undoes none of them."""
-    answers: list[Answer] = []
+    answers: dict[str, Answer] = {}
+
+    async def collect(order: Order) -> None:
+        answers[order.name] = await order.wait()
+
     with trio.move_on_after(float("inf") if timeout is None else timeout) as waiting:
-        for order in orders:
-            answers.append(await order.wait() if wait else Answer(name=order.name, ok=True, text=f"{verb} accepted"))
-    if waiting.cancelled_caught:
-        late = ", ".join(order.name for order in orders[len(answers) :])
-        raise Refused(
-            ControlError.TIMED_OUT,
-            f"{verb}: not done after {timeout:g} s: {late}; it goes on",
-            msgspec.to_builtins(answers),
-        )
-    return answers
+        async with trio.open_nursery() as nursery:
+            for order in orders:
+                nursery.start_soon(collect, order)
+            if not wait:
+                await _let_orders_arrive()
+                nursery.cancel_scope.cancel(reason="the client does not wait")
+    missing = [order.name for order in orders if order.name not in answers]
+    if missing and waiting.cancelled_caught:
+        done = [answers[order.name] for order in orders if order.name in answers]
+        late = f"{verb}: not done after {timeout:g} s: {', '.join(missing)}; it goes on"
+        raise Refused(ControlError.TIMED_OUT, late, msgspec.to_builtins(done))
+    return [answers.get(order.name) or Answer(name=order.name, ok=True, text=f"{verb} accepted") for order in orders]
+
+
+async def _let_orders_arrive() -> None:
+    """A supervisor's loop takes an order up on its next turn; what it refuses at once is known after that."""
+    for _ in range(3):
+        await trio.lowlevel.checkpoint()
 
 
 def _signal_number(text: str) -> int:
@@ -576,14 +586,15 @@ async def _events(call: Call, follow: bool, since: int | None, snapshot: bool) -
 
 
 async def _shutdown(call: Call, now: bool, wait: bool, timeout: float | None) -> Shutdown:
-    call.tree.shutdown(f"shutdown asked for by {call.by}", by=call.by, kill=now)
+    call.record()
+    call.tree.shutdown("told to shut down", by=call.by, kill=now)
     if not wait:
         return Shutdown()
     with trio.move_on_after(float("inf") if timeout is None else timeout) as waiting:
         await call.tree.wait_stopped()
     if waiting.cancelled_caught:
         raise Refused(ControlError.TIMED_OUT, f"shutdown: not done after {timeout:g} s; it goes on")
-    return Shutdown(survivors=tuple(call.tree.outcome.survivors))
+    return Shutdown(survivors=call.tree.survivors)
 
 
 async def _who(call: Call) -> Version:
@@ -613,7 +624,7 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "run-now": _order,
     "pause": _order,
     "resume": _order,
-    "cancel": _cancel,
+    "cancel": _order,
     "events": _events,
     "shutdown": _shutdown,
     "version": _who,
