@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from supervisor.children import Child, ExitReport, signal_name
+from supervisor.errors import SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture
@@ -37,9 +39,15 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     Asked to end: the stop signal; when the main process is gone, what it left gets SIGTERM. Cancelled, or when the main
     process ended by itself: everything is killed. Returns or raises only when nothing of it is alive, or was `abandoned`.
     """
-    with _output(spec, run, resources, spec.ready.log if spec.ready else None) as (stdout, capture):
+    pattern = spec.ready.log if spec.ready else None
+    with _output(spec, run, resources, pattern) as (stdout, capture):
         child = await resources.children.spawn(
-            _argv(spec), env=_environ(spec, run, resources), cwd=spec.cwd or str(resources.base), stdout=stdout, stderr=stdout, run=run.id
+            _argv(spec),
+            env=_environ(spec, run, resources),
+            cwd=spec.cwd or str(resources.base),
+            stdout=stdout,
+            stderr=stdout,
+            run=run.id,
         )
         if capture is not None:
             capture.release()
@@ -96,33 +104,6 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
     return look
 
 
-<<<<<<< HEAD
-=======
-@asynccontextmanager
-async def _reported(fresh: FreshFile | None, run: Run) -> AsyncIterator[None]:
-    """Report readiness by a file while the body runs. Costs nothing without one."""
-    if fresh is None:
-        yield
-        return
-    failed: list[RunFailed] = []
-
-    async def report() -> None:
-        try:
-            await fresh.wait()
-            run.ready("its file is there")
-        except RunFailed as error:
-            failed.append(error)
-            nursery.cancel_scope.cancel(reason=str(error))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(report)
-        yield
-        nursery.cancel_scope.cancel(reason="the run is over")
-    if failed:
-        raise failed[0]
-
-
->>>>>>> children
 def _argv(spec: JobSpec) -> tuple[str, ...]:
     command = spec.command or ()
     if not isinstance(command, str):
