@@ -184,6 +184,12 @@ class Node:
     # what is the same
 
     @property
+    def trouble(self) -> str:
+        """What may keep it from getting ready, to append to a sentence; empty where it is simply on its way."""
+        hopeless = self.goal is Goal.DOWN or self.finished or self.row.word == Why.BACKOFF.value
+        return f", which is {self.row.word}" if hopeless else ""
+
+    @property
     def row(self) -> JobStatus:
         """Its status."""
         return self.tree.journal.table[self.name]
@@ -672,11 +678,11 @@ class SupervisorNode(Node):
         for name in child.spec.after:
             target = self.tree.nodes.get(name)
             if target is not None and not target.satisfied:
-                return Hold(f"waits for {name} ({target.row.word})")
+                return Hold(f"waits for {name}{target.trouble}")
         for name in self.precedence.earlier(child.name):
             sibling = self.children.get(name)
             if sibling is not None and sibling.goal is Goal.UP and not sibling.finished and not sibling.satisfied:
-                return Hold(f"waits for {name}, listed before it ({sibling.row.word})")
+                return Hold(f"waits for {name}, listed before it{sibling.trouble}")
         return None
 
     def _keep(self, child: Node, hold: Hold) -> None:
