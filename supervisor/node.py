@@ -237,6 +237,7 @@ class Node:
     def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
         """See `Reporter`."""
         self.emit(events.Stuck, run=run.id, cause=cause, pids=pids)
+        self.tree.look_whether_only_stuck()
 
     def progress(self, run: Run, done: float, total: float | None) -> None:
         """See `Reporter`."""
@@ -796,6 +797,7 @@ class SupervisorNode(Node):
             self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
         elif verdict is not None and not (isinstance(child, JobNode) and child.spec.scheduled):
             child.finished = True  # cancelled: no failure, and not tried again
+        self.tree.look_whether_only_stuck()
         self.touch(child)
         if (self.closing is not None or self._group is not None) and self.precedence.orders:
             self.touch_all()
@@ -940,6 +942,7 @@ class SupervisorNode(Node):
         if life.gone.is_set():  # also where the grace ended in the same moment
             return
         life.run.advance(Phase.KILLING)
+        self.tree.was_late(child.name)
         if not child.killable:
             life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
             return
