@@ -523,3 +523,6 @@ def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], enviro
     if isinstance(config, Mapping):
         return configuration.from_mapping(config, Path.cwd(), environ)
     return configuration.load(Path(config), environ)
+
+
+__all__ = ["Order", "Supervisor", "open_supervisor"]
