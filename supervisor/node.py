@@ -931,6 +931,7 @@ class SupervisorNode(Node):
         assert life.patience is not None
         with life.patience:
             await life.gone.wait()
+        if life.gone.is_set():  # perhaps in the very turn in which its grace ended
             return
         life.run.advance(Phase.KILLING)
         if not child.killable:
@@ -940,8 +941,7 @@ class SupervisorNode(Node):
         life.scope.cancel(reason=ask.cause)
         with trio.move_on_after(STUCK_AFTER):
             await life.gone.wait()
-            return
-        if child.row.word != Why.STUCK.value:
+        if not life.gone.is_set() and child.row.word != Why.STUCK.value:
             life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
 
     # ---- readiness of the whole ----
