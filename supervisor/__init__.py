@@ -18,6 +18,8 @@ The public names; each is imported when it is first asked for, so that a control
 
 from __future__ import annotations
 
+__version__ = "0.1.0"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

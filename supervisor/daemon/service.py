@@ -16,15 +16,14 @@ from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from operator import is_not
 from pathlib import Path
 
 import structlog
 import trio
 
+from supervisor import __version__, preflight
 from supervisor import config as configuration
-from supervisor import preflight
 from supervisor.config import Config, Plan
 from supervisor.control.listener import SocketTaken
 from supervisor.control.server import serve_control
@@ -143,7 +142,7 @@ class Daemon:
             _log.warning(str(warning))
         _log.info(
             "running",
-            version=metadata.version("trio-supervisor"),
+            version=__version__,
             pid=os.getpid(),
             file=str(config.file),
             jobs=len(config.jobs),
