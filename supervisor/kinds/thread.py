@@ -16,7 +16,10 @@ from supervisor.state import Phase
 
 
 class ThreadContext:
-    """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited."""
+    """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited.
+
+    A parameter annotated `Context` gets one too; this name is for those whose type checker should know.
+    """
 
     def __init__(self, run: Run, stopping: threading.Event) -> None:
         self._run = run
