@@ -42,7 +42,7 @@ def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The name of the parameter annotated `Context` (or `ThreadContext`), which the supervisor passes itself; None without one."""
+    """The parameter annotated `Context` or `ThreadContext`, which the supervisor passes itself; None without one."""
     return next((name for name, each in signature(function).parameters.items() if _is_context(each.annotation)), None)
 
 
@@ -51,7 +51,8 @@ def _is_context(annotation: Any) -> bool:
         return _CONTEXT.fullmatch(annotation.strip()) is not None
     if arguments := typing.get_args(annotation):
         return any(map(_is_context, arguments))
-    return getattr(annotation, "__name__", "") in ("Context", "ThreadContext") and annotation.__module__.split(".")[0] == "supervisor"
+    ours = getattr(annotation, "__module__", "").split(".")[0] == "supervisor"
+    return ours and getattr(annotation, "__name__", "") in ("Context", "ThreadContext")
 
 
 def inspect_call(call: str, args: Mapping[str, str], kind: str | None) -> dict[str, Any]:
