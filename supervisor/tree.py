@@ -14,6 +14,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -470,6 +471,7 @@ async def open_supervisor(
 
     `config` is the path of a TOML file, a mapping of the same shape, or a checked `Config`. The block is cancelled when the
     tree ends by itself; then RestartIntensityExceeded or EssentialEnded is raised if it ended because something failed.
+    What the block raises comes out as it is, after the stop; only where more than one thing failed is it a group.
 
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
@@ -478,43 +480,88 @@ async def open_supervisor(
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    instance = instance or secrets.token_hex(8)
+    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort)
+    errors: list[BaseException] = []
+    try:
+        async with trio.open_nursery() as nursery:
+            block = trio.CancelScope()
+            tree: Supervisor = await nursery.start(house, block)
+            try:
+                with _kept_apart(errors), block:
+                    yield tree
+            finally:
+                tree.shutdown("the block that opened it has ended")
+    except BaseException as error:
+        own = _without_cancelled(error)
+        if own is None and not errors:
+            raise
+        errors += [] if own is None else [_bare(own)]
+    else:
+        if tree.failure is not None and not errors:
+            raise tree.failure from None  # not from the cancellation of the block
+        errors += [] if tree.failure is None else [tree.failure]
+    if len(errors) > 1:
+        raise BaseExceptionGroup("a tree and the block that opened it failed", errors)
+    if errors:
+        raise errors[0]
+
+
+async def _house(
+    config: Config,
+    environ: Mapping[str, str],
+    echo: Echo | None,
+    instance: str,
+    journal: Journal,
+    spread: Callable[[float, float], float],
+    last_resort: Callable[[], None] | None,
+    block: trio.CancelScope,
+    task_status: trio.TaskStatus[Supervisor],
+) -> None:
+    """A tree and what it stands on, from the first to the last; then `block` is cancelled.
+
+    Shielded: whoever cancels the block from outside gets an orderly stop, with output kept and orphans reaped to its end.
+    """
 
     def warn(text: str) -> None:
         journal.emit(events.Warned, text=text)
 
-    async with open_children(instance, warn=warn) as children:
-        async with open_outputs(checked.state_dir / "logs", echo=echo) as outputs:
-            resources = Resources(
-                children=children, outputs=outputs, environ={**environ, **checked.daemon.env}, base=checked.base
-            )
-            with _importable([str(checked.base), *checked.daemon.path]):
-                tree = Supervisor(checked, resources, journal, spread)
-                async with _running(tree, last_resort):
-                    yield tree
-    if tree.failure is not None:
-        raise tree.failure
+    with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
+        async with (
+            open_children(instance, warn=warn) as children,
+            open_outputs(config.state_dir / "logs", echo=echo) as outputs,
+        ):
+            inherited = {**environ, **config.daemon.env}
+            resources = Resources(children=children, outputs=outputs, environ=inherited, base=config.base)
+            tree = Supervisor(config, resources, journal, spread)
+            task_status.started(tree)
+            await tree._run(last_resort)
+    block.cancel(reason="the tree has ended")
 
 
-@asynccontextmanager
-async def _running(tree: Supervisor, last_resort: Callable[[], None] | None) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        body = trio.CancelScope()
+@contextmanager
+def _kept_apart(errors: list[BaseException]) -> Iterator[None]:
+    """Keep what the block raises from the nursery round it, which would wrap it; cancellation passes."""
+    try:
+        yield
+    except BaseException as error:
+        own = _without_cancelled(error)
+        if own is None:
+            raise
+        errors.append(own)
 
-        async def live() -> None:
-            # Shielded: whoever cancels us from outside gets an orderly stop, not a torn tree.
-            with trio.CancelScope(shield=True):
-                await tree._run(last_resort)
-            body.cancel(reason="the tree has ended")
 
-        nursery.start_soon(live)
-        try:
-            with body:
-                yield
-        finally:
-            tree.shutdown("the block that opened it has ended")
-            with trio.CancelScope(shield=True):
-                await tree.wait_stopped()
+def _without_cancelled(error: BaseException) -> BaseException | None:
+    """What there is besides cancellation; the error itself where there is none in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1]
+    return None if isinstance(error, trio.Cancelled) else error
+
+
+def _bare(error: BaseException) -> BaseException:
+    """An error out of the nurseries that wrapped it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], environ: Mapping[str, str]) -> Config:
