@@ -84,7 +84,7 @@ class Hold(NamedTuple):
 class Life:
     """One run of a child, from start to gone."""
 
-    __slots__ = ("asked", "gone", "number", "patience", "ready_at", "run", "scope", "starting")
+    __slots__ = ("asked", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
@@ -92,6 +92,8 @@ class Life:
         self.asked: Ask | None = None
         self.ready_at: float | None = None
         self.gone = trio.Event()
+        self.killed_after: float | None = None
+        """Seconds from being asked to being killed."""
         self.scope = trio.CancelScope(shield=True)
         """Only the ladder cancels it: a tree that is cancelled from outside still drains."""
         self.patience: trio.CancelScope | None = None
@@ -108,7 +110,7 @@ class Node:
 
     # A thousand children are common: slots halve what a node weighs.
     __slots__ = (
-        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hold", "life", "moving_to", "name", "noted", "orders",
+        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted", "orders",
         "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
     )  # fmt: skip
 
@@ -128,7 +130,10 @@ class Node:
         self.restarting: str | None = None
         """The failure that its next start answers, in one sentence; None where it is no restart."""
         self.again: str | None = None
+        """Why it starts anew once its run is gone, whatever that ended as: an operator said so, or a reload."""
         self.due_at: float | None = None
+        self.hastened = False
+        """Whether its next backoff is to be left out."""
         self.delays = restart.Delays(tree.spread)
         self.orders: list[Order] = []
         self.hold: Hold | None = None
@@ -205,7 +210,7 @@ class Node:
 
     def overtake(self, order: Order) -> None:
         """Let `order` take over from what others have asked for. The same wish joins theirs instead."""
-        joins = order.verb in ("start", "stop")
+        joins = order.verb in ("start", "stop", "run-now")
         for other in self.orders:
             if not (joins and other.verb == order.verb):
                 other.resolve(False, f"overtaken by {order.verb}" + (f" ({order.by})" if order.by else ""))
@@ -216,6 +221,10 @@ class Node:
         for order in [order for order in self.orders if order.verb in verbs and order.after_run < run]:
             order.resolve(ok, text)
             self.orders.remove(order)
+
+    def turn_down(self, text: str) -> None:
+        """Tell those who wait for a run that there will be none."""
+        self.answer(STARTS, False, text)
 
     # Reporter: a run's facts
 
@@ -344,13 +353,11 @@ class JobNode(Node):
         assert self.anchor is not None and self.spec.every is not None
         passed = math.floor((now - self.anchor) / self.spec.every)
         self.next_tick = self.anchor + (passed + 1) * self.spec.every
+        if self.next_tick <= now:  # the division was rounded down
+            self.next_tick = self.anchor + (passed + 2) * self.spec.every
 
     def hold_of_its_own(self, now: float) -> Hold | None:
-        if self.requested:
-            return None
-        if self.paused:
-            return Hold("paused", Why.PAUSED)
-        if not self.spec.scheduled:
+        if self.requested or not self.spec.scheduled:
             return None
         if self.next_tick is None:
             self.arm(now)
@@ -454,6 +461,11 @@ class SupervisorNode(Node):
     def satisfied(self) -> bool:
         return self._ready_since is not None
 
+    def turn_down(self, text: str) -> None:
+        super().turn_down(text)
+        for child in self.children.values():
+            child.turn_down(text)
+
     def hurry(self) -> None:
         self._hurrying = True
         for child in self.children.values():
@@ -547,7 +559,7 @@ class SupervisorNode(Node):
             self.closing = Closing(cause, outcome)
             self._group = None
             for child in self.children.values():
-                child.answer(("start", "restart", "reload", "run-now"), False, f"overtaken: {cause}")
+                child.turn_down(f"overtaken: {cause}")
             self.touch_all()
 
     def kill_all(self, reason: str) -> None:
@@ -598,7 +610,9 @@ class SupervisorNode(Node):
 
     def _skip_tick(self, child: Node, now: float) -> None:
         """A tick while a run is in hand makes no run (`overlap = "skip"`), and says so."""
-        if isinstance(child, JobNode) and child.life is not None and child.next_tick is not None and child.next_tick <= now:
+        if not isinstance(child, JobNode) or child.life is None or child.paused:
+            return
+        if child.next_tick is not None and child.next_tick <= now:
             child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
             self._advance(child, now)
 
@@ -661,6 +675,8 @@ class SupervisorNode(Node):
             return Hold(self.tree.ending, rest=True)
         if (child.goal is Goal.DOWN or child.finished) and not (isinstance(child, JobNode) and child.requested):
             return Hold(child.goal_cause, rest=True)
+        if isinstance(child, JobNode) and child.paused and not child.requested:
+            return Hold("paused", Why.PAUSED)
         if self._group is not None and child.name in self._group.affected:
             return Hold(self._group.cause, Why.BACKOFF, self._group.until)
         if child.due_at is not None and now < child.due_at:
@@ -680,18 +696,27 @@ class SupervisorNode(Node):
         return None
 
     def _keep(self, child: Node, hold: Hold) -> None:
-        """Leave it where it is, and say why where that is news."""
+        """Leave it where it is, and say why where that is news. Who waits for a start that does not come is told."""
         if hold.rest:
             child.hold = None
             if isinstance(child, JobNode):
                 child.disarm()
             if child.row.state is State.WAITING:
                 child.emit(events.Stopped, cause=hold.cause)
+            if self.closing is None or self.tree.ending or self.down() is not None:
+                child.turn_down(f"{child.name} is {child.row.word}: {child.row.cause}")
         elif hold != child.hold or child.row.state is State.STOPPED:
             child.hold = hold
             if hold.until is not None:
                 self._at(hold.until, child)
             child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=self.tree.wall_time(hold.until))
+        if child.orders and hold.why in (Why.PAUSED, Why.SCHEDULED):
+            if isinstance(child, JobNode) and child.spec.scheduled:
+                paused = "its schedule is paused: use resume" if child.paused else ""
+                child.answer(("start",), True, paused or "its schedule runs")
+                child.answer(("restart", "reload"), True, paused or "its schedule begins anew")
+            else:
+                child.answer(STARTS, False, "paused: use resume")
 
     # ---- starting ----
 
@@ -710,6 +735,7 @@ class SupervisorNode(Node):
             self._nursery.start_soon(self._await_ready, child, life, fresh)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
+        child.hastened = False
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
@@ -781,11 +807,12 @@ class SupervisorNode(Node):
         judged = life.asked is None or (verdict is not None and verdict.failed)
         failure, why = restart.judge(child.restart_type, outcome.failed) if judged else (False, Why.PLAIN)
         self._record_end(child, life, outcome, failure, why)
-        if life.asked is not None:
-            child.again = None
+        again, child.again = child.again, None
         if isinstance(child, JobNode):
             child.requested = False
-        if judged:
+        if again is not None:
+            pass  # whatever it ended as: an operator has decided already
+        elif judged:
             now = trio.current_time()
             self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
         elif verdict is not None and not (isinstance(child, JobNode) and child.spec.scheduled):
@@ -799,7 +826,7 @@ class SupervisorNode(Node):
         exit_ = Exit(reason=outcome.reason, at=at, code=outcome.code, signal=outcome.signal)
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why)
-        killed = f" (killed after {child.grace:g} s)" if life.run.current_phase is Phase.KILLING else ""
+        killed = _killed(life.killed_after)
         child.answer(("stop",), True, f"stopped{killed}")
         child.answer(("run-now",), not outcome.failed, outcome.reason, run=life.number)
         child.answer(("cancel",), True, f"{life.run.id}: {outcome.reason}{killed}")
@@ -843,7 +870,8 @@ class SupervisorNode(Node):
         if self._window is not None and self._window.add(now):
             self._give_up(f"more than {self._window.limit} restarts within {self._window.period:g} s; {child.name}: {reason}")
         elif self.spec.strategy is Strategy.ONE_FOR_ONE:
-            child.due_at = now + child.delays.after_failure(child.spec.backoff, ready_for)
+            wait = child.delays.after_failure(child.spec.backoff, ready_for)
+            child.due_at = None if child.hastened else now + wait
         else:
             self._restart_group(child, reason, now)
 
@@ -929,10 +957,12 @@ class SupervisorNode(Node):
     async def _ladder(self, child: Node, life: Life, ask: Ask) -> None:
         """Ask (done), wait for the grace, kill; and say what cannot be killed."""
         assert life.patience is not None
+        asked_at = trio.current_time()
         with life.patience:
             await life.gone.wait()
             return
         life.run.advance(Phase.KILLING)
+        life.killed_after = trio.current_time() - asked_at
         if not child.killable:
             life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
             return
@@ -948,7 +978,7 @@ class SupervisorNode(Node):
 
     def _note(self, child: Node) -> None:
         """Keep the set of children that the whole still waits for, and tell those who wait for this one."""
-        pending = child.counts and not child.satisfied
+        pending = child.counts and not child.satisfied and not child.succeeded
         (self._pending.add if pending else self._pending.discard)(child.name)
         noted = (child.satisfied, child.row.word)
         if noted != child.noted:
@@ -985,16 +1015,27 @@ class SupervisorNode(Node):
 
     def _refusal(self, child: Node, verb: str) -> str | None:
         """Why this verb makes no sense for this child; None where it does."""
-        if verb in ("start", "restart", "reload", "run-now"):
-            if self.closing is not None or self.tree.ending:
-                return f"{self.name or 'the daemon'} is stopping: {self.closing.cause if self.closing else self.tree.ending}"
-            if not self.running and (self.goal is Goal.DOWN or self.finished):
-                return f"its supervisor {self.name} is {self.row.word}; start that first: supervisor start {self.name}"
         if isinstance(child, SupervisorNode):
-            return None if verb in ("start", "stop", "restart", "reload") else f"{child.name} is a supervisor"
-        if isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
+            if verb not in ("start", "stop", "restart", "reload"):
+                return f"{child.name} is a supervisor"
+        elif isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
             return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
+        if verb in STARTS:
+            if self.tree.ending:
+                return f"the daemon is stopping: {self.tree.ending}"
+            if (down := (child.moving_to or self).down()) is not None:
+                return f"its supervisor {down.name} is {down.row.word}; start that first: supervisor start {down.name}"
+            if child.removing:
+                return f"{child.name} is leaving: {child.removing}"
         return None
+
+    def down(self) -> SupervisorNode | None:
+        """The supervisor, this one or one above it, without which nothing starts here: it is down, or will be, and stays so."""
+        if self.parent is None:
+            return None
+        if self.goal is Goal.DOWN or self.removing or (self.finished and self.life is None):
+            return self
+        return self.parent.down()
 
     def _want_up(self, child: Node, order: Order) -> None:
         """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
@@ -1009,24 +1050,35 @@ class SupervisorNode(Node):
             self._group.wait = 0.0
             if self._group.until is not None:
                 self._group.until = trio.current_time()
-        if not self.running and self.parent is not None:
+        self._hasten_self()
+
+    def _hasten_self(self) -> None:
+        if (not self.running or self.closing is not None) and self.parent is not None:
             self.parent.post(self.parent.hasten, self)
 
     def hasten(self, child: Node) -> None:
-        """End the backoff of a child that somebody has a use for now."""
+        """End the backoff of a supervisor that somebody has a use for now: the one it is in, or the one it will be in."""
         child.due_at = None
+        child.hastened = child.life is not None
         self.touch(child)
-        if not self.running and self.parent is not None:
-            self.parent.post(self.parent.hasten, self)
+        self._hasten_self()
 
     def _start_command(self, child: Node, order: Order, with_after: bool = False) -> None:
         self._want_up(child, order)
         life = child.life
-        order.after_run = child.runs if life is None or life.asked is not None else child.runs - 1
-        if isinstance(child, JobNode) and child.spec.scheduled:
+        order.after_run = child.runs if life is None or self._ending(child, life) else child.runs - 1
+        if life is not None and life.asked is not None:
+            child.again = child.goal_cause
+        if life is not None and isinstance(child, JobNode) and child.spec.scheduled:
             child.answer(("start",), True, "its schedule runs")
-        elif life is not None and life.asked is None and life.ready_at is not None:
+        elif life is not None and not self._ending(child, life) and life.ready_at is not None:
             child.answer(("start",), True, "already running" + (f", pid {child.row.pid}" if child.row.pid else ""))
+
+    def _ending(self, child: Node, life: Life) -> bool:
+        """Whether its run is on its way out, or will be when it is its turn in the group."""
+        return life.asked is not None or (
+            self._group is not None and self._group.stopping and child.name in self._group.affected
+        )
 
     def _stop_command(self, child: Node, order: Order, now: bool = False) -> None:
         child.overtake(order)
@@ -1045,12 +1097,10 @@ class SupervisorNode(Node):
     def _restart_command(self, child: Node, order: Order) -> None:
         self._want_up(child, order)
         order.after_run = child.runs
-        if child.life is not None and child.life.asked is None:
+        if child.life is not None:
             child.again = _said("restarted", order)
         if isinstance(child, JobNode) and child.spec.scheduled:
             child.disarm()
-            if child.life is None:
-                child.answer((order.verb,), True, "its schedule begins anew")
 
     def _run_now_command(self, child: Node, order: Order) -> None:
         assert isinstance(child, JobNode)
@@ -1063,17 +1113,19 @@ class SupervisorNode(Node):
         child.due_at = None
         child.restarting = None
         child.requested = True
+        self._hasten_self()
 
     def _pause_command(self, child: Node, order: Order) -> None:
         assert isinstance(child, JobNode)
         child.paused = True
-        order.resolve(True, "paused" + (f"; {child.life.run.id} goes on" if child.life is not None else ""))
+        goes_on = child.life is not None and child.life.asked is None
+        order.resolve(True, "paused" + (f"; {child.row.run} goes on" if goes_on else ""))
 
     def _resume_command(self, child: Node, order: Order) -> None:
         assert isinstance(child, JobNode)
-        child.paused = False
-        if child.anchor is not None:
+        if child.paused and child.anchor is not None:
             self._advance(child, trio.current_time())
+        child.paused = False
         order.resolve(True, "resumed")
 
     def _cancel_command(self, child: Node, order: Order, run: str | None = None) -> None:
@@ -1081,9 +1133,11 @@ class SupervisorNode(Node):
         if life is None or run not in (None, life.run.id):
             order.resolve(False, "no run in hand" if run is None else f"{run} is not in hand")
             return
+        if life.asked is not None:
+            child.orders.append(order)  # it ends already; what was asked for before holds
+            return
         child.overtake(order)
-        if life.asked is None:
-            self._ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
+        self._ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
 
     def _signal_command(self, child: Node, order: Order, signal: int = 0, group: bool = False) -> None:
         if child.life is None or child.life.run.send_signal is None:
@@ -1154,12 +1208,22 @@ class SupervisorNode(Node):
         self.tree.forget(child)
 
 
+def _killed(after: float | None) -> str:
+    """What there is to say of a kill after so many seconds."""
+    if after is None:
+        return ""
+    return f" (killed after {after:.3g} s)" if after >= 0.05 else " (killed at once)"
+
+
 def _said(done: str, order: Order) -> str:
     return f"{done} by {order.by}" if order.by else done
 
 
 SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
 """What a service refuses, and the word to use instead."""
+
+STARTS = ("start", "restart", "reload", "run-now")
+"""What asks for a new run, or for a run to be there."""
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "start": SupervisorNode._start_command,
