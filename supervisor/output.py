@@ -452,10 +452,9 @@ class Capture:
         """Read at most so many chunks. Returns the length of the longest."""
         most = 0
         for _ in range(chunks):
-            size = self.read() or 0
-            most = max(most, size)
-            if size < CHUNK:
+            if not (size := self.read()):
                 break
+            most = max(most, size)
         return most
 
     def close(self) -> None:
