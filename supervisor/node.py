@@ -110,8 +110,8 @@ class Node:
 
     # A thousand children are common: slots halve what a node weighs.
     __slots__ = (
-        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted", "orders",
-        "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
+        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted",
+        "orders", "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
     )  # fmt: skip
 
     killable = True
@@ -340,8 +340,7 @@ class JobNode(Node):
         if old.every != self.spec.every:
             self.disarm()
         if old.start != self.spec.start:
-            self.goal = Goal.UP if self.spec.start == "auto" else Goal.DOWN
-            self.emit(events.GoalSet, goal=self.goal, cause="its `start` was changed")
+            self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
 
     # schedule
 
@@ -441,6 +440,7 @@ class SupervisorNode(Node):
         self._group: Group | None = None
         self._hurrying = False
         self._pending: set[str] = set()
+        self._places: dict[str, int] = {}
         self._ready_since: float | None = None
         self._window: restart.Window | None = None
         self._group_delays = restart.Delays(tree.spread)
@@ -468,10 +468,12 @@ class SupervisorNode(Node):
     def satisfied(self) -> bool:
         return self._ready_since is not None
 
-    def turn_down(self, text: str) -> None:
-        super().turn_down(text)
+    def turn_down(self, text: str, own: bool = True) -> None:
+        if own:
+            super().turn_down(text)
         for child in self.children.values():
-            child.turn_down(text)
+            if child.moving_to is None:
+                child.turn_down(text)
 
     def hurry(self) -> None:
         self._hurrying = True
@@ -565,8 +567,7 @@ class SupervisorNode(Node):
         if self.closing is None:
             self.closing = Closing(cause, outcome)
             self._group = None
-            for child in self.children.values():
-                child.turn_down(f"overtaken: {cause}")
+            self.turn_down(f"overtaken: {cause}", own=False)
             self.touch_all()
 
     def kill_all(self, reason: str) -> None:
@@ -659,7 +660,7 @@ class SupervisorNode(Node):
 
     def _reason_to_stop(self, child: Node) -> Ask | None:
         """Why its run should end now; None while it may go on, or while others must be gone before it."""
-        if child.removing:
+        if child.removing and self._may_leave(child):
             return Ask(child.removing)
         if child.moving_to:
             return Ask(f"moves to {child.moving_to.name or 'the root'}")
@@ -673,6 +674,12 @@ class SupervisorNode(Node):
         if group is None or not group.stopping or child.name not in group.affected:
             return None
         return Ask(group.cause) if self.precedence.may_stop(child.name, self.alive & group.affected) else None
+
+    def _may_leave(self, child: Node) -> bool:
+        """Whether none of those who are removed with it, and come after it, is alive."""
+        if not self.precedence.orders:
+            return True
+        return self.precedence.may_stop(child.name, {name for name in self.alive if self.children[name].removing})
 
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
@@ -826,7 +833,7 @@ class SupervisorNode(Node):
             child.finished = True  # cancelled: no failure, and not tried again
         self.tree.look_whether_only_stuck()
         self.touch(child)
-        if (self.closing is not None or self._group is not None) and self.precedence.orders:
+        if self.precedence.orders and (self.closing is not None or self._group is not None or child.removing):
             self.touch_all()
 
     def _record_end(self, child: Node, life: Life, outcome: Outcome, failure: bool, why: Why) -> None:
@@ -1015,6 +1022,12 @@ class SupervisorNode(Node):
 
     def command(self, child: Node, order: Order, options: dict[str, Any]) -> None:
         """Obey one order about one child, at once."""
+        if child.parent is not self:  # it has left since this was posted
+            if child.parent is None:
+                order.resolve(False, f"{child.name} is gone: {child.removing}")
+            else:
+                child.parent.post(child.parent.command, child, order, options)
+            return
         refusal = self._refusal(child, order.verb)
         if refusal is not None:
             order.resolve(False, refusal)
@@ -1165,16 +1178,35 @@ class SupervisorNode(Node):
         """Take a new child in; it starts as soon as the loop looks at it."""
         child.parent = self
         self.children[child.name] = child
-        self.touch(child)
+        self.post(self.touch, child)
+        if (down := self.down()) is not None:
+            child.turn_down(f"its supervisor {down.name} is {down.row.word}")
+
+    def arrange(self, precedence: restart.Precedence, names: Iterable[str]) -> None:
+        """Put the children in this order; names that are not here yet keep their places."""
+        self.precedence = precedence
+        self._places = {name: at for at, name in enumerate(names)}
+        self._sort()
+
+    def _sort(self) -> None:
+        last = len(self._places)
+        self.children = dict(sorted(self.children.items(), key=lambda item: self._places.get(item[0], last)))
 
     def update(self, child: Node, spec: ChildSpec, again: str | None) -> None:
         """Give a child its new spec; with a cause in `again`, stop its run and start anew."""
+        if child.parent is not self:  # it has left since this was posted
+            if child.parent is not None:
+                child.parent.post(child.parent.update, child, spec, again)
+            return
         old, child.spec = child.spec, spec
-        child.removing = None
         if isinstance(child, JobNode) and isinstance(old, JobSpec):
             child.respecified(old)
-        if again is not None and child.life is not None and child.life.asked is None:
+        if again is not None and child.life is not None:
             child.again = again
+        elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
+            child.due_at = child.restarting = None  # what it waits for, or failed of, was another job
+            child.delays.reset()
+            child.revive()
         if isinstance(child, SupervisorNode):
             child.post(child.respec)
         child.emit(events.Changed, kind=child.kind, supervisor=self.name or None, description=child.description)
@@ -1203,13 +1235,15 @@ class SupervisorNode(Node):
             for grandchild in list(child.children.values()):
                 child.reconsider(grandchild)
         del self.children[child.name]
+        child.parent = None
+        child.due_at = child.restarting = child.hold = None
         self._pending.discard(child.name)
         self._dirty.pop(child.name, None)
         target, child.moving_to = child.moving_to, None
         if target is not None and child.removing is None:
             child.emit(events.Changed, kind=child.kind, supervisor=target.name or None, description=child.description)
-            child.again = None
-            target.post(target.adopt, child)
+            target.adopt(child)
+            target._sort()
             return
         child.emit(events.Removed, cause=child.removing or "removed")
         child.answer(("stop",), True, "stopped and removed")

@@ -31,7 +31,7 @@ from supervisor.kinds import Resources, Run
 from supervisor.node import COMMANDS, JobNode, Node, Order, SupervisorNode
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
-from supervisor.spec import ChildSpec, SupervisorSpec
+from supervisor.spec import SupervisorSpec
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why
 
 KILL_LIMIT = 5.0
@@ -72,9 +72,7 @@ class Supervisor:
         self._ended = trio.Event()
         self._only_stuck = trio.Event()
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
-        for name in _in_order(config):
-            self._make(name, config)
-        self._link(config)
+        self._complete()
 
     @property
     def outputs(self) -> Outputs:
@@ -89,8 +87,20 @@ class Supervisor:
         self.root = SupervisorNode(self, "", spec, Goal.UP)
         return self.root
 
-    def _make(self, name: str, config: Config) -> Node:
-        """Create a node and its row, and hand it to its supervisor. Supervisors come before their children."""
+    def _complete(self) -> None:
+        """Make what the configuration names and the tree lacks. Where an old one of that name is still leaving: later."""
+        for name in _in_order(self.config):
+            if name not in self.nodes and self._stays(self.config.parents.get(name)):
+                self._make(name, self.config)
+        self._link(self.config)
+
+    def _stays(self, supervisor: str | None) -> bool:
+        """Whether there is such a supervisor, and it is not on its way out of the tree."""
+        node = self.root if supervisor is None else self.nodes.get(supervisor)
+        return isinstance(node, SupervisorNode) and node.removing is None
+
+    def _make(self, name: str, config: Config) -> None:
+        """Create a node and its row, and hand it to its supervisor."""
         node: Node
         if name in config.supervisors:
             node = SupervisorNode(self, name, config.supervisors[name], Goal.UP)
@@ -104,7 +114,6 @@ class Supervisor:
             kind=node.kind, supervisor=parent, goal=node.goal, cause=node.goal_cause, description=node.description,
         )  # fmt: skip
         self._node_of(parent).adopt(node)
-        return node
 
     def _node_of(self, supervisor: str | None) -> SupervisorNode:
         if supervisor is None:
@@ -114,28 +123,32 @@ class Supervisor:
         return node
 
     def _link(self, config: Config) -> None:
-        """Work out who depends on whom, and the order among the children of each supervisor."""
+        """Work out who depends on whom, and the order among the children of each supervisor. Who is leaving still counts."""
+        leaving = {name: node for name, node in self.nodes.items() if node.removing is not None}
+        specs = {name: node.spec for name, node in leaving.items()} | {**config.supervisors, **config.jobs}
+        parents = {name: node.parent.name for name, node in leaving.items() if node.parent is not None and node.parent.name}
+        parents |= config.parents
         self.dependants = {}
-        order = {name: at for at, name in enumerate(_in_order(config))}
-        before: dict[str | None, dict[str, set[str]]] = {}
-        parents = config.parents
-        for name, node in self.nodes.items():
-            for target in node.spec.after:
-                self.dependants.setdefault(target, []).append(node)
+        before: dict[str, dict[str, set[str]]] = {}
+        for name, spec in specs.items():
+            for target in spec.after:
+                if name in self.nodes:
+                    self.dependants.setdefault(target, []).append(self.nodes[name])
                 above, mine, theirs = _lift(name, target, parents)
-                before.setdefault(above, {}).setdefault(mine, set()).add(theirs)
-        for supervisor in [self.root, *(node for node in self.nodes.values() if isinstance(node, SupervisorNode))]:
-            key = supervisor.name or None
-            listed = config.supervisors[supervisor.name].children if supervisor.name in config.supervisors else ()
-            place = {name: at for at, name in enumerate(listed)}
-            supervisor.children = dict(
-                sorted(supervisor.children.items(), key=lambda item: place.get(item[0], order.get(item[0], len(order))))
-            )
-            supervisor.precedence = Precedence(supervisor.spec.strategy, supervisor.children, before.get(key, {}))
+                before.setdefault(above or "", {}).setdefault(mine, set()).add(theirs)
+        order = {name: at for at, name in enumerate(_in_order(config))}
+        self.nodes = dict(sorted(self.nodes.items(), key=lambda item: order.get(item[0], len(order))))
+        self.journal.arrange(self.nodes)
+        for supervisor in self._supervisors():
+            spec = config.supervisors.get(supervisor.name, supervisor.spec)
+            names = dict.fromkeys((*spec.children, *sorted(supervisor.children, key=lambda name: order.get(name, len(order)))))
+            supervisor.arrange(Precedence(spec.strategy, names, before.get(supervisor.name, {})), list(names))
 
     def forget(self, node: Node) -> None:
-        """Drop a node that has left the tree."""
+        """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        if node.name in self.config.jobs or node.name in self.config.supervisors:
+            self._complete()
 
     def tell_dependants(self, name: str) -> None:
         """Have those that wait for `name` look again."""
@@ -264,49 +277,44 @@ class Supervisor:
     def apply(self, config: Config, *, by: str | None = None) -> tuple[Plan, list[Order]]:
         """Put a new configuration in force: only what differs is touched. At once; what it set going goes on by itself."""
         plan = self.plan(config)
-        cause = "its configuration changed"
-        orders = [self._remove(name, by) for name in plan.removed]
-        for name in _in_order(config):
-            if name not in self.nodes:
-                self._add(name, config)
-        for name in plan.moved:
-            self._move(name, config)
-        for name in (*plan.added, *plan.moved, *plan.restarted, *plan.changed):
-            node = self.nodes[name]
-            spec: ChildSpec = config.supervisors.get(name) or config.jobs[name]
-            if node.spec is not spec and node.parent is not None:
-                node.parent.post(node.parent.update, node, spec, cause if name in plan.restarted else None)
-                if name in plan.restarted and node.life is not None:
-                    orders.append(self._wait_for_restart(node, by))
-        self._apply_root(config)
         self.config = config
-        self._link(config)
+        orders = [self._remove(self.nodes[name], by) for name in plan.removed if name in self.nodes]
+        self._complete()
+        for name in (*plan.moved, *plan.restarted, *plan.changed):
+            node = self.nodes.get(name)
+            if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
+                orders += self._change(node, plan, by)
+        self._apply_root(config)
         self.journal.emit(
             events.Reloaded, by=by, added=plan.added, removed=plan.removed,
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
         )  # fmt: skip
         return plan, orders
 
-    def _remove(self, name: str, by: str | None) -> Order:
-        node = self.nodes[name]
-        order = Order(name, "stop", by)
+    def _remove(self, node: Node, by: str | None, cause: str = "removed from the configuration") -> Order:
+        order = Order(node.name, "stop", by)
         node.orders.append(order)
-        node.removing = "removed from the configuration"
+        node.removing = cause
         assert node.parent is not None
         node.parent.post(node.parent.reconsider, node)
         return order
 
-    def _add(self, name: str, config: Config) -> None:
-        """Make a node in a tree that runs already: its supervisor's loop takes it in."""
-        self._make(name, config)
-        parent = self._node_of(config.parents.get(name))
-        parent.post(parent.touch, self.nodes[name])
-
-    def _move(self, name: str, config: Config) -> None:
-        node = self.nodes[name]
-        node.moving_to = self._node_of(config.parents.get(name))
+    def _change(self, node: Node, plan: Plan, by: str | None) -> Iterator[Order]:
+        """Give a node its new spec, and its new place."""
+        spec = self.config.supervisors.get(node.name) or self.config.jobs[node.name]
+        supervisor = self.config.parents.get(node.name)
         assert node.parent is not None
-        node.parent.post(node.parent.reconsider, node)
+        moves = node.name in plan.moved
+        if moves and not self._stays(supervisor):
+            yield self._remove(node, by, f"moves to {supervisor}")
+            return
+        if node.life is not None and (moves or node.name in plan.restarted):
+            yield self._wait_for_restart(node, by)
+        again = "its configuration changed" if node.name in plan.restarted else None
+        node.parent.post(node.parent.update, node, spec, again)
+        if moves:
+            node.moving_to = self._node_of(supervisor)
+            node.parent.post(node.parent.reconsider, node)
 
     def _wait_for_restart(self, node: Node, by: str | None) -> Order:
         order = Order(node.name, "reload", by, after_run=node.runs)

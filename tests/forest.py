@@ -15,6 +15,7 @@ from supervisor.config import Config, DaemonSpec
 from supervisor.events import Event, Journal, PhaseChanged
 from supervisor.kinds import Context, JobSpec
 from supervisor.spec import Backoff, Seconds, SupervisorSpec
+from supervisor.state import Answer
 from supervisor.tree import Supervisor, open_supervisor
 
 SIXTY = Backoff(initial=Seconds(60), factor=1, max=Seconds(60))
@@ -160,3 +161,16 @@ class Gates:
 
     def fail(self, name: str) -> None:
         self.gates[name].set()
+
+
+async def at_once(f: Forest, verb: str, name: str, **options: Any) -> str:
+    """What a command comes to that takes no time."""
+    before = trio.current_time()
+    (order,) = f.tree.order(verb, [name], **options)
+    answer = await order.wait()
+    assert trio.current_time() == before
+    return said(answer)
+
+
+def said(answer: Answer) -> str:
+    return f"{'yes' if answer.ok else 'no'}, {answer.text}"

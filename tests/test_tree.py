@@ -13,8 +13,7 @@ import trio
 from supervisor.kinds import Context, JobSpec
 from supervisor.probes import Ready as ReadySpec
 from supervisor.spec import GiveUp, RestartType, Seconds, Strategy, SupervisorSpec
-from supervisor.state import Answer
-from tests.forest import SIXTY, Forest, crashing_at, forest, group, job, lasting, serve, settle, slow
+from tests.forest import SIXTY, Forest, at_once, crashing_at, forest, group, job, lasting, said, serve, settle, slow
 
 VERBS = ("start", "stop", "stop now", "restart", "reload", "run-now", "pause", "resume", "cancel", "signal")
 
@@ -699,16 +698,3 @@ async def outcome(verb: str, state: str, base: Path) -> str:
         await settle()
         then = f" ... {later:g} s, {f.word('x')}" if later else ""
         return f"{word}{then}: {said(answer)}"
-
-
-async def at_once(f: Forest, verb: str, name: str, **options: Any) -> str:
-    """What a command comes to that takes no time."""
-    before = trio.current_time()
-    (order,) = f.tree.order(verb, [name], **options)
-    answer = await order.wait()
-    assert trio.current_time() == before
-    return said(answer)
-
-
-def said(answer: Answer) -> str:
-    return f"{'yes' if answer.ok else 'no'}, {answer.text}"

@@ -55,7 +55,7 @@ async def test_a_root_that_gives_up_raises_restart_intensity_exceeded_itself(aut
 
 async def test_an_essential_job_that_fails_for_good_raises_essential_ended_itself(autojump_clock, tmp_path):
     spec = job(crash, once=True, essential=True, restart=RestartType.TEMPORARY)
-    with pytest.raises(EssentialEnded, match="^essential a failed: RuntimeError: boom$"):
+    with pytest.raises(EssentialEnded, match=r"^essential a failed: RuntimeError: boom$"):
         async with forest(tmp_path, {"a": spec, "b": job(serve)}):
             await trio.sleep_forever()
 
@@ -83,7 +83,7 @@ async def test_a_fault_of_ours_comes_out_bare_and_ends_everything_at_once(autoju
         if isinstance(event, Starting) and event.run == "bad#2":
             raise ValueError("a sink")
 
-    with pytest.raises(InternalError, match="^a sink raised on event"):
+    with pytest.raises(InternalError, match=r"^a sink raised on event"):
         async with forest(tmp_path, {"bad": job(crashing_at(1)), "a": job(slow(5))}, {"g": group("bad")}) as f:
             f.tree.journal.add_sink(sink)
             await trio.sleep_forever()
