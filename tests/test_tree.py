@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,26 +11,24 @@ from typing import Any
 import pytest
 import trio
 
+from supervisor.errors import ControlError
+from supervisor.events import Ended, Ready, Starting
 from supervisor.kinds import Context, JobSpec
 from supervisor.probes import Ready as ReadySpec
 from supervisor.spec import GiveUp, RestartType, Seconds, Strategy, SupervisorSpec
-from tests.forest import SIXTY, Forest, at_once, crashing_at, forest, group, job, lasting, said, serve, settle, slow
+from tests.forest import SIXTY, Forest, at_once, crash, crashing_at, forest, group, job, lasting, said, serve, settle, slow
 
 VERBS = ("start", "stop", "stop now", "restart", "reload", "run-now", "pause", "resume", "cancel", "signal")
 
 NOTIFY = ReadySpec(notify=True)
 
 
-def steady(until_ready: float, stops_in: float, fails_at: float = -1.0) -> Callable[[Context], Any]:
-    """Gets ready, goes on, takes its time to end; its first run fails at `fails_at`."""
-    left = [fails_at]
+def steady(until_ready: float, stops_in: float) -> Callable[[Context], Any]:
+    """A service that takes its time to get ready, and to end."""
 
     async def live(ctx: Context) -> None:
-        fails = left.pop() if left else -1.0
         if await ctx.sleep(until_ready):
             ctx.ready()
-            if fails >= 0 and await ctx.sleep(fails - trio.current_time()):
-                raise RuntimeError("boom")
             await ctx.wait_stopping()
         await trio.sleep(stops_in)
 
@@ -698,3 +697,306 @@ async def outcome(verb: str, state: str, base: Path) -> str:
         await settle()
         then = f" ... {later:g} s, {f.word('x')}" if later else ""
         return f"{word}{then}: {said(answer)}"
+
+
+# ---- nobody waits for another ----
+
+
+async def test_a_slow_stop_delays_neither_a_restart_nor_the_restart_of_what_crashes_meanwhile(autojump_clock, tmp_path):
+    jobs = {"slow": job(slow(10), grace=30), "other": job(serve), "third": job(crashing_at(7))}
+    async with forest(tmp_path, jobs) as f:
+        await trio.sleep(5)
+        (stop,) = f.tree.order("stop", ["slow"])
+        await settle()
+        await f.tree.restart("other")
+        assert trio.current_time() == 5.0
+        assert f.times(Ready, "other") == [0.0, 5.0]
+        await stop.wait()
+        assert trio.current_time() == 15.0
+        assert f.times(Starting, "third") == [0.0, 7.5]
+
+
+async def test_a_slow_start_delays_nobody(autojump_clock, tmp_path):
+    jobs = {"slow": job(steady(50, 0), ready=NOTIFY), "other": job(serve), "third": job(crashing_at(7))}
+    async with forest(tmp_path, jobs) as f:
+        await trio.sleep(5)
+        await f.tree.restart("other")
+        assert trio.current_time() == 5.0
+        await trio.sleep(10)
+        assert f.words() == "slow:starting other:running third:running"
+        assert f.times(Starting, "third") == [0.0, 7.5]
+
+
+async def test_one_order_for_many_acts_on_all_at_once(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": job(slow(3)), "b": job(slow(4)), "c": job(slow(5))}) as f:
+        await trio.sleep(5)
+        await f.tree.stop("*")
+        assert f.happened(Ended) == [(8.0, "a"), (9.0, "b"), (10.0, "c")]
+
+
+async def test_a_group_waits_for_its_slowest_and_the_rest_of_the_tree_does_not(autojump_clock, tmp_path):
+    jobs = {"a": job(slow(8)), "b": job(crashing_at(5)), "c": job(crashing_at(6)), "d": job(serve)}
+    async with forest(tmp_path, jobs, {"g": group("a", "b", strategy=Strategy.ONE_FOR_ALL)}) as f:
+        await trio.sleep_until(7)
+        await f.tree.restart("d")
+        assert trio.current_time() == 7.0
+        await trio.sleep(10)
+        assert f.times(Starting, "c") == [0.0, 6.5]
+        assert f.times(Starting, "a") == f.times(Starting, "b") == [0.0, 13.5]
+
+
+# ---- who is told what ----
+
+
+async def answers(f: Forest, *commands: tuple[str, str], by: str = "ann") -> list[str]:
+    """Give these commands one after another without time passing, and hear what each comes to."""
+    orders = []
+    for verb, name in commands:
+        orders += f.tree.order(verb, [name], by=f"{by}/{len(orders) + 1}")
+        await settle()
+    return [said(await order.wait()) for order in orders]
+
+
+OVERTAKEN = [
+    (["stop", "start"], ["no, overtaken by start (ann/2)", "yes, running"]),
+    (["stop", "restart"], ["no, overtaken by restart (ann/2)", "yes, running"]),
+    (["restart", "stop"], ["no, overtaken by stop (ann/2)", "yes, stopped"]),
+    (["restart", "start"], ["no, overtaken by start (ann/2)", "yes, running"]),
+    (["restart", "restart"], ["no, overtaken by restart (ann/2)", "yes, running"]),
+    (["stop", "start", "stop"], ["no, overtaken by start (ann/2)", "no, overtaken by stop (ann/3)", "yes, stopped"]),
+    (["stop", "stop"], ["yes, stopped", "yes, stopped"]),
+    (["stop", "start", "start"], ["no, overtaken by start (ann/2)", "yes, running", "yes, running"]),
+]
+
+
+@pytest.mark.parametrize(("verbs", "expected"), OVERTAKEN, ids=[" ".join(verbs) for verbs, _ in OVERTAKEN])
+async def test_whose_command_is_overtaken_is_told_by_whom(autojump_clock, tmp_path, verbs, expected):
+    async with forest(tmp_path, {"a": job(slow(3))}) as f:
+        await trio.sleep(5)
+        assert await answers(f, *((verb, "a") for verb in verbs)) == expected
+        assert f.happened(Ended) == [(8.0, "a")]  # one stop, however often it was asked for
+
+
+async def test_a_stop_of_the_whole_daemon_overtakes_a_start(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": job(serve, after=("b",)), "b": job(serve, start="manual")}, {"g": group("a")}) as f:
+        (order,) = f.tree.order("start", ["a"])
+        await settle()
+        f.tree.shutdown("a test", by="ann")
+        assert said(await order.wait()) == "no, a is stopped: a test (ann)"
+
+
+async def test_a_stop_of_a_supervisor_answers_who_waits_for_its_children(autojump_clock, tmp_path):
+    jobs = {"a": job(serve, after=("b",)), "b": job(serve, start="manual")}
+    async with forest(tmp_path, jobs, {"g": group("a")}) as f:
+        assert await answers(f, ("start", "a"), ("stop", "g")) == ["no, overtaken: stopped by ann/2", "yes, stopped"]
+
+
+async def test_a_stop_of_a_supervisor_that_waits_answers_who_waits_below_it(autojump_clock, tmp_path):
+    jobs = {"a": job(serve), "b": job(serve, start="manual")}
+    async with forest(tmp_path, jobs, {"p": group("g", after=("b",)), "g": group("a")}) as f:
+        assert await answers(f, ("start", "a"), ("stop", "p")) == ["no, p is stopped: stopped by ann/2", "yes, stopped"]
+
+
+async def test_the_end_answers_who_waits_below_a_supervisor_that_waits(autojump_clock, tmp_path):
+    jobs = {"a": job(serve), "b": job(serve, start="manual"), "c": job(lasting(9), once=True)}
+    async with forest(tmp_path, jobs, {"p": group("g", after=("b",)), "g": group("a")}) as f:
+        (order,) = f.tree.order("start", ["a"])
+        await settle()
+        f.tree.shutdown("a test")
+        assert said(await order.wait()) == "no, p is stopped: a test"
+        assert trio.current_time() == 0.0  # not only when the runs in hand have ended
+
+
+async def test_a_start_that_fails_before_it_is_ready_says_so(autojump_clock, tmp_path):
+    dies = job(failing_at_first(3), ready=NOTIFY, start="manual")
+    late = job(steady(50, 2), ready=NOTIFY, start_timeout=Seconds(4), start="manual")
+    async with forest(tmp_path, {"dies": dies, "late": late}) as f:
+        with pytest.raises(ControlError, match=r"^dies: RuntimeError: boom; it never became ready$"):
+            await f.tree.start("dies")
+        assert trio.current_time() == 3.0
+        with pytest.raises(ControlError, match=r"^late: not ready within 4 s \(start_timeout\); it never became ready$"):
+            await f.tree.start("late")
+        assert trio.current_time() == 9.0
+        assert f.word("late") == "backing off"
+
+
+async def test_a_run_that_was_ready_and_then_fails_did_start(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": job(crash, start="manual", backoff=SIXTY)}) as f:
+        await f.tree.start("a")
+        await settle()
+        assert f.word("a") == "backing off"
+
+
+async def test_a_start_of_several_names_each_that_did_not_get_ready(autojump_clock, tmp_path):
+    jobs = {name: job(failing_at_first(at), ready=NOTIFY, start="manual") for name, at in (("a", 1), ("b", 2))}
+    async with forest(tmp_path, jobs | {"c": job(serve, start="manual")}) as f:
+        with pytest.raises(ControlError) as caught:
+            await f.tree.start("*")
+        assert str(caught.value).splitlines() == [
+            "a: RuntimeError: boom; it never became ready; b: RuntimeError: boom; it never became ready"
+        ]
+
+
+async def test_a_wait_that_is_cancelled_undoes_nothing(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": job(slow(5))}) as f:
+        await trio.sleep(1)
+        with trio.move_on_after(2):
+            await f.tree.restart("a")
+        assert f.word("a") == "stopping"
+        await trio.sleep(10)
+        assert f.times(Starting, "a") == [0.0, 6.0]
+
+
+async def test_an_unknown_name_is_refused_before_anything_is_done(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"api": job(serve), "db": job(serve)}) as f:
+        await settle()
+        with pytest.raises(ControlError, match=r"did you mean 'api'\?") as caught:
+            f.tree.order("stop", ["db", "apy"])
+        assert caught.value.code == ControlError.NO_SUCH_NAME
+        await settle()
+        assert f.words() == "api:running db:running"
+
+
+async def test_a_run_is_cancelled_by_its_id_and_no_other(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": job(lasting(5), every=10, grace=1)}) as f:
+        await trio.sleep(22)
+        assert await at_once(f, "cancel", "a#1") == "no, a#1 is not in hand"
+        (order,) = f.tree.order("cancel", ["a#2"])
+        assert said(await order.wait()) == "yes, a#2: cancelled (killed after 1 s)"
+        assert trio.current_time() == 23.0
+        await trio.sleep(20)
+        assert f.times(Starting, "a") == [10.0, 20.0, 30.0, 40.0]
+
+
+# ---- supervisors are commanded like jobs ----
+
+
+async def test_a_supervisor_stops_in_reverse_order_and_starts_in_order(autojump_clock, tmp_path):
+    jobs = {"db": job(slow(2)), "api": job(slow(3), after=("db",))}
+    async with forest(tmp_path, jobs, {"g": group("db", "api")}) as f:
+        await trio.sleep(5)
+        await f.tree.restart("g")
+        assert f.happened(Ended) == [(8.0, "api"), (10.0, "db"), (10.0, "g")]
+        assert [name for at, name in f.happened(Starting) if at == 10.0] == ["g", "db", "api"]
+        assert await at_once(f, "run-now", "g") == "no, g is a supervisor"
+
+
+async def test_children_stopped_by_their_operator_stay_down_when_their_supervisor_restarts(autojump_clock, tmp_path):
+    jobs = {"a": job(serve), "b": job(serve), "m": job(serve, start="manual")}
+    async with forest(tmp_path, jobs, {"g": group("a", "b", "m")}) as f:
+        await f.tree.stop("b")
+        await f.tree.restart("g")
+        assert f.words() == "g:running a:running b:stopped m:stopped"
+        await f.tree.stop("g")
+        assert await at_once(f, "stop", "a") == "yes, already stopped"
+        await f.tree.start("g")
+        assert f.words() == "g:running a:stopped b:stopped m:stopped"
+
+
+async def test_stop_now_of_a_supervisor_leaves_nobody_a_grace(autojump_clock, tmp_path):
+    jobs = {"a": job(slow(5)), "b": job(slow(6), after=("a",))}
+    async with forest(tmp_path, jobs, {"p": group("g"), "g": group("a", "b")}) as f:
+        await trio.sleep(5)
+        (order,) = f.tree.order("stop", ["p"])
+        await trio.sleep(1)
+        await f.tree.stop("p", now=True)
+        assert trio.current_time() == 6.0
+        assert said(await order.wait()) == "yes, stopped"
+        await f.tree.start("p")  # and the next stop is a calm one again
+        await f.tree.stop("p")
+        assert trio.current_time() == 17.0
+
+
+async def test_start_or_restart_of_a_member_ends_the_backoff_of_its_group(autojump_clock, tmp_path):
+    jobs = {"a": job(crashing_at(5)), "b": job(slow(1)), "c": job(slow(1))}
+    async with forest(tmp_path, jobs, {"g": group("a", "b", "c", strategy=Strategy.ONE_FOR_ALL, backoff=SIXTY)}) as f:
+        await f.tree.stop("c")
+        await trio.sleep_until(10)
+        await f.tree.restart("b")
+        assert trio.current_time() == 10.0
+        assert f.words() == "g:running a:running b:running c:stopped"
+        assert f.times(Starting, "a") == [0.0, 10.0]
+
+
+async def test_restart_of_a_member_does_not_restart_its_group(autojump_clock, tmp_path):
+    jobs = {"a": job(slow(1)), "b": job(slow(1))}
+    async with forest(tmp_path, jobs, {"g": group("a", "b", strategy=Strategy.ONE_FOR_ALL)}) as f:
+        await f.tree.restart("a")
+        assert f.happened(Ended) == [(1.0, "a")]
+
+
+# ---- a thread cannot be killed ----
+
+
+class Deaf:
+    """A function for a thread that goes on until it is let go."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.most = 0
+        self.go = threading.Event()
+
+    def __call__(self) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.go.wait()
+        self.running -= 1
+
+    def let_go(self) -> None:
+        self.go.set()
+
+
+@pytest.fixture
+def deaf():
+    """However a test ends, its thread does too."""
+    deaf = Deaf()
+    yield deaf
+    deaf.let_go()
+
+
+async def until(f: Forest, name: str, word: str) -> None:
+    with trio.fail_after(30), f.tree.journal.subscribe() as events:
+        if f.word(name) != word:
+            async for _ in events:
+                if f.word(name) == word:
+                    return
+
+
+async def test_a_thread_that_does_not_end_is_stuck_and_has_no_second_instance(tmp_path, deaf):
+    async with forest(tmp_path, {"a": job(deaf, grace=0.05), "b": job(serve)}) as f:
+        await until(f, "a", "running")
+        (stop,) = f.tree.order("stop", ["a"])
+        await until(f, "a", "stuck")
+        assert f.tree.status("a")[0].cause == "thread a#1 does not end, and a thread cannot be killed"
+        (start,) = f.tree.order("start", ["a"], by="ann")
+        assert said(await stop.wait()) == "no, overtaken by start (ann)"
+        (restart,) = f.tree.order("restart", ["a"])
+        await f.tree.restart("b")
+        assert f.word("a") == "stuck"
+        assert (await at_once_really(f, "stop", "b")) == "yes, stopped"
+        deaf.let_go()
+        with trio.fail_after(30):
+            assert said(await start.wait()) == "no, overtaken by restart"
+            assert said(await restart.wait()) == "yes, running"
+        assert f.tree.status("a")[0].run == "a#2"
+        assert deaf.most == 1
+
+
+@pytest.mark.parametrize("verb", ["stop", "stop now"])
+async def test_a_stop_of_what_is_stuck_is_answered_when_it_is_gone(tmp_path, deaf, verb):
+    async with forest(tmp_path, {"a": job(deaf, grace=0.05)}) as f:
+        await until(f, "a", "running")
+        f.tree.order("stop", ["a"])
+        await until(f, "a", "stuck")
+        (order,) = f.tree.order("stop", ["a"], now=verb == "stop now")
+        assert f.word("a") == "stuck"
+        deaf.let_go()
+        with trio.fail_after(30):
+            assert (await order.wait()).ok
+        assert f.word("a") == "stopped"
+
+
+async def at_once_really(f: Forest, verb: str, name: str) -> str:
+    (order,) = f.tree.order(verb, [name])
+    with trio.fail_after(30):
+        return said(await order.wait())
