@@ -36,7 +36,8 @@ from supervisor.events import Journal, ReloadRefused
 from supervisor.log import Log, open_log
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
-from supervisor.tree import Order, Supervisor, open_supervisor
+from supervisor.node import Order
+from supervisor.tree import Supervisor, open_supervisor
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
@@ -143,7 +144,7 @@ class Daemon:
             _log.warning(str(warning))
         _log.info(
             "running",
-            version=metadata.version("trio-supervisor"),
+            version=_version(),
             pid=os.getpid(),
             file=str(config.file),
             jobs=len(config.jobs),
@@ -287,6 +288,12 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(each)
     else:
         yield error
+
+
+def _version() -> str:
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("trio-supervisor")
+    return "0"
 
 
 def _complain(text: str, code: int) -> int:
