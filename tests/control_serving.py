@@ -13,7 +13,7 @@ JOBS = {
     "other": {"call": "control_jobs:idle"},
     "slow": {"call": "control_jobs:stubborn", "grace": "1h"},
     "manual": {"call": "control_jobs:idle", "start": "manual"},
-    "task": {"call": "control_jobs:endless", "once": True, "start": "manual"},
+    "task": {"call": "control_jobs:endless", "once": True, "start": "manual", "grace": "50ms"},
     "brief": {"call": "control_jobs:brief", "once": True, "start": "manual"},
     "broken": {"call": "control_jobs:broken", "once": True, "start": "manual", "restart": "temporary"},
     "hourly": {"call": "control_jobs:brief", "every": "1h"},

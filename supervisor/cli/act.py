@@ -129,7 +129,7 @@ def _failed(out: Out, verb: Verb, error: dict[str, Any], as_json: bool) -> int:
 def show(out: Out, verb: Verb, result: Any, values: dict[str, Any], as_json: bool) -> int:
     """Show a result, and judge it."""
     shower, judge = RESULTS.get(verb.name, (_show_answers, _judge_answers))
-    if as_json:
+    if as_json and not verb.streams:
         _show_json(out, result)
     else:
         shower(out, result, values)
@@ -211,7 +211,7 @@ def _show_json_anyway(out: Out, result: Any, values: dict[str, Any]) -> None:
 
 
 def _show_end(out: Out, result: Any, values: dict[str, Any]) -> None:
-    """The end of a stream has nothing to show."""
+    """The end of a stream has nothing to show: its items were it."""
 
 
 def _fine(result: Any, values: dict[str, Any]) -> int:
@@ -233,7 +233,7 @@ RESULTS: dict[str, tuple[Callable[[Out, Any, dict[str, Any]], None], Callable[[A
 
 def _show_log_line(out: Out, item: Any, values: dict[str, Any]) -> None:
     one = len(values["names"]) == 1 and not any(char in values["names"][0] for char in "*?")
-    text = item.get("line", "") if not item.get("lagged") else f"[{item['lagged']} lines were too fast for this reader]"
+    text = item.get("line", "") if not item.get("lagged") else f"[{item['lagged']} bytes were too fast for this reader]"
     out.line(text if one else f"{render.paint(item['name'], render.colour_of(item['name']), out.colour)} | {text}")
 
 

@@ -40,7 +40,7 @@ def _sum_of_parts(text: str) -> float:
             unit += char
         else:
             number += char
-    if number != "0":
+    if number != "0" or not text:
         raise ValueError(text)
     return total
 

@@ -93,7 +93,7 @@ class Reload(msgspec.Struct, frozen=True, kw_only=True):
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line that a job printed, without its end; bytes that are not UTF-8 are written as `\\xff`.
 
-    Or the mark of a reader that was too slow: `lagged` lines were not delivered.
+    Or the mark of a reader that was too slow: `lagged` bytes were not delivered.
     """
 
     name: str

@@ -22,7 +22,7 @@ import select
 import signal as signals
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,16 +33,18 @@ import trio
 
 from supervisor.control import messages
 from supervisor.control.listener import Place, SocketTaken
-from supervisor.control.messages import Branch, End, Envelope, Fault, Reload, Shutdown, Snapshot, Version
+from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Commanded, Journal, Lagged, Warned
+from supervisor.output import Lines
 from supervisor.state import Answer, JobStatus
 
 if TYPE_CHECKING:
     from supervisor.config import Plan
     from supervisor.tree import Order, Supervisor
 
+SUPERVISOR = "supervisor"
 MAX_REQUEST = 1 << 20
 MAX_CLIENTS = 1024
 MAX_UNDER_WAY = 1024
@@ -254,7 +256,7 @@ class Connection:
 
     async def serve(self) -> None:
         """Answer until the client has hung up, or has no more to ask and has got its answers."""
-        lines = Lines(self._stream)
+        lines = Requests(self._stream)
         async with trio.open_nursery() as connection:
             async with trio.open_nursery() as requests:
                 while (line := await lines.read()) != b"":
@@ -351,7 +353,7 @@ class Refused(Exception):
         super().__init__(message)
 
 
-class Lines:
+class Requests:
     """The lines of a stream, each in memory only up to `MAX_REQUEST`."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
@@ -485,7 +487,8 @@ class Call:
 
     async def notify(self, items: Iterable[object]) -> None:
         """Send items of a stream; returns when the client's system has taken them."""
-        await self._connection.send(b"".join([self._head + messages.encode(item) + b"}}\n" for item in items]))
+        if data := b"".join([self._head + messages.encode(item) + b"}}\n" for item in items]):
+            await self._connection.send(data)
 
 
 # ---------------------------------------------------------------- handlers
@@ -585,6 +588,53 @@ async def _events(call: Call, follow: bool, since: int | None, snapshot: bool) -
         return End(seq=journal.seq)
 
 
+async def _logs(call: Call, names: list[str], follow: bool, lines: int) -> End:
+    jobs = _jobs_of(call.tree.journal.table, call.tree.resolve(names) if names else None)
+    if not follow:
+        for name in jobs:
+            splitter = Lines()
+            tail = list(splitter.feed(await call.tree.outputs.tail(name, lines)))
+            await _say(call, name, [*tail, *splitter.flush()])
+        return End(seq=call.tree.journal.seq)
+    async with trio.open_nursery() as nursery:
+        for name in jobs:
+            nursery.start_soon(_follow, call, name, lines)
+    return End(seq=call.tree.journal.seq)
+
+
+async def _follow(call: Call, name: str, lines: int) -> None:
+    """What a job has printed, and what it prints from now on: the tail is taken before anything can come between."""
+    splitter = Lines()
+    with call.tree.outputs.follow(name) as follower:
+        await _say(call, name, splitter.feed(await call.tree.outputs.tail(name, lines)))
+        async for chunk in follower:
+            if isinstance(chunk, Lagged):
+                await _say(call, name, splitter.flush())
+                await call.notify([LogLine(name=name, lagged=chunk.count)])
+            else:
+                await _say(call, name, splitter.feed(chunk))
+
+
+async def _say(call: Call, name: str, lines: Iterable[bytes]) -> None:
+    await call.notify([LogLine(name=name, line=line.decode("utf-8", "backslashreplace")) for line in lines])
+
+
+def _jobs_of(table: Mapping[str, JobStatus], names: Sequence[str] | None) -> list[str]:
+    """The jobs among these names and below the supervisors among them; all without names."""
+    if names is None:
+        return [row.name for row in table.values() if row.kind != SUPERVISOR]
+    wanted = set(names)
+    return [row.name for row in table.values() if row.kind != SUPERVISOR and not wanted.isdisjoint(_ancestry(table, row))]
+
+
+def _ancestry(table: Mapping[str, JobStatus], row: JobStatus) -> Iterator[str]:
+    """A name, its supervisor's, and so on up."""
+    yield row.name
+    while row.supervisor is not None:
+        row = table[row.supervisor]
+        yield row.name
+
+
 async def _shutdown(call: Call, now: bool, wait: bool, timeout: float | None) -> Shutdown:
     call.record()
     call.tree.shutdown("told to shut down", by=call.by, kill=now)
@@ -625,6 +675,7 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "pause": _order,
     "resume": _order,
     "cancel": _order,
+    "logs": _logs,
     "events": _events,
     "shutdown": _shutdown,
     "version": _who,
