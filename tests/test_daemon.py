@@ -178,8 +178,11 @@ async def test_a_second_signal_goes_straight_to_killing_and_names_who_was_killed
 
 
 async def test_an_echo_of_the_signal_is_not_taken_for_impatience(tmp_path):
-    write(tmp_path, """[jobs.slow]\ncommand = ["sh", "-c", "trap 'sleep 0.3; exit 0' TERM; echo up; while :; do sleep 0.01; done"]
-    ready = { log = "up" }""")
+    write(
+        tmp_path,
+        """[jobs.slow]\ncommand = ["sh", "-c", "trap 'sleep 0.3; exit 0' TERM; echo up; while :; do sleep 0.01; done"]
+    ready = { log = "up" }""",
+    )
     async with daemon(tmp_path) as under_test:
         await under_test.said("ready", job="slow")
         for _ in range(5):
@@ -435,7 +438,10 @@ async def test_a_reader_of_stderr_that_does_not_read_stalls_nothing(tmp_path):
 
 
 async def test_values_of_the_environment_are_never_in_the_log(tmp_path):
-    write(tmp_path, '[log]\nlevel = "debug"\n[jobs.a]\ncommand = ["sh", "-c", "exit 3"]\nenv = { TOKEN = "s3cr3t", U = "${HIDDEN}" }')
+    write(
+        tmp_path,
+        '[log]\nlevel = "debug"\n[jobs.a]\ncommand = ["sh", "-c", "exit 3"]\nenv = { TOKEN = "s3cr3t", U = "${HIDDEN}" }',
+    )
     async with daemon(tmp_path, HIDDEN="h1dden") as under_test:
         await under_test.said("ended", job="a")
         under_test.signal(signal.SIGHUP)
@@ -524,7 +530,9 @@ async def test_as_the_first_process_of_a_container_it_works_and_leaves_no_zombie
     async with daemon(tmp_path, wrap=wrap) as under_test:
         assert (await under_test.said("running"))["pid"] == 1
         await under_test.said("ready", job="a")
-        (first,) = [pid for pid in under_test.family() if pid != under_test.process.pid and _parent(pid) == under_test.process.pid]
+        (first,) = [
+            pid for pid in under_test.family() if pid != under_test.process.pid and _parent(pid) == under_test.process.pid
+        ]
         os.kill(first, signal.SIGTERM)
         assert await under_test.ended() == 0
 

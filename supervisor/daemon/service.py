@@ -34,9 +34,9 @@ from supervisor.daemon.selection import select
 from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExceeded, SpecError
 from supervisor.events import Journal, ReloadRefused
 from supervisor.log import Log, open_log
+from supervisor.node import Order
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
-from supervisor.node import Order
 from supervisor.tree import Supervisor, open_supervisor
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
