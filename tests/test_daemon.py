@@ -437,6 +437,35 @@ async def test_a_reader_of_stderr_that_does_not_read_stalls_nothing(tmp_path):
         assert under_test.family() == []
 
 
+TALKERS = """
+import logging
+import structlog
+
+async def task():
+    structlog.get_logger().info("by structlog")
+
+def thread():
+    logging.getLogger("library").warning("by logging")
+
+async def fail():
+    secret = "s3cr3" + "t"
+    raise ValueError("it is out of order")
+"""
+
+
+async def test_what_jobs_log_by_any_logger_carries_their_name_and_run(tmp_path):
+    write(tmp_path, TALKERS, "talkers.py")
+    write(tmp_path, "".join(f'[jobs.{name}]\ncall = "talkers:{name}"\nonce = true\n' for name in ("task", "thread", "fail")))
+    async with daemon(tmp_path) as under_test:
+        assert (await under_test.said("by structlog", job="task", run="task#1"))["level"] == "info"
+        assert (await under_test.said("by logging", job="thread", run="thread#1"))["logger"] == "library"
+        await under_test.said("ended", job="fail")
+        (shown,) = [
+            line for line in under_test.lines if "exception" in line and line["job"] == "fail" and line["run"] == "fail#1"
+        ]
+        assert "ValueError: it is out of order" in shown["exception"] and "s3cr3t" not in repr(under_test.lines)
+
+
 async def test_values_of_the_environment_are_never_in_the_log(tmp_path):
     write(
         tmp_path,
