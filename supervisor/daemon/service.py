@@ -33,9 +33,10 @@ from supervisor.daemon.selection import select
 from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExceeded, SpecError
 from supervisor.events import Journal, ReloadRefused
 from supervisor.log import Log, open_log
+from supervisor.node import Order
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
-from supervisor.tree import Order, Supervisor, open_supervisor
+from supervisor.tree import Supervisor, open_supervisor
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
