@@ -15,7 +15,7 @@ from benchmarks.drivers import DRIVERS, Driver
 from benchmarks.drivers.driver import clean_environment
 from benchmarks.life import STORM_CHILDREN, Pace, Samples, measure_life, measure_storm
 from benchmarks.processes import end_everything
-from benchmarks.tasks import WAYS, measure_tasks
+from benchmarks.tasks import MANY, WAYS, measure_tasks
 
 MEASURES = ("boot", "stop", "restart", "all-back", "memory", "idle", "status", "cli", "storm", "tasks")
 
@@ -117,7 +117,7 @@ class Sweeps:
             self._measure("interpreter", "interpreter", 0, sweep, measure_interpreter)
         if "tasks" in self.plan.measures:
             for count in self.plan.tasks:
-                for way in WAYS:
+                for way in WAYS if count < MANY or sweep == 1 else ():
                     self._measure(way, "tasks", count, sweep, partial(measure_tasks, way, count))
 
     def _life(self, name: str, count: int, sweep: int) -> None:

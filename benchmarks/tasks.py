@@ -11,6 +11,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,9 @@ from benchmarks.drivers.driver import clean_environment
 from benchmarks.drivers.ours import REPOSITORY
 
 ROUNDS = 5
+MANY = 10_000
+"""From here on a measurement is one round, and made in the first sweep only."""
+
 LONG = 300.0
 
 
@@ -60,8 +64,8 @@ def in_asyncio(count: int) -> float:
 
 def in_ours(count: int) -> float:
     """Jobs of our tree, `once` and started by one command: from the command until the last has completed."""
-    from supervisor import open_supervisor
     from supervisor.events import Ended, Event
+    from supervisor.tree import open_supervisor
 
     job = {"call": "benchmarks.tasks:work", "once": True, "start": "manual", "restart": "temporary"}
     names = [f"t{index}" for index in range(count)]
@@ -94,7 +98,8 @@ def measure_tasks(way: str, count: int) -> dict[str, list[float]]:
     environment = clean_environment() | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "benchmarks.tasks", way, str(count)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=LONG, text=True)
+        with tempfile.TemporaryDirectory(prefix="bench-tasks-") as folder:
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=LONG, text=True)
     except subprocess.TimeoutExpired as error:
         raise Failed(f"{count} tasks were not done after {LONG:g} s") from error
     if done.returncode:
@@ -104,7 +109,7 @@ def measure_tasks(way: str, count: int) -> dict[str, list[float]]:
 
 def main(way: str, count: int) -> None:
     """Few tasks are measured several times, and the median counts; many, once."""
-    rounds = ROUNDS if count < 10_000 else 1
+    rounds = ROUNDS if count < MANY else 1
     print(json.dumps(sorted(WAYS[way](count) for _ in range(rounds))[rounds // 2]))
 
 
