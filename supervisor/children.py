@@ -24,7 +24,7 @@ import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +107,8 @@ class Child:
 
         SIGCONT follows, so that a stopped process hears it, unless the signal is one that stops.
         """
+        if self._pidfd < 0:
+            return  # reaped: its number may be somebody else's
         if not self.dead:
             self.sent.add(number)
         signals = (number,) if number in _STOP_SIGNALS or number == signal.SIGCONT else (number, signal.SIGCONT)
@@ -154,16 +156,20 @@ class Child:
         await self.end_rest(signal.SIGKILL)
 
     def _alive(self) -> bool:
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        try:
+            return self._pidfd >= 0 and os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
 
 class Children:
     """All child processes of this instance. Open it with `open_children`."""
 
-    def __init__(self, instance: str, nursery: trio.Nursery, warn: Callable[[str], None]) -> None:
+    nursery: trio.Nursery
+
+    def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
         self.instance = instance
         self._tag = zlib.crc32(instance.encode()) >> 1
-        self._nursery = nursery
         self._guardian = _Guardian(instance, self._tag, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
@@ -198,7 +204,7 @@ class Children:
         """
         if not self._guarded:
             self._guarded = True
-            self._nursery.start_soon(self._guardian.keep, name="guardian of the children")
+            self.nursery.start_soon(self._guardian.keep, name="guardian of the children")
         async with self._gate:
             marked = {**env, "SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": run} if run else {})}
             try:
@@ -324,6 +330,7 @@ class Children:
         """Reap the main process and forget the child. What would not die is reaped when it does."""
         pid, status, usage = _reap(child.pid)
         os.close(child._pidfd)
+        child._pidfd = -1
         del self._spawned[child.pid]
         if pid == 0:
             self._adopted[child.pid] = child._serial
@@ -341,8 +348,8 @@ class Children:
             survivors=tuple(sorted(survivors)),
         )
 
-    async def close(self) -> None:
-        """Kill what is left, as far as it can be killed, then end the guardian. Runs to its end also when cancelled."""
+    async def end(self) -> None:
+        """Kill what is left, as far as it can be killed. Runs to its end also when cancelled."""
         with trio.CancelScope(shield=True):
             for child in self._spawned.values():
                 child.send_signal(signal.SIGKILL, group=True)
@@ -355,6 +362,10 @@ class Children:
                     await _any_gone(left)
             for child in list(self._spawned.values()):
                 self._bury(child, set())
+
+    async def close(self) -> None:
+        """End the guardian: there is nothing left to guard."""
+        with trio.CancelScope(shield=True):
             await self._guardian.close()
         for fd in (self._list, self.null, self._reserve):
             if fd >= 0:
@@ -441,18 +452,20 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
     get the original), and no signal ignored but SIGPIPE and SIGXFSZ. `warn` hears of what the operator should know. On
     leaving, every child is killed. Exceptions of the body arrive in a group, as from any nursery.
     """
-    with ExitStack() as process:
+    async with AsyncExitStack() as process:
         process.enter_context(_subreaper())
         process.enter_context(_nothing_ignored())
+        children = Children(instance, warn)
+        process.push_async_callback(children.close)
+        process.enter_context(_file_limit_raised())
         async with trio.open_nursery() as nursery:
-            children = Children(instance, nursery, warn)
-            process.enter_context(_file_limit_raised())
+            children.nursery = nursery
             nursery.start_soon(children.reap_adopted, name="reaper of adopted orphans")
             try:
                 yield children
             finally:
                 nursery.cancel_scope.cancel(reason="the children are closed")
-                await children.close()
+                await children.end()
 
 
 @contextmanager

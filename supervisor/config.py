@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,7 +102,7 @@ class Config:
             return Problem("", 0, 0, dotted(path), message, warning)
         return self.document.problem(Finding(path, message, warning))
 
-    @property
+    @cached_property
     def parents(self) -> dict[str, str]:
         """Child -> the supervisor that lists it."""
         return {child: name for name, spec in self.supervisors.items() for child in spec.children}

@@ -19,7 +19,7 @@ from supervisor.toml_places import Places
 _SYNTAX_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Source:
     """One file: its name as people see it, the directory its relative paths start from, and where its keys stand."""
 

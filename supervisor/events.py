@@ -132,6 +132,8 @@ class Waiting(ChildEvent, frozen=True, kw_only=True):
 class Starting(ChildEvent, frozen=True, kw_only=True):
     """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`."""
 
+    level = "debug"
+
     run: str
     cause: str
     restart: bool = False

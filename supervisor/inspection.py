@@ -1,7 +1,8 @@
 """What a job's function is: where it comes from, how it runs, and whether it takes these arguments.
 
 Imports nothing but the standard library: `preflight` runs this file as a short-lived process, so that a module which hangs,
-prints, exits or crashes on import harms nobody. The kinds use it for the one question that both ask: `context_parameter`.
+prints, exits or crashes on import harms nobody. The kinds ask it too how a function runs and who gets the Context, so that
+`check` and the daemon agree.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 Fault = tuple[tuple[str, ...], str]
 """The keys below the job that a fault belongs to, and what it is."""
@@ -34,7 +35,7 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function)
 
 
-def kind_of(function: Callable[..., Any]) -> str:
+def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
     """How a function runs unless the file says so: `async def` as a task, `def` in a thread."""
     asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     return "task" if asynchronous else "thread"

@@ -184,6 +184,12 @@ class Node:
     # what is the same
 
     @property
+    def trouble(self) -> str:
+        """What may keep it from getting ready, to append to a sentence; empty where it is simply on its way."""
+        hopeless = self.goal is Goal.DOWN or self.finished or self.row.word == Why.BACKOFF.value
+        return f", which is {self.row.word}" if hopeless else ""
+
+    @property
     def row(self) -> JobStatus:
         """Its status."""
         return self.tree.journal.table[self.name]
@@ -231,6 +237,7 @@ class Node:
     def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
         """See `Reporter`."""
         self.emit(events.Stuck, run=run.id, cause=cause, pids=pids)
+        self.tree.look_whether_only_stuck()
 
     def progress(self, run: Run, done: float, total: float | None) -> None:
         """See `Reporter`."""
@@ -672,11 +679,11 @@ class SupervisorNode(Node):
         for name in child.spec.after:
             target = self.tree.nodes.get(name)
             if target is not None and not target.satisfied:
-                return Hold(f"waits for {name} ({target.row.word})")
+                return Hold(f"waits for {name}{target.trouble}")
         for name in self.precedence.earlier(child.name):
             sibling = self.children.get(name)
             if sibling is not None and sibling.goal is Goal.UP and not sibling.finished and not sibling.satisfied:
-                return Hold(f"waits for {name}, listed before it ({sibling.row.word})")
+                return Hold(f"waits for {name}, listed before it{sibling.trouble}")
         return None
 
     def _keep(self, child: Node, hold: Hold) -> None:
@@ -790,6 +797,7 @@ class SupervisorNode(Node):
             self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
         elif verdict is not None and not (isinstance(child, JobNode) and child.spec.scheduled):
             child.finished = True  # cancelled: no failure, and not tried again
+        self.tree.look_whether_only_stuck()
         self.touch(child)
         if (self.closing is not None or self._group is not None) and self.precedence.orders:
             self.touch_all()
@@ -931,8 +939,10 @@ class SupervisorNode(Node):
         assert life.patience is not None
         with life.patience:
             await life.gone.wait()
+        if life.gone.is_set():  # also where the grace ended in the same moment
             return
         life.run.advance(Phase.KILLING)
+        self.tree.was_late(child.name)
         if not child.killable:
             life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
             return
@@ -940,8 +950,7 @@ class SupervisorNode(Node):
         life.scope.cancel(reason=ask.cause)
         with trio.move_on_after(STUCK_AFTER):
             await life.gone.wait()
-            return
-        if child.row.word != Why.STUCK.value:
+        if not life.gone.is_set() and child.row.word != Why.STUCK.value:
             life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
 
     # ---- readiness of the whole ----

@@ -35,7 +35,10 @@ CHUNK = 64 << 10
 """The most that is read from one pipe in one turn: what a pipe holds."""
 
 PIPES_A_PASS = 32
-"""The most pipes that are read before everything else has a turn."""
+"""The most pipes that are read before everything else has a turn: a chunk of each, a few milliseconds in all."""
+
+CHUNKS_A_PASS = 4
+"""A pipe that is alone may have so many chunks read; it costs no other a turn."""
 
 GATHER = 0.01
 """Seconds to let the lines of slow writers gather, while all that comes is small (a pipe holds thousands of them)."""
@@ -160,13 +163,18 @@ class LogFile:
         """NAME becomes NAME.1, NAME.1 becomes NAME.2, and so on; the oldest goes. Where that fails, the file grows on."""
         self.close()
         try:
-            for number in range(self.rotate.keep, 1, -1):
-                _rename(self.aside(number - 1), self.aside(number))
-            if self.rotate.keep:
-                _rename(self.path, self.aside(1))
-            else:
+            if not self.rotate.keep:
                 self.path.unlink(missing_ok=True)
+            else:
+                free = 1
+                while free < self.rotate.keep and self.aside(free).exists():
+                    free += 1
+                for number in range(free, 1, -1):
+                    self.aside(number - 1).rename(self.aside(number))
+                self.path.rename(self.aside(1))
             self.aside(self.rotate.keep + 1).unlink(missing_ok=True)  # `keep` may have become less
+        except FileNotFoundError:
+            pass  # somebody else was quicker
         except OSError as error:
             self.error = error
         self._size = self._line = 0
@@ -176,11 +184,29 @@ class LogFile:
         return self.path.with_name(f"{self.path.name}.{number}")
 
 
-def _rename(old: Path, new: Path) -> None:
-    try:
-        old.rename(new)
-    except FileNotFoundError:
-        pass
+class Ring:
+    """The last `RING` bytes. Holds on to the chunks as they came, so a large one costs no copy and an idle job nothing."""
+
+    __slots__ = ("_chunks", "_size")
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._size = 0
+
+    def append(self, data: bytes) -> None:
+        """Add a chunk, and drop what it pushes out."""
+        chunks = self._chunks
+        if chunks and len(chunks[-1]) + len(data) <= SMALL:
+            chunks[-1] += data
+        else:
+            chunks.append(data)
+        self._size += len(data)
+        while self._size - len(chunks[0]) >= RING:
+            self._size -= len(chunks.pop(0))
+
+    def content(self) -> bytes:
+        """What is there, as one."""
+        return b"".join(self._chunks)[-RING:]
 
 
 class Log:
@@ -190,20 +216,18 @@ class Log:
 
     def __init__(self, file: LogFile) -> None:
         self.file = file
-        self.ring = bytearray()
+        self.ring = Ring()
         self.open_captures = 0
         self._followers: set[Follower] = set()
         self._received = 0
-        self._lost: deque[tuple[int, int]] = deque()  # (received until then, bytes lost just before)
+        self._lost: list[tuple[int, int]] = []  # (received until then, bytes lost just before)
         self._unreported = -1  # lost since the last report; -1: all is well
 
     def take(self, data: bytes, on_lost: OnLost) -> None:
         """Store one chunk and pass it on."""
         lost = self.file.write(data)
         self._received += len(data)
-        self.ring += data
-        if len(self.ring) > RING:
-            del self.ring[: len(self.ring) - RING]
+        self.ring.append(data)
         for follower in self._followers:
             follower.put(data)
         if self.file.error is not None or self._unreported >= 0:
@@ -217,7 +241,7 @@ class Log:
             return
         self._lost.append((self._received, lost))
         while self._lost[0][0] <= self._received - RING:
-            self._lost.popleft()
+            del self._lost[0]
         if self._unreported < 0:
             on_lost(lost, f"cannot write {self.file.path}: {self._reason()}")
             self._unreported = 0
@@ -236,7 +260,7 @@ class Log:
 
     async def tail(self, lines: int) -> bytes:
         """The last `lines` lines: from the ring, taken before anything is awaited, and on into the files."""
-        ring = bytes(self.ring)
+        ring = self.ring.content()
         if ring.count(b"\n") > lines:
             return _last_lines(ring, lines)
         start = self._received - len(ring)
@@ -424,6 +448,15 @@ class Capture:
             self._show(self._lines.feed(data))
         return len(data)
 
+    def read_on(self, chunks: int) -> int:
+        """Read at most so many chunks. Returns the length of the longest."""
+        most = 0
+        for _ in range(chunks):
+            if not (size := self.read()):
+                break
+            most = max(most, size)
+        return most
+
     def close(self) -> None:
         """The output is over."""
         if self.closed:
@@ -453,10 +486,11 @@ class Capture:
 class Outputs:
     """The captured output of all jobs. Open it with `open_outputs`."""
 
-    def __init__(self, directory: Path, echo: Echo | None, nursery: trio.Nursery) -> None:
+    nursery: trio.Nursery
+
+    def __init__(self, directory: Path, echo: Echo | None) -> None:
         self.echo = echo
         self._directory = directory
-        self._nursery = nursery
         self._logs: dict[str, Log] = {}
         self._captures: dict[int, Capture] = {}
         self._epoll = select.epoll()
@@ -478,7 +512,7 @@ class Outputs:
         log = self._log(name, path, rotate or Rotate())
         capture = Capture(self, name, log, on_line, on_lost or _ignore)
         self._captures[capture._read] = capture
-        self._epoll.register(capture._read, select.EPOLLIN)
+        self._epoll.register(capture._read, select.EPOLLIN)  # cannot fail for a pipe that was just made
         return capture
 
     async def tail(self, name: str, lines: int) -> bytes:
@@ -496,7 +530,7 @@ class Outputs:
 
     def linger(self, capture: Capture) -> None:
         """Read on in the background until the pipe has been silent for `IDLE_GRACE`, at most for `HARD_LIMIT`."""
-        self._nursery.start_soon(self._linger, capture)
+        self.nursery.start_soon(self._linger, capture)
 
     def forget(self, fd: int) -> None:
         """This pipe is about to be closed."""
@@ -519,10 +553,10 @@ class Outputs:
             if not ready:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
                 continue
-            most = max(capture.read() or 0 for fd, _ in ready if (capture := self._captures.get(fd)))
-            now = trio.current_time()
-            steady, last = now - last < 2 * GATHER, now
-            if most < SMALL and steady:
+            chunks = max(1, CHUNKS_A_PASS // len(ready))
+            most = max(capture.read_on(chunks) for fd, _ in ready if (capture := self._captures.get(fd)))
+            passed, last = trio.current_time() - last, trio.current_time()
+            if most < SMALL and most * GATHER < SMALL * passed:  # at this pace, it stays small
                 await trio.sleep(GATHER)
             else:
                 await trio.lowlevel.checkpoint()
@@ -559,11 +593,14 @@ async def open_outputs(directory: Path, *, echo: Echo | None = None) -> AsyncIte
     `echo` gets (job, line) of everything as it comes, and may neither block nor raise. On leaving, what the pipes still hold
     is stored. Exceptions of the body arrive in a group, as from any nursery.
     """
-    async with trio.open_nursery() as nursery:
-        outputs = Outputs(directory, echo, nursery)
-        nursery.start_soon(outputs.pump, name="pump of captured output")
-        try:
-            yield outputs
-        finally:
-            nursery.cancel_scope.cancel(reason="the outputs are closed")
-            outputs.close()
+    outputs = Outputs(directory, echo)
+    try:
+        async with trio.open_nursery() as nursery:
+            outputs.nursery = nursery
+            nursery.start_soon(outputs.pump, name="pump of captured output")
+            try:
+                yield outputs
+            finally:
+                nursery.cancel_scope.cancel(reason="the outputs are closed")
+    finally:
+        outputs.close()

@@ -25,6 +25,7 @@ from supervisor.config import Config
 from supervisor.errors import Problem
 from supervisor.kinds.job import JobSpec
 from supervisor.reading import quoted
+from supervisor.spec import shown
 
 IMPORT_LIMIT = 10.0
 """Seconds that one module may take to import."""
@@ -83,7 +84,7 @@ def check(
 def _daemon_warnings(config: Config) -> Iterator[Problem]:
     for index, directory in enumerate(config.daemon.path):
         if not Path(directory).is_dir():
-            yield config.problem(("daemon", "path", index), f"no such directory: {quoted(directory)}", warning=True)
+            yield config.problem(("daemon", "path", index), f"no such directory: {_named(directory)}", warning=True)
     if (Path(__file__).parent / "supervisorctl.py").exists():
         message = (
             "the package `supervisor` of another project is installed over this one: remove one, or use another environment"
@@ -96,14 +97,19 @@ def _process_faults(
 ) -> Iterator[inspection.Fault]:
     cwd = spec.cwd or str(base)
     if no_cwd := _directory_fault(cwd):
-        yield ("cwd",), f"{no_cwd}: {quoted(spec.cwd or cwd)}"
+        yield ("cwd",), f"{no_cwd}: {_named(cwd)}"
     program = spec.command[0] if isinstance(spec.command, tuple) else (spec.command or "").partition(" ")[0]
     if not no_cwd or program.startswith("/"):
         search = spec.env.get("PATH") or environ.get("PATH") or os.defpath
         if fault := program_fault(program, cwd, search):
             yield ("command",), fault
     if spec.output.startswith("/") and Path(spec.output).is_dir():
-        yield ("output",), f"a directory, expected a file: {quoted(spec.output)}"
+        yield ("output",), f"a directory, expected a file: {_named(spec.output)}"
+
+
+def _named(path: str) -> str:
+    """A path in a message: whole, and as the file writes it."""
+    return f'"{shown(path)}"'
 
 
 def _directory_fault(name: str) -> str:
@@ -120,20 +126,20 @@ def _program_fault(program: str, cwd: str, search: str) -> str:
     faults = [_file_fault(Path(cwd, directory, program), program) for directory in search.split(os.pathsep)]
     if "" in faults:
         return ""
-    return next((fault for fault in faults if fault), f"no program {quoted(program)} in the job's PATH")
+    return next((fault for fault in faults if fault), f"no program {_named(program)} in the job's PATH")
 
 
 def _file_fault(path: Path, program: str) -> str | None:
     """Why a file cannot be run: nothing when it can, None when it is not there."""
     if not path.exists():
-        return f"no such program: {quoted(program)}" if "/" in program else None
+        return f"no such program: {_named(program)}" if "/" in program else None
     if path.is_dir():
-        return f"a directory, expected a program: {quoted(program)}"
+        return f"a directory, expected a program: {_named(program)}"
     if not os.access(path, os.X_OK):
-        return f"not executable: {quoted(program)}; chmod +x makes it so"
+        return f"not executable: {_named(program)}; chmod +x makes it so"
     interpreter = _interpreter(path)
     if interpreter and not Path(interpreter).exists():
-        return f"{quoted(program)} wants an interpreter that is not there: {quoted(interpreter)}"
+        return f"{_named(program)} wants an interpreter that is not there: {_named(interpreter)}"
     return ""
 
 

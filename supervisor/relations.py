@@ -16,10 +16,13 @@ ROOT = ""
 """The implicit supervisor of what nobody lists. No name is empty."""
 
 Edge = tuple[str, str]
-"""Who comes after whom, as the file says it; the members of the list where only its order says so."""
+"""Who comes after whom, as the file says it; two neighbours of a list where only its order says so."""
+
+Order = dict[str, dict[str, Edge]]
+"""Among the children of one supervisor: later -> earlier -> the line of the file behind it."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Tree:
     """Jobs and supervisors with the lines between them. `where` tells the place of a key, for a message."""
 
@@ -147,19 +150,9 @@ def _give_up(tree: Tree) -> None:
             tree.reading.fault(tree.path(name, "give_up"), message)
 
 
-@dataclass
-class _Order:
-    """Who comes after whom among the children of one supervisor, and which line of the file says so."""
-
-    after: dict[str, dict[str, Edge]] = field(default_factory=dict)
-
-    def add(self, later: str, earlier: str, edge: Edge) -> None:
-        self.after.setdefault(later, {}).setdefault(earlier, edge)
-
-
-def _orders(tree: Tree) -> dict[str, _Order]:
+def _orders(tree: Tree) -> dict[str, Order]:
     """Every `after` lifted to the siblings below the lowest common ancestor, and list order under rest_for_one."""
-    orders = {supervisor: _Order() for supervisor in tree.siblings}
+    orders: dict[str, Order] = {supervisor: {} for supervisor in tree.siblings}
     for name, target, path in _edges(tree):
         if target not in tree.members:
             tree.reading.fault(path, f"no job or supervisor {quoted(target)}{did_you_mean(target, tree.members)}")
@@ -167,12 +160,12 @@ def _orders(tree: Tree) -> dict[str, _Order]:
             tree.reading.fault(path, problem)
         else:
             supervisor, later, earlier = _lifted(tree, name, target)
-            orders[supervisor].add(later, earlier, (name, target))
+            orders[supervisor].setdefault(later, {}).setdefault(earlier, (name, target))
     for supervisor, spec in tree.supervisors.items():
         if spec.strategy is Strategy.REST_FOR_ONE:
             children = tree.siblings[supervisor]
             for earlier, later in pairwise(children):
-                orders[supervisor].add(later, earlier, (later, earlier))
+                orders[supervisor].setdefault(later, {}).setdefault(earlier, (later, earlier))
     return orders
 
 
@@ -199,7 +192,7 @@ def _lifted(tree: Tree, name: str, target: str) -> tuple[str, str, str]:
     return mine[depth - 1], mine[depth], theirs[depth]
 
 
-def _cycles_in_order(tree: Tree, supervisor: str, order: _Order) -> bool:
+def _cycles_in_order(tree: Tree, supervisor: str, order: Order) -> bool:
     """Report one cycle of each knot; whether there is any."""
     left = _knots(order)
     found = bool(left)
@@ -209,7 +202,7 @@ def _cycles_in_order(tree: Tree, supervisor: str, order: _Order) -> bool:
         said = next(edge for edge in edges if edge[1] in tree.members[edge[0]].after)
         path = tree.path(said[0], "after", tree.members[said[0]].after.index(said[1]))
         tree.reading.fault(path, f"a cycle in `after`: {_arrows(cycle)}{_lines(tree, cycle, edges)}")
-        left = _knots(_Order({later: targets for later, targets in left.items() if later not in cycle}))
+        left = _knots({later: targets for later, targets in left.items() if later not in cycle})
     return found
 
 
@@ -223,9 +216,9 @@ def _lines(tree: Tree, cycle: list[str], edges: list[Edge]) -> str:
     return "" if plain and not any("listed" in text for text in texts) else f" ({', '.join(texts)})"
 
 
-def _knots(order: _Order) -> dict[str, dict[str, Edge]]:
+def _knots(order: Order) -> dict[str, dict[str, Edge]]:
     """What is left of an order when all that can be started, one after another, is taken away."""
-    waiting = {later: set(targets) for later, targets in order.after.items()}
+    waiting = {later: set(targets) for later, targets in order.items()}
     dependants: dict[str, list[str]] = {}
     for later, targets in waiting.items():
         for target in targets:
@@ -237,7 +230,7 @@ def _knots(order: _Order) -> dict[str, dict[str, Edge]]:
             if not waiting[later]:
                 free.append(later)
     return {
-        later: {target: edge for target, edge in order.after[later].items() if target in targets}
+        later: {target: edge for target, edge in order[later].items() if target in targets}
         for later, targets in waiting.items()
         if targets
     }
@@ -264,7 +257,7 @@ def _arrows(cycle: list[str]) -> str:
     return " -> ".join([*cycle, cycle[0]])
 
 
-def _graces(tree: Tree, orders: dict[str, _Order]) -> None:
+def _graces(tree: Tree, orders: dict[str, Order]) -> None:
     """Warn when an orderly stop, runs in hand first and then the services in order, may take longer than the daemon's grace."""
     runs = [name for name, spec in tree.jobs.items() if not spec.service]
     drained = max(runs, key=lambda name: tree.jobs[name].grace, default=None)
@@ -277,14 +270,14 @@ def _graces(tree: Tree, orders: dict[str, _Order]) -> None:
         tree.reading.warn(tree.path(slowest, "grace"), message)
 
 
-def _slowest_chain(tree: Tree, orders: dict[str, _Order]) -> list[str]:
+def _slowest_chain(tree: Tree, orders: dict[str, Order]) -> list[str]:
     """The services that take longest to stop one after another, in start order."""
     slowest: dict[str, tuple[float, list[str]]] = {}
     depths = sorted(tree.supervisors, key=lambda name: len(tree.lineage(name)), reverse=True)
     for supervisor in [*depths, ROOT]:
         chains: dict[str, tuple[float, list[str]]] = {}
         for name in _in_start_order(tree.siblings[supervisor], orders[supervisor]):
-            seconds, names = max((chains[earlier] for earlier in orders[supervisor].after.get(name, ())), default=(0.0, []))
+            seconds, names = max((chains[earlier] for earlier in orders[supervisor].get(name, ())), default=(0.0, []))
             job = tree.jobs.get(name)
             own, below = slowest[name] if job is None else (job.grace, [name]) if job.service else (0.0, [])
             chains[name] = seconds + own, names + below
@@ -292,11 +285,11 @@ def _slowest_chain(tree: Tree, orders: dict[str, _Order]) -> list[str]:
     return slowest[ROOT][1]
 
 
-def _in_start_order(names: list[str], order: _Order) -> list[str]:
+def _in_start_order(names: list[str], order: Order) -> list[str]:
     """`names`, each after those it waits for. The order has no cycle."""
-    waiting = {name: len(order.after.get(name, ())) for name in names}
+    waiting = {name: len(order.get(name, ())) for name in names}
     dependants: dict[str, list[str]] = {}
-    for later, targets in order.after.items():
+    for later, targets in order.items():
         for target in targets:
             dependants.setdefault(target, []).append(later)
     free = [name for name in names if not waiting[name]]
@@ -318,9 +311,9 @@ def _intensities(tree: Tree) -> None:
         children = [tree.members[child].backoff for child in tree.siblings[name] if _restarts(tree.members[child])]
         if limit is None or not children or tree.reading.broken(path[:2]):
             continue
-        alone = strategy is not Strategy.ONE_FOR_ONE
-        waits = [_waits(backoff, period, limit) for backoff in ([own, *children] if alone else children)]
-        if (max if alone else sum)(len(fitting) for fitting, _ in waits) <= limit:
+        backoffs = children if strategy is Strategy.ONE_FOR_ONE else [own]  # a group has one backoff, its supervisor's
+        waits = [_waits(backoff, period, limit) for backoff in backoffs]
+        if sum(len(fitting) for fitting, _ in waits) <= limit:
             tree.reading.warn(path, _out_of_reach(limit, period, max(waits)[1]))
 
 
@@ -347,6 +340,6 @@ def _waits(backoff: Backoff, period: float, limit: int) -> tuple[list[float], li
 def _out_of_reach(limit: int, period: float, waits: list[float]) -> str:
     shown = " + ".join(f"{wait:.3g}" for wait in waits[1:7]) + (" + ..." if len(waits) > 7 else "")
     return (
-        f"never reached: by backoff alone a child's {limit + 1} restarts take at least {shown} = {sum(waits):.4g} s, "
+        f"never reached: by backoff alone {limit + 1} restarts take at least {shown} = {sum(waits):.4g} s, "
         f"period is {period:g} s; lower intensity, or raise period"
     )

@@ -126,11 +126,6 @@ def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Readi
             reading.unexpected((*path, "success_exit_codes", index), "expected an exit code from 0 to 255", code)
 
 
-def _output(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if "rotate" in given and spec.rotate.size == 0:
-        reading.unexpected((*path, "rotate", "size"), "expected more than 0", 0)
-
-
 _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...] = (
     _what,
     _kind,
@@ -140,5 +135,4 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _restart,
     _ready,
     _exit_codes,
-    _output,
 )

@@ -421,7 +421,7 @@ def written(value: Any) -> str:
     if value is None or value is msgspec.NODEFAULT:
         return "none"
     if isinstance(value, Seconds):
-        return f'"{_duration(value)}"'
+        return f'"{duration(value)}"'
     if isinstance(value, Bytes):
         return f'"{_size(value)}"'
     if isinstance(value, enum.Enum):
@@ -435,9 +435,11 @@ def written(value: Any) -> str:
     return quoted(value)
 
 
-def _duration(seconds: float) -> str:
-    if seconds >= 60 and seconds % 60 == 0:
-        return f"{seconds / 60:g}m"
+def duration(seconds: float) -> str:
+    """A duration as people write it."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:g}{unit}"
     return f"{seconds:g}s" if seconds >= 1 or seconds == 0 else f"{seconds * 1000:g}ms"
 
 

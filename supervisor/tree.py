@@ -31,7 +31,7 @@ from supervisor.node import COMMANDS, JobNode, Node, Order, SupervisorNode
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.spec import ChildSpec, SupervisorSpec
-from supervisor.state import Answer, Goal, JobStatus, Phase
+from supervisor.state import Answer, Goal, JobStatus, Phase, Why
 
 KILL_LIMIT = 5.0
 """Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
@@ -65,10 +65,11 @@ class Supervisor:
         self.survivors: tuple[str, ...] = ()
         """What was still alive when the tree gave up waiting for it."""
         self.late: tuple[str, ...] = ()
-        """Who did not end within the daemon's grace, and was killed."""
+        """Who did not end in time when the tree ended, and was killed."""
         self._begun = trio.Event()
         self._hurry = trio.CancelScope()
         self._ended = trio.Event()
+        self._only_stuck = trio.Event()
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         for name in _in_order(config):
             self._make(name, config)
@@ -352,7 +353,7 @@ class Supervisor:
                 await self._drain()
                 self._enter(Phase.STOPPING)
                 self._root_run.advance(Phase.STOPPING)
-                await trio.sleep_forever()
+                await self._only_stuck.wait()
         await self._kill()
         await trio.sleep(LAST_RESORT)
         if last_resort is not None:
@@ -378,9 +379,22 @@ class Supervisor:
                 if node.in_hand and node.life is not None:
                     nursery.start_soon(_wait_at_most, node.grace, node.life.gone)
 
+    def was_late(self, name: str) -> None:
+        """Remember, where the tree is ending, that this one needed more than its grace."""
+        if self.ending and name not in self.late:
+            self.late += (name,)
+
+    def look_whether_only_stuck(self) -> None:
+        """Cut the wait short once nothing is left that could still end: a stop does not wait for what will not come."""
+        if self.phase.value is Phase.STOPPING:
+            living = self._living()
+            if living and all(node.row.word == Why.STUCK.value for node in living):
+                self._only_stuck.set()
+
     async def _kill(self) -> None:
         """No more grace for anybody; name who needed it, and at last who survived even that."""
-        self.late = tuple(node.name for node in self._living())
+        for node in self._living():
+            self.was_late(node.name)
         self._enter(Phase.KILLING)
         self._root_run.advance(Phase.KILLING)
         for supervisor in self._supervisors():
@@ -523,3 +537,6 @@ def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], enviro
     if isinstance(config, Mapping):
         return configuration.from_mapping(config, Path.cwd(), environ)
     return configuration.load(Path(config), environ)
+
+
+__all__ = ["Order", "Supervisor", "open_supervisor"]

@@ -16,7 +16,7 @@ from supervisor import schema as schemas
 from supervisor.config import Config
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.shapes import written
+from supervisor.shapes import duration
 from supervisor.spec import SupervisorSpec, shown
 
 FILE_IS_WRONG = 78
@@ -93,7 +93,7 @@ def _nodes(loaded: Config, parent: str | None, kinds: dict[str, str]) -> Iterato
 
 def _when(spec: JobSpec) -> str:
     if spec.every is not None:
-        return f"every {written(spec.every).strip(chr(34))}"
+        return f"every {duration(spec.every)}"
     return "once" if spec.once else "service"
 
 
@@ -110,7 +110,7 @@ def _lines(loaded: Config, file: Path, tree: list[dict[str, Any]]) -> Iterator[s
 def _rows(nodes: list[dict[str, Any]], depth: int) -> Iterator[tuple[str, str]]:
     for node in nodes:
         if node["kind"] == "supervisor":
-            limit = "" if node["intensity"] is None else f", at most {node['intensity']} restarts in {node['period']:g} s"
+            limit = "" if node["intensity"] is None else f", at most {node['intensity']} restarts in {duration(node['period'])}"
             text = f"{node['strategy']}{limit}"
         else:
             text = f"{node['kind']}, {node['when']}" + (", started by hand" if node["start"] == "manual" else "")

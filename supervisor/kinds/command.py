@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from supervisor.children import Child, ExitReport
+from supervisor.children import Child, ExitReport, signal_name
 from supervisor.errors import SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
@@ -39,9 +39,15 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     Asked to end: the stop signal; when the main process is gone, what it left gets SIGTERM. Cancelled, or when the main
     process ended by itself: everything is killed. Returns or raises only when nothing of it is alive, or was `abandoned`.
     """
-    with _output(spec, run, resources, spec.ready.log if spec.ready else None) as (stdout, capture):
+    pattern = spec.ready.log if spec.ready else None
+    with _output(spec, run, resources, pattern) as (stdout, capture):
         child = await resources.children.spawn(
-            _argv(spec), env=_environ(spec, run, resources), cwd=spec.cwd, stdout=stdout, stderr=stdout, run=run.id
+            _argv(spec),
+            env=_environ(spec, run, resources),
+            cwd=spec.cwd or str(resources.base),
+            stdout=stdout,
+            stderr=stdout,
+            run=run.id,
         )
         if capture is not None:
             capture.release()
@@ -126,7 +132,7 @@ def _outcome(spec: JobSpec, child: Child, report: ExitReport) -> Outcome:
     if report.survivors:
         return Outcome(reason=f"abandoned: {_stuck(report.survivors)}", failed=True, code=report.code, signal=report.signal)
     if report.signal is not None:
-        asked = report.signal in {signal.Signals(number).name for number in child.sent}
+        asked = report.signal in map(signal_name, child.sent)
         reason = f"killed by {report.signal}" + (", core dumped" if report.core else "")
         return Outcome(reason=reason, failed=not asked, signal=report.signal)
     if report.code is None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import typing
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from supervisor.errors import RunFailed
-from supervisor.kinds.context import Context
+from supervisor.inspection import context_parameter, kind_of
 
 
 class CallableNotFound(RunFailed):
@@ -35,22 +34,4 @@ def load(call: str | Callable[..., Any]) -> Callable[..., Any]:
     return typing.cast("Callable[..., Any]", target)
 
 
-def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
-    """How a function runs unless the file says so: `async def` as a task, `def` in a thread."""
-    target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-    while hasattr(target, "func"):  # functools.partial
-        target = target.func
-    return "task" if inspect.iscoroutinefunction(target) else "thread"
-
-
-def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The name of the parameter annotated `Context`, if there is one."""
-    try:
-        hints = typing.get_type_hints(function)
-    except Exception:
-        # An annotation that cannot be evaluated is none of our business; compare what is written.
-        hints = dict(getattr(function, "__annotations__", {}))
-    for name, hint in hints.items():
-        if name != "return" and (hint is Context or (isinstance(hint, str) and hint.rpartition(".")[2] == "Context")):
-            return name
-    return None
+__all__ = ["CallableNotFound", "context_parameter", "kind_of", "load"]

@@ -1,0 +1,344 @@
+"""The kind `command`: real children under the tree's rules, with a reporter that notes what it is told."""
+
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from supervisor import guardian
+from supervisor.children import Children, open_children
+from supervisor.errors import RunFailed, SpawnFailed
+from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run
+from supervisor.output import Outputs, open_outputs
+from supervisor.probes import FreshFile, Ready
+from supervisor.state import Phase
+
+
+class Notes:
+    """The reporter's side of a run."""
+
+    def __init__(self) -> None:
+        self.pid = None
+        self.cause = None
+        self.lost = []
+        self.is_ready = trio.Event()
+        self.has_pid = trio.Event()
+
+    def ready(self, run, cause):
+        self.cause = cause
+        self.is_ready.set()
+
+    def spawned(self, run, pid):
+        self.pid = pid
+        self.has_pid.set()
+
+    def stuck(self, run, cause, pids):
+        raise AssertionError(cause)
+
+    def progress(self, run, done, total):
+        raise AssertionError("a command has no progress")
+
+    def output_lost(self, run, count, cause):
+        self.lost.append((count, cause))
+
+
+class House:
+    """What a run lives in, and the runs that a test makes."""
+
+    def __init__(self, children: Children, outputs: Outputs, logs: Path, nursery: trio.Nursery) -> None:
+        self.resources = Resources(children=children, outputs=outputs, environ={**os.environ, "NOTIFY_SOCKET": "/not/yours"})
+        self.outputs = outputs
+        self.logs = logs
+        self.nursery = nursery
+        self.runs = 0
+
+    def start(self, **spec) -> "Life":
+        self.runs += 1
+        return Life(self, JobSpec(**spec), self.runs)
+
+    async def finish(self, **spec) -> Outcome:
+        return await self.start(**spec).end()
+
+    def log(self) -> bytes:
+        return (self.logs / "job.log").read_bytes()
+
+
+class Life:
+    """One run, started; its outcome or its exception when it is over."""
+
+    def __init__(self, house: House, spec: JobSpec, number: int) -> None:
+        self.notes = Notes()
+        self.run = Run("job", number, self.notes)
+        self.scope = trio.CancelScope()
+        self.outcome = None
+        self.error = None
+        self.over = trio.Event()
+        house.nursery.start_soon(self._live, house, spec)
+
+    async def _live(self, house: House, spec: JobSpec) -> None:
+        with self.scope:
+            try:
+                self.outcome = await KINDS["command"].run(spec, self.run, house.resources)
+            except RunFailed as error:
+                self.error = error
+        self.over.set()
+
+    async def end(self) -> Outcome:
+        await self.over.wait()
+        if self.error is not None:
+            raise self.error
+        return self.outcome
+
+    async def ready(self) -> int:
+        await self.notes.is_ready.wait()
+        return self.notes.pid
+
+    async def stop(self) -> Outcome:
+        self.run.advance(Phase.STOPPING)
+        return await self.end()
+
+    async def kill(self) -> None:
+        self.scope.cancel(reason="grace is over")
+        await self.over.wait()
+
+
+@asynccontextmanager
+async def open_house(logs: Path):
+    with trio.fail_after(30):
+        async with open_children(f"test-{os.getpid()}") as children, open_outputs(logs) as outputs:
+            async with trio.open_nursery() as nursery:
+                yield House(children, outputs, logs, nursery)
+                nursery.cancel_scope.cancel(reason="the test is over")
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with open_house(tmp_path / "logs") as house:
+        yield house
+
+
+def sh(script: str) -> tuple[str, ...]:
+    return ("sh", "-c", script)
+
+
+def logged_pid(house: House) -> int:
+    return int(house.log().split()[0])
+
+
+def alive(pid: int) -> bool:
+    return bool(guardian.read(f"/proc/{pid}/stat")) and not guardian.zombie(pid)
+
+
+async def test_a_command_that_ends_reports_its_code_and_all_its_output(house):
+    life = house.start(command=sh("echo out; echo err >&2; exit 3"))
+    outcome = await life.end()
+    assert (outcome.failed, outcome.code, outcome.signal, outcome.reason) == (True, 3, None, "exited with code 3")
+    assert house.log() == b"out\nerr\n"
+    assert life.notes.pid == life.run.pid
+    assert life.notes.cause == "started"
+
+
+async def test_success_is_what_the_job_says_it_is(house):
+    assert not (await house.finish(command=("true",))).failed
+    assert not (await house.finish(command=sh("exit 3"), success_exit_codes=(0, 3))).failed
+    assert (await house.finish(command=("true",), success_exit_codes=(3,))).failed
+
+
+async def test_a_death_by_a_strange_signal_is_a_failure(house):
+    outcome = await house.finish(command=sh("kill -9 $$"))
+    assert (outcome.failed, outcome.code, outcome.signal) == (True, None, "SIGKILL")
+    assert outcome.reason == "killed by SIGKILL"
+
+
+async def test_a_command_that_cannot_be_started_says_why(house):
+    await house.finish(command=("true",))
+    await trio.testing.wait_all_tasks_blocked()
+    fds = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(SpawnFailed, match="no program 'no-such-thing' in the job's PATH"):
+        await house.finish(command=("no-such-thing",))
+    with pytest.raises(SpawnFailed, match="cannot split the command"):
+        await house.finish(command="echo 'unfinished")
+    assert set(os.listdir("/proc/self/fd")) == fds
+
+
+async def test_a_string_is_split_as_a_shell_would_but_sees_no_shell(house):
+    await house.finish(command="echo 'two words' $HOME | cat")
+    assert house.log() == b"two words $HOME | cat\n"
+
+
+async def test_the_environment_is_the_daemons_and_the_jobs_and_the_marks(house):
+    await house.finish(command=("env",), env={"COLOUR": "blue"})
+    env = dict(line.split("=", 1) for line in house.log().decode().splitlines())
+    assert env["COLOUR"] == "blue"
+    assert env["PATH"] == os.environ["PATH"]
+    assert (env["SUPERVISOR_JOB"], env["SUPERVISOR_RUN"], env["SUPERVISOR_WORKER"]) == ("job", "job#1", "0")
+    assert env["SUPERVISOR_INSTANCE"] == house.resources.children.instance
+    assert "NOTIFY_SOCKET" not in env
+
+
+async def test_the_working_directory_is_the_jobs(house, tmp_path):
+    await house.finish(command=("pwd",), cwd=str(tmp_path))
+    assert house.log().decode().strip() == str(tmp_path)
+
+
+async def test_output_can_go_to_a_file_or_nowhere(house, tmp_path):
+    await house.finish(command=("echo", "hello"), output=str(tmp_path / "own.log"))
+    await house.finish(command=("echo", "hello"), output="null")
+    assert (tmp_path / "own.log").read_bytes() == b"hello\n"
+    assert not house.logs.exists()
+
+
+async def test_output_can_be_inherited(tmp_path, capfd):
+    async with open_house(tmp_path) as house:
+        await house.finish(command=("echo", "to the daemon's own"), output="inherit")
+    assert capfd.readouterr().out == "to the daemon's own\n"
+
+
+async def test_lost_output_is_reported_to_the_run(house):
+    life = house.start(command=("head", "-c", "100000", "/dev/zero"), output="/dev/full")
+    assert not (await life.end()).failed
+    assert sum(count for count, _ in life.notes.lost) == 100_000
+
+
+async def test_a_polite_stop_sends_the_stop_signal_and_keeps_the_last_words(house):
+    life = house.start(command=sh("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.01; done"), ready=Ready(log="up"))
+    await life.ready()
+    outcome = await life.stop()
+    assert (outcome.failed, outcome.code) == (False, 0)
+    assert house.log() == b"up\nbye\n"
+
+
+async def test_the_stop_signal_is_the_jobs_own_and_a_death_by_it_is_no_failure(house):
+    life = house.start(command=("sleep", "100"), stop_signal="USR1")
+    await life.ready()
+    outcome = await life.stop()
+    assert (outcome.failed, outcome.signal) == (False, "SIGUSR1")
+
+
+async def test_a_stop_that_was_asked_before_the_start_is_heard(house):
+    life = house.start(command=("sleep", "100"))
+    assert (await life.stop()).signal == "SIGTERM"
+
+
+@pytest.mark.parametrize(("stop_to", "heard"), [("main", []), ("group", [b"child"])])
+async def test_the_stop_signal_goes_to_the_main_process_or_to_its_group(house, stop_to, heard):
+    loop = "while :; do sleep 0.01; done"
+    script = f"trap 'exit 0' USR2; sh -c 'trap \"echo child; exit\" USR2; echo up; {loop}' & {loop}"
+    life = house.start(command=sh(script), stop_signal="USR2", stop_to=stop_to, ready=Ready(log="up"))
+    await life.ready()
+    assert (await life.stop()).code == 0
+    assert [line for line in house.log().split() if line == b"child"] == heard  # the shell has words of its own
+
+
+async def test_a_stopped_process_is_stopped_all_the_same(house):
+    life = house.start(command=("sleep", "100"))
+    os.kill(await life.ready(), signal.SIGSTOP)
+    assert (await life.stop()).signal == "SIGTERM"
+
+
+async def test_what_outlives_the_main_process_of_a_stop_is_asked_too(house):
+    left = "setsid sh -c 'trap \"echo left; exit\" TERM; echo $$; while :; do sleep 0.01; done' & exec sleep 100"
+    life = house.start(command=sh(left), ready=Ready(log=r"^\d+$"))
+    await life.ready()
+    pid = logged_pid(house)
+    assert not (await life.stop()).failed
+    assert house.log().split()[1:] == [b"left"]
+    assert not alive(pid)
+
+
+async def test_when_grace_is_over_everything_is_killed(house):
+    script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done' & while :; do sleep 1; done"
+    life = house.start(command=sh(script), ready=Ready(log=r"^\d+$"))
+    pid = await life.ready()
+    life.run.advance(Phase.STOPPING)
+    await life.kill()
+    assert life.scope.cancelled_caught
+    assert not alive(pid)
+    assert not alive(logged_pid(house))
+
+
+async def test_what_a_crash_leaves_behind_is_killed_at_once(house):
+    script = "(setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done' &); sleep 0.2; exit 9"
+    outcome = await house.finish(command=sh(script))
+    assert (outcome.failed, outcome.code) == (True, 9)
+    assert not alive(logged_pid(house))
+
+
+async def test_output_of_a_grandchild_that_holds_the_pipe_does_not_delay_the_end(house):
+    started = trio.current_time()
+    outcome = await house.finish(command=sh("echo hi; sleep 50 & exit 3"))
+    assert outcome.code == 3
+    assert house.log() == b"hi\n"
+    assert trio.current_time() - started < 10
+
+
+async def test_many_runs_leave_no_descriptor_task_or_zombie(house):
+    await house.finish(command=("echo", "warm"))
+    fds, tasks = len(os.listdir("/proc/self/fd")), trio.lowlevel.current_statistics().tasks_living
+    for _ in range(50):
+        await house.finish(command=("echo", "hello"))
+    assert len(os.listdir("/proc/self/fd")) == fds
+    assert trio.lowlevel.current_statistics().tasks_living == tasks
+    assert house.log() == b"warm\n" + b"hello\n" * 50
+
+
+async def test_ready_by_a_line_of_output(house):
+    life = house.start(
+        command=sh("printf 'not yet\\nlist'; sleep 0.05; echo ening on 80; sleep 100"), ready=Ready(log=r"listening on \d+")
+    )
+    await life.ready()
+    assert life.notes.cause == "its output said so"
+    await life.stop()
+
+
+async def test_ready_by_a_file_in_a_directory_that_is_not_there_yet(house, tmp_path):
+    path = tmp_path / "a" / "b" / "ready"
+    life = house.start(command=sh(f"mkdir -p {path.parent}; sleep 0.05; touch {path}; sleep 100"), ready=Ready(file=str(path)))
+    await life.ready()
+    assert path.exists()
+    assert life.notes.cause == "its file is there"
+    await life.stop()
+
+
+@pytest.mark.parametrize("renewal", ["touch {0}", "echo x > {0}", "rm {0}; touch {0}", "touch {0}.new; mv {0}.new {0}"])
+async def test_a_file_of_an_earlier_run_does_not_count_until_it_is_renewed(house, tmp_path, renewal):
+    path, go = tmp_path / "ready", tmp_path / "go"
+    path.write_text("old")
+    os.mkfifo(go)
+    life = house.start(command=sh(f"read x < {go}; {renewal.format(path)}; sleep 100"), ready=Ready(file=str(path)))
+    await life.notes.has_pid.wait()
+    await trio.testing.wait_all_tasks_blocked()
+    (tmp_path / "another").touch()
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    assert not life.run.is_ready
+    await trio.to_thread.run_sync(go.write_text, "go\n")
+    await life.ready()
+    await life.stop()
+
+
+async def test_a_file_is_found_when_its_directory_is_moved_away_and_back(tmp_path):
+    (tmp_path / "run").mkdir()
+    fresh = FreshFile(tmp_path / "run" / "ready")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fresh.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            (tmp_path / "run").rename(tmp_path / "away")
+            await trio.testing.wait_all_tasks_blocked()
+            (tmp_path / "away" / "ready").touch()
+            (tmp_path / "away").rename(tmp_path / "run")
+
+
+async def test_a_run_that_ends_before_its_file_is_there_is_not_ready(house, tmp_path):
+    life = house.start(command=("true",), ready=Ready(file=str(tmp_path / "never")))
+    assert not (await life.end()).failed
+    assert not life.run.is_ready
+
+
+async def test_a_python_child_that_prints_and_exits_at_once_loses_nothing(house):
+    await house.finish(command=(sys.executable, "-c", "print('x' * 100_000)"))
+    assert house.log() == b"x" * 100_000 + b"\n"
