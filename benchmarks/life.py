@@ -167,7 +167,7 @@ def measure_life(driver: Driver, child: Child, count: int, measures: frozenset[s
         try:
             life.check(client)
             _measure_at_rest(life, client, measures, pace, found)
-            _measure_deaths(life, measures, pace, found)
+            _measure_deaths(life, client, measures, pace, found)
             life.check(client)
         finally:
             client.close()
@@ -189,10 +189,21 @@ def _measure_at_rest(life: Life, client: Client, measures: frozenset[str], pace:
         found["cli"] = _repeat(lambda: life.command(launch), pace.commands, pace.command_seconds)
 
 
-def _measure_deaths(life: Life, measures: frozenset[str], pace: Pace, found: Samples) -> None:
+def _measure_deaths(life: Life, client: Client, measures: frozenset[str], pace: Pace, found: Samples) -> None:
     if "restart" in measures:
-        victims = iter(random.sample(life.setup.slots, min(pace.kills, life.setup.count)))
-        found["restart"] = _repeat(lambda: life.restart(next(victims)), min(pace.kills, life.setup.count), pace.kill_seconds)
+        kills = min(pace.kills, life.setup.count)
+        victims = iter(random.sample(life.setup.slots, kills))
+        fresh: list[float] = []
+
+        def kill_and_ask() -> float:
+            took = life.restart(next(victims))
+            if "status" in measures:  # of what has just changed, so that no reply can be an old one
+                fresh.append(_timed(client.ask))
+            return took
+
+        found["restart"] = _repeat(kill_and_ask, kills, pace.kill_seconds)
+        if fresh:
+            found["fresh_status"] = fresh
     if "all-back" in measures:
         pause(pace.settle_seconds)
         found["all_back"] = [life.all_back()]

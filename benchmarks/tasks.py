@@ -64,8 +64,8 @@ def in_asyncio(count: int) -> float:
 
 def in_ours(count: int) -> float:
     """Jobs of our tree, `once` and started by one command: from the command until the last has completed."""
+    from supervisor import open_supervisor
     from supervisor.events import Ended, Event
-    from supervisor.tree import open_supervisor
 
     job = {"call": "benchmarks.tasks:work", "once": True, "start": "manual", "restart": "temporary"}
     names = [f"t{index}" for index in range(count)]
