@@ -80,8 +80,8 @@ def main(
     """Measure our supervisor beside its floors and its peers."""
     if peers:
         look_for_peers_in(peers.absolute())
-    pace = QUICK if quick else Pace()
-    plan = Plan(chosen(drivers or DRIVERS), sorted(counts), frozenset(measures or MEASURES), runs, pace, minutes * 60, tasks)
+    pace, seconds = (QUICK, 0.0) if quick else (Pace(), minutes * 60)
+    plan = Plan(chosen(drivers or DRIVERS), sorted(counts), frozenset(measures or MEASURES), runs, pace, seconds, tasks)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=memory_folder()) as folder, workplace():
         child = Child.build(Path(folder))
         sweeps = Sweeps(plan, child, lambda line: click.echo(line, err=True))

@@ -38,7 +38,7 @@ class Plan:
     measures: frozenset[str]
     runs: int
     pace: Pace
-    seconds: float
+    seconds: float  # after which nothing is measured again for being noisy
     tasks: Sequence[int] = (1_000, 100_000)
 
 

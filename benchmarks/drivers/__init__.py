@@ -1,7 +1,7 @@
 """How each supervisor is configured, asked and stopped."""
 
 from benchmarks.drivers.circus import Circus
-from benchmarks.drivers.driver import Client, Driver, Launch, Rows, Setup, connected, look_for_peers_in
+from benchmarks.drivers.driver import PATIENCE, Client, Driver, Launch, Rows, Setup, connected, look_for_peers_in
 from benchmarks.drivers.floors import CFloor, TrioFloor
 from benchmarks.drivers.ours import Ours
 from benchmarks.drivers.runit import Runit
@@ -22,4 +22,4 @@ DRIVERS: dict[str, Driver] = {
     )
 }
 
-__all__ = ["DRIVERS", "Client", "Driver", "Launch", "Rows", "Setup", "connected", "look_for_peers_in"]
+__all__ = ["DRIVERS", "PATIENCE", "Client", "Driver", "Launch", "Rows", "Setup", "connected", "look_for_peers_in"]

@@ -13,6 +13,9 @@ from typing import Literal, Protocol
 
 from benchmarks.children import Child, Failed, Mode, pause
 
+PATIENCE = 30.0
+"""Seconds that a client waits for an answer."""
+
 Role = Literal["ours", "floor", "peer"]
 Rows = Mapping[str, int | None]
 
@@ -48,7 +51,10 @@ class Client(Protocol):
     """A connection to a running supervisor, from this process: the same client host for all."""
 
     def ask(self) -> bytes:
-        """The status of all, as it comes over the protocol: until the last byte is here. This is what is timed."""
+        """The status of all, as it comes over the protocol: until the last byte is here. This is what is timed.
+
+        TimeoutError when it is not here after PATIENCE.
+        """
 
     def rows(self, reply: bytes) -> Rows:
         """The reply, decoded: job -> pid, None where the protocol does not say. This is not timed, but checked."""
@@ -109,16 +115,22 @@ def found(name: str) -> str:
     raise Failed(f"{name} is not installed")
 
 
-def connect(path: Path, timeout: float = 30) -> socket.socket:
-    """A Unix stream connection; every wait on it ends after `timeout` seconds."""
+def connect(path: Path) -> socket.socket:
+    """A Unix stream connection; each wait on it ends after PATIENCE."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(timeout)
+    connection.settimeout(PATIENCE)
     try:
         connection.connect(str(path))
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def check_time(end: float) -> None:
+    """Raise TimeoutError after `end`: for answers that come in drops, each within its own time."""
+    if time.monotonic() > end:
+        raise TimeoutError(f"no whole answer within {PATIENCE:g} s")
 
 
 def connected(open_client: Callable[[], Client], *, timeout: float, alive: Callable[[], bool]) -> Client:
@@ -142,9 +154,11 @@ class LineClient:
         self._question = question + b"\n"
 
     def ask(self) -> bytes:
+        end = time.monotonic() + PATIENCE
         self._connection.sendall(self._question)
         reply = bytearray()
         while not reply.endswith(b"\n"):
+            check_time(end)
             if not (part := self._connection.recv(1 << 18)):
                 raise Failed("the supervisor hung up in the middle of its answer")
             reply += part

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.client
 import signal
+import time
 import xmlrpc.client
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.drivers.driver import Client, Launch, Role, Rows, Setup, connect, found, missing_programs
+from benchmarks.drivers.driver import PATIENCE, Client, Launch, Role, Rows, Setup, check_time, connect, found, missing_programs
 
 QUESTION = xmlrpc.client.dumps((), "supervisor.getAllProcessInfo")
 
@@ -30,12 +31,15 @@ class _Client:
         connect(path).close()
 
     def ask(self) -> bytes:
-        connection = _Connection(self._path)
+        end = time.monotonic() + PATIENCE
+        connection, reply = _Connection(self._path), bytearray()
         try:
             connection.request("POST", "/RPC2", QUESTION, {"Content-Type": "text/xml"})
-            return connection.getresponse().read()
-        except (TimeoutError, http.client.HTTPException) as error:
-            raise TimeoutError(str(error)) from error
+            response = connection.getresponse()
+            while part := response.read1(1 << 18):
+                reply += part
+                check_time(end)
+            return bytes(reply)
         finally:
             connection.close()
 
