@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.children import Child, Failed, Mode, Starts, pause
 from benchmarks.drivers import PATIENCE, Client, Driver, Launch, Setup, connected
-from benchmarks.processes import Daemon, pss_of, use_of
+from benchmarks.processes import Daemon, pss_of, use_of, used_between
 
 Samples = dict[str, list[float]]
 
@@ -93,8 +93,8 @@ class Life:
         pids = self.helpers()
         before, began = use_of(pids), time.monotonic()
         pause(seconds)
-        after, took = use_of(pids), time.monotonic() - began
-        return (after.cpu - before.cpu) / 1e9 / took, (after.waits - before.waits) / took
+        used, took = used_between(before, use_of(pids)), time.monotonic() - began
+        return used.cpu / 1e9 / took, used.waits / took
 
     def restart(self, slot: int) -> float:
         """SIGKILL one child; seconds until its successor runs."""

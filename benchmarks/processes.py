@@ -94,21 +94,36 @@ def _reap_the_dead() -> None:
 
 @dataclass(frozen=True)
 class Use:
-    """Processor time (nanoseconds) and voluntary waits of some processes, since each began."""
+    """Processor time (nanoseconds) and voluntary waits of one thread since it began."""
 
     cpu: int
     waits: int
 
 
-def use_of(pids: Sequence[int]) -> Use:
-    """What `pids` have used, all their threads together."""
-    cpu = waits = 0
+Uses = Mapping[tuple[int, int], Use]
+
+
+def use_of(pids: Sequence[int]) -> Uses:
+    """What every thread of `pids` has used, by pid and thread."""
+    found = {}
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
-            cpu += int((task / "schedstat").read_text().split()[0])
-            status = (task / "status").read_text()
-            waits += int(status.split("voluntary_ctxt_switches:", 1)[1].split(None, 1)[0])
-    return Use(cpu, waits)
+            try:
+                cpu = int((task / "schedstat").read_text().split()[0])
+                status = (task / "status").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # a thread that has just ended
+            waits = int(status.split("voluntary_ctxt_switches:", 1)[1].split(None, 1)[0])
+            found[pid, int(task.name)] = Use(cpu, waits)
+    return found
+
+
+def used_between(before: Uses, after: Uses) -> Use:
+    """The difference. A thread that has ended took its numbers with it: it woke up once, at least, to do so."""
+    ended = len(before.keys() - after.keys())
+    nothing = Use(0, 0)
+    cpu = sum(use.cpu - before.get(thread, nothing).cpu for thread, use in after.items())
+    return Use(cpu, ended + sum(use.waits - before.get(thread, nothing).waits for thread, use in after.items()))
 
 
 def pss_of(pids: Sequence[int]) -> int:

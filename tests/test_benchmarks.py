@@ -17,6 +17,7 @@ import pytest
 from benchmarks.children import RECORD, Child, Failed, Starts, compiler
 from benchmarks.drivers import DRIVERS
 from benchmarks.life import QUICK
+from benchmarks.processes import Use, used_between
 from benchmarks.report import METRICS_BY_KEY, Report, percentile_99
 from benchmarks.sweep import Plan, Result, Sweeps
 
@@ -170,6 +171,12 @@ def test_a_half_written_record_is_read_when_it_is_whole(tmp_path: Path) -> None:
         assert (starts.total, starts.pid, starts.at) == (1, [42], [7])
     finally:
         starts.close()
+
+
+def test_a_thread_that_ends_while_idle_is_measured_counts_as_one_wake_up() -> None:
+    before = {(1, 1): Use(500, 10), (1, 2): Use(900, 40)}
+    after = {(1, 1): Use(700, 12), (1, 3): Use(30, 1)}
+    assert used_between(before, after) == Use(230, 4)
 
 
 def test_waiting_for_what_does_not_happen_fails_with_its_name(tmp_path: Path) -> None:
