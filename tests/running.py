@@ -65,6 +65,7 @@ class Running:
         self.log: list[dict[str, Any]] = []
         self._mark = f"RUNNING_UNDER_TEST={mark}"
         self._more = trio.Event()
+        self._seen: set[int] = set()
 
     async def __call__(self, *words: str, code: int = 0) -> str:
         """Run `supervisor WORDS`, which must end with `code`; gives what it printed, stdout first."""
@@ -108,8 +109,11 @@ class Running:
                 await self._more.wait()
 
     def family(self) -> set[int]:
-        """The daemon, and every living process that descends from it, by a mark in the environment."""
-        return {pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._mark in _environ(pid)}
+        """The daemon and every living process of its own: by a mark in the environment, as its child, or seen before."""
+        everyone = set(map(int, filter(str.isdigit, os.listdir("/proc"))))
+        found = {pid for pid in everyone if self._mark in _environ(pid) or _parent(pid) == self.process.pid}
+        self._seen = found | self._seen & everyone
+        return self._seen
 
     async def ended(self, patience: float = PATIENCE) -> int:
         """The exit code of the daemon."""
@@ -192,3 +196,10 @@ def _environ(pid: int) -> str:
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

@@ -26,7 +26,7 @@ from supervisor.control.verbs import VERBS
 from supervisor.errors import SpecError
 
 sys.path.insert(0, str(ROOT / "docs"))
-import reference  # noqa: E402
+import reference
 
 README = ROOT / "README.md"
 OURS = [README, *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "benchmarks.md")]
