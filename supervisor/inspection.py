@@ -24,7 +24,7 @@ Fault = tuple[tuple[str, ...], str]
 """The keys below the job that a fault belongs to, and what it is."""
 
 _PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
-_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*Context(\s*\|\s*None)?\]?")
+_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*(?:Thread)?Context(\s*\|\s*None)?\]?")
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -42,7 +42,7 @@ def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The name of the parameter annotated `Context`, which the supervisor passes itself; None without one."""
+    """The parameter annotated `Context` or `ThreadContext`, which the supervisor passes itself; None without one."""
     return next((name for name, each in signature(function).parameters.items() if _is_context(each.annotation)), None)
 
 
@@ -51,7 +51,8 @@ def _is_context(annotation: Any) -> bool:
         return _CONTEXT.fullmatch(annotation.strip()) is not None
     if arguments := typing.get_args(annotation):
         return any(map(_is_context, arguments))
-    return getattr(annotation, "__name__", "") == "Context" and annotation.__module__.split(".")[0] == "supervisor"
+    ours = getattr(annotation, "__module__", "").split(".")[0] == "supervisor"
+    return ours and getattr(annotation, "__name__", "") in ("Context", "ThreadContext")
 
 
 def inspect_call(call: str, args: Mapping[str, str], kind: str | None) -> dict[str, Any]:

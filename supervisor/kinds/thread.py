@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 import trio
+from structlog.contextvars import bound_contextvars
 
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.function import context_parameter, load
@@ -16,7 +17,10 @@ from supervisor.state import Phase
 
 
 class ThreadContext:
-    """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited."""
+    """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited.
+
+    A parameter annotated `Context` gets one too; this name is for those whose type checker should know.
+    """
 
     def __init__(self, run: Run, stopping: threading.Event) -> None:
         self._run = run
@@ -75,7 +79,8 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     run.on_stopping(stopping.set)
     if spec.ready is None:
         run.ready("started")
-    await trio.to_thread.run_sync(
-        lambda: function(**args), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=run.id
-    )
+    with bound_contextvars(job=run.job, run=run.id):
+        await trio.to_thread.run_sync(
+            lambda: function(**args), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=run.id
+        )
     return COMPLETED
