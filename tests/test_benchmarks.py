@@ -42,23 +42,25 @@ class Harness:
         self.started.append(process)
         return process
 
+    def left(self) -> dict[int, str]:
+        """What still runs and bears its mark: pid -> command line."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # gone, or not ours to read
+        return found
+
     def close(self) -> None:
-        """After a test that failed: SIGTERM ends it and all below it, as Ctrl-C does."""
+        """After a test that failed: end it, and what it should have ended."""
         for process in self.started:
             if process.poll() is None:
                 process.terminate()
                 process.communicate()
-
-    def left(self) -> list[str]:
-        """The command lines of what still runs and bears its mark."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue  # gone, or not ours to read
-        return found
+        for pid in self.left():
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_a_quick_run_measures_every_floor_and_leaves_nothing_behind(harness: Har
             assert values[floor, metric] > 0, (floor, metric)
         assert values[floor, "idle_cpu"] >= 0
         assert floor in out.splitlines()[2]
-    assert harness.left() == []
+    assert harness.left() == {}
 
 
 def test_ctrl_c_in_the_middle_of_a_life_leaves_nothing_behind(harness: Harness, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_ctrl_c_in_the_middle_of_a_life_leaves_nothing_behind(harness: Harness, 
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert json.loads(file.read_text())["results"], "what was measured before is not lost"
-    assert harness.left() == []
+    assert harness.left() == {}
 
 
 def test_a_stop_that_leaves_a_process_is_a_failure_and_every_process_is_ended(harness: Harness, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_a_stop_that_leaves_a_process_is_a_failure_and_every_process_is_ended(ha
     process = harness.start("-c", textwrap.dedent(script), str(tmp_path / "log"))
     out, err = process.communicate(timeout=60)
     assert out.splitlines() == ["the stop was not over in time: 1 processes were left", "1"], err
-    assert harness.left() == []
+    assert harness.left() == {}
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["in C", "in Python"])
