@@ -201,7 +201,7 @@ async def test_a_child_gets_the_limit_of_open_files_that_we_were_started_with():
 
 
 async def test_the_marks_are_there_and_leave_no_trace_on_ourselves(children):
-    child = await children.spawn(["sleep", "100"], env=ENV, run="api#3")
+    child, _ = await start_saying(children, "echo $$; sleep 100", 1, run="api#3")
     assert guardian.environ_mark(child.pid, f"SUPERVISOR_INSTANCE={children.instance}".encode(), b"SUPERVISOR_RUN=api#3")
     tag, _ = guardian.limit_mark(child.pid)
     assert tag == children._tag
@@ -406,7 +406,7 @@ async def test_what_cannot_be_killed_is_named_and_the_wait_for_it_can_be_abandon
     assert report.survivors == (child.pid,)
     assert (report.code, report.signal) == (None, None)
     os.kill(child.pid, signal.SIGKILL)
-    while child.pid in _children_of(os.getpid()):
+    while guardian.read(f"/proc/{child.pid}/stat"):
         await trio.sleep(0.001)  # reaped when it dies at last
     holder._pidfd = os.pidfd_open(holder.pid)
     await end(holder)
