@@ -1,0 +1,90 @@
+"""A supervisor: jobs kept running in a restart tree, on Trio.
+
+    from supervisor import open_supervisor, Context
+
+    async with open_supervisor("supervisor.toml") as tree:
+        await tree.wait_running()
+        await tree.restart("api")
+
+The public names; each is imported when it is first asked for, so that a control command loads neither Trio nor the tree.
+
+    errors spec state events        the plain base: what can go wrong, what a file can say, what is, what happens
+    restart                         who is restarted, when, or who gives up
+    children output probes kinds    what a run is
+    config tree                     the file, and the tree that runs it
+    control client cli              the socket, and who speaks to it
+    log systemd daemon              the process round it
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from supervisor.config import Config
+    from supervisor.control.aclient import AsyncClient
+    from supervisor.control.client import Client
+    from supervisor.control.wire import Unreachable
+    from supervisor.errors import ControlError, RestartIntensityExceeded, SpecError, SupervisorError
+    from supervisor.kinds.context import Context
+    from supervisor.kinds.job import JobSpec
+    from supervisor.spec import SupervisorSpec
+    from supervisor.state import Answer, Goal, JobStatus, Phase, State
+    from supervisor.tree import Supervisor, open_supervisor
+
+_HOME = {
+    "Answer": "state",
+    "AsyncClient": "control.aclient",
+    "Client": "control.client",
+    "Config": "config",
+    "Context": "kinds.context",
+    "ControlError": "errors",
+    "Goal": "state",
+    "JobSpec": "kinds.job",
+    "JobStatus": "state",
+    "Phase": "state",
+    "RestartIntensityExceeded": "errors",
+    "SpecError": "errors",
+    "State": "state",
+    "Supervisor": "tree",
+    "SupervisorError": "errors",
+    "SupervisorSpec": "spec",
+    "Unreachable": "control.wire",
+    "open_supervisor": "tree",
+}
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "Client",
+    "Config",
+    "Context",
+    "ControlError",
+    "Goal",
+    "JobSpec",
+    "JobStatus",
+    "Phase",
+    "RestartIntensityExceeded",
+    "SpecError",
+    "State",
+    "Supervisor",
+    "SupervisorError",
+    "SupervisorSpec",
+    "Unreachable",
+    "open_supervisor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

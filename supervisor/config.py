@@ -2,48 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
-from supervisor.errors import Problem
+from supervisor import later, relations, rules, toml_places
+from supervisor.document import Document, Source, open_document
+from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.spec import AutoShutdown, Seconds, Spec, SupervisorSpec
+from supervisor.reading import BAD, Finding, Reading, did_you_mean, dotted
+from supervisor.shapes import Field, table, table_of
+from supervisor.spec import AutoShutdown, Expanded, Seconds, Spec, Strategy, SupervisorSpec, shown
+
+TABLES = ("daemon", "defaults", "log", "supervisors", "jobs")
+OUTPUTS = ("capture", "inherit", "null")
+
+
+_DAEMON = {"reload": "daemon"}  # a change needs a restart of the daemon
 
 
 class DaemonSpec(Spec, frozen=True, kw_only=True):
     """The `[daemon]` table."""
 
-    name: Annotated[str, Meta(description="what the daemon calls itself in its log and to systemd")] = "supervisor"
+    name: Annotated[str, Meta(description="what the daemon calls itself in its log and to systemd", extra=_DAEMON)] = (
+        "supervisor"
+    )
     state_dir: Annotated[
         str | None,
-        Meta(description="where it keeps its socket, lock and logs; $STATE_DIRECTORY under systemd, else .supervisor/ beside the file"),
+        Meta(
+            description="where it keeps its socket, lock and logs; $STATE_DIRECTORY under systemd, else .supervisor/ "
+            "beside the file",
+            extra=_DAEMON,
+        ),
     ] = None
-    socket: Annotated[str | None, Meta(description="path of the control socket; control.sock in the state directory unless given")] = None
-    grace: Annotated[Seconds, Meta(description="how long an orderly stop may take in all; then everything is killed")] = Seconds(80)
+    socket: Annotated[
+        str | None,
+        Meta(description="path of the control socket; control.sock in the state directory unless given", extra=_DAEMON),
+    ] = None
+    grace: Annotated[Seconds, Meta(description="how long an orderly stop may take in all; then everything is killed")] = (
+        Seconds(80)
+    )
     include: Annotated[tuple[str, ...], Meta(description="globs of more TOML files to merge, relative to this one")] = ()
     env: Annotated[dict[str, str], Meta(description="environment for every child. Values are never shown anywhere")] = {}
     intensity: Annotated[
-        int | None, Meta(ge=0, description="more than this many restarts at the root within `period` end the daemon with 1; never unless set")
+        int | None,
+        Meta(
+            ge=0,
+            description="more than this many restarts at the root within `period` end the daemon with 1; never unless set",
+        ),
     ] = None
-    period: Annotated[Seconds, Meta(description="the sliding window for `intensity`")] = Seconds(60)
+    period: Annotated[Seconds, Meta(gt=0, description="the sliding window for `intensity`")] = Seconds(60)
     auto_shutdown: Annotated[
         AutoShutdown, Meta(description="end, with success, when any or all significant jobs at the root have ended")
     ] = AutoShutdown.NEVER
-    path: Annotated[tuple[str, ...], Meta(description="more directories to import job modules from; the file's own comes first")] = ()
+    path: Annotated[
+        tuple[str, ...],
+        Meta(description="more directories to import job modules from; the file's own comes first", extra=_DAEMON),
+    ] = ()
 
 
 class LogSpec(Spec, frozen=True, kw_only=True):
     """The `[log]` table: the daemon's own log."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="the least important line that is written")] = "info"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="the least important line that is written")
+    ] = "info"
     format: Annotated[
-        Literal["auto", "console", "json"], Meta(description="console for people, json for machines; auto: console on a terminal")
+        Literal["auto", "console", "json"],
+        Meta(description="console for people, json for machines; auto: console on a terminal", extra=_DAEMON),
     ] = "auto"
-    file: Annotated[str | None, Meta(description="write to this file instead of stderr")] = None
+    file: Annotated[str | None, Meta(description="write to this file instead of stderr", extra=_DAEMON)] = None
 
 
 @dataclass(frozen=True)
@@ -60,8 +93,16 @@ class Config:
     jobs: Mapping[str, JobSpec] = field(default_factory=dict)
     supervisors: Mapping[str, SupervisorSpec] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
+    document: Document | None = field(default=None, repr=False, compare=False)
+    """The files it was read from; None for a configuration that was built in Python."""
 
-    @property
+    def problem(self, path: toml_places.Path, message: str, *, warning: bool = False) -> Problem:
+        """A problem of the key at `path`, with its place in the files."""
+        if self.document is None:
+            return Problem("", 0, 0, dotted(path), message, warning)
+        return self.document.problem(Finding(path, message, warning))
+
+    @cached_property
     def parents(self) -> dict[str, str]:
         """Child -> the supervisor that lists it."""
         return {child: name for name, spec in self.supervisors.items() for child in spec.children}
@@ -82,3 +123,240 @@ class Plan:
     restarted: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """Read a TOML file and those it includes.
+
+    Raises SpecError with every fault that can be seen without looking at anything but these files. Warnings are in
+    `Config.warnings`. `environ` is what `${NAME}` reads.
+    """
+    reading = Reading(environ)
+    document = open_document(Path(path), reading)
+    if not document.tables and document.problems:
+        raise SpecError(document.problems)
+    return _Loader(document, reading).config(Path(path).absolute())
+
+
+def from_mapping(mapping: Mapping[str, Any], base: Path, environ: Mapping[str, str]) -> Config:
+    """The same for a dict, as the library is given it. Relative paths start from `base`. Raises SpecError."""
+    document = Document(Source("", Path(base).absolute()))
+    document.add(document.main, mapping)
+    return _Loader(document, Reading(environ)).config(None)
+
+
+class _Loader:
+    """One reading of a document."""
+
+    def __init__(self, document: Document, reading: Reading) -> None:
+        self._document = document
+        self._reading = reading
+
+    def config(self, file: Path | None) -> Config:
+        self._tables()
+        daemon, log = self._daemon(), self._log()
+        supervisors = self._supervisors()
+        jobs = self._jobs(supervisors, daemon.env)
+        if self._document.complete:
+            relations.check(
+                relations.Tree(
+                    jobs=jobs,
+                    supervisors=supervisors,
+                    reading=self._reading,
+                    where=self._document.where,
+                    auto_shutdown=daemon.auto_shutdown,
+                    intensity=daemon.intensity,
+                    period=daemon.period,
+                    grace=daemon.grace,
+                )
+            )
+        faults, warnings = self._problems()
+        if faults:
+            raise SpecError(faults)
+        base = self._document.main.base
+        return Config(
+            file, base, daemon, log, jobs, supervisors, warnings=tuple(warnings), document=self._document if file else None
+        )
+
+    def _problems(self) -> tuple[list[Problem], list[Problem]]:
+        found = [self._document.problem(finding) for finding in self._reading.findings]
+        ordered = self._document.in_order([*self._document.problems, *found])
+        return [each for each in ordered if not each.warning], [each for each in ordered if each.warning]
+
+    def _tables(self) -> None:
+        for name, content in self._document.tables.items():
+            if name in later.TABLES:
+                self._reading.fault((name,), "not supported yet")
+            elif name not in TABLES:
+                self._reading.fault((str(name),), f"unknown table{did_you_mean(str(name), TABLES)}")
+            else:
+                table(content, (name,), self._reading)
+
+    def _table(self, name: str) -> Mapping[str, Any]:
+        content = self._document.tables.get(name, {})
+        return content if isinstance(content, Mapping) and not self._reading.broken((name,)) else {}
+
+    def _daemon(self) -> DaemonSpec:
+        fields = table_of(DaemonSpec).read_fields(self._table("daemon"), ("daemon",), self._reading)
+        rules.check_environment(("daemon", "env"), fields.get("env", {}), self._reading)
+        for key in ("state_dir", "socket"):
+            if key in fields:
+                fields[key] = self._rooted(("daemon", key), fields[key])
+        if "path" in fields:
+            fields["path"] = tuple(self._rooted(("daemon", "path", at), each) for at, each in enumerate(fields["path"]))
+        if state_directory := self._reading.environ.get("STATE_DIRECTORY"):
+            fields.setdefault("state_dir", state_directory.split(":")[0])
+        return DaemonSpec(**fields)
+
+    def _log(self) -> LogSpec:
+        fields = table_of(LogSpec).read_fields(self._table("log"), ("log",), self._reading)
+        if "file" in fields:
+            fields["file"] = self._rooted(("log", "file"), fields["file"])
+        return LogSpec(**fields)
+
+    def _supervisors(self) -> dict[str, SupervisorSpec]:
+        supervisors = {}
+        for name, content in self._table("supervisors").items():
+            path = ("supervisors", name)
+            rules.check_name(path, self._reading)
+            fields = table_of(SupervisorSpec).read_fields(content, path, self._reading)
+            supervisors[name] = spec = SupervisorSpec(**({} if fields is BAD else fields))
+            rules.check_child(path, spec, self._reading)
+        return supervisors
+
+    def _jobs(self, supervisors: Mapping[str, SupervisorSpec], env: dict[str, str]) -> dict[str, JobSpec]:
+        defaults = self._defaults()
+        strategies = {child: spec.strategy for spec in supervisors.values() for child in spec.children}
+        return {
+            name: self._job(name, own, inherited(name, own, defaults, strategies.get(name)) if defaults else own, env)
+            for name, own in self._table("jobs").items()
+        }
+
+    def _defaults(self) -> dict[str, Any]:
+        """`[defaults]`, read once by itself for its faults; what is in order is then read again as part of each job."""
+        content = self._table("defaults")
+        table_of(JobSpec).read_fields(content, ("defaults",), self._reading)
+        return {key: value for key, value in content.items() if not self._reading.broken(("defaults", key))}
+
+    def _job(self, name: str, own: Any, content: Any, env: dict[str, str]) -> JobSpec:
+        path = ("jobs", name)
+        rules.check_name(path, self._reading)
+        fields = table_of(JobSpec).read_fields(content, path, self._reading)
+        if fields is BAD:
+            return JobSpec()
+        given = frozenset(content)
+        if "command" in given:
+            self._process(path, own, fields, env)
+        if (ready := fields.get("ready")) is not None and ready.file is not None:
+            file = self._rooted((*path, "ready", "file"), ready.file, "ready" in own)
+            fields["ready"] = msgspec.structs.replace(ready, file=file)
+        spec = JobSpec(**fields)
+        rules.check_child(path, spec, self._reading)
+        rules.check_job(name, spec, given, self._reading)
+        return spec
+
+    def _process(self, path: toml_places.Path, own: Any, fields: dict[str, Any], env: dict[str, str]) -> None:
+        """What a child process gets whole: absolute paths, and the environment of `[daemon]` under its own."""
+        if "env" in fields:
+            rules.check_environment((*path, "env"), fields["env"], self._reading)
+        if env:
+            fields["env"] = {**env, **fields.get("env", {})}
+        if "cwd" in fields:
+            fields["cwd"] = self._rooted((*path, "cwd"), fields["cwd"], "cwd" in own)
+        if (output := fields.get("output")) is not None and output not in OUTPUTS:
+            if "/" not in output and (hint := did_you_mean(output, OUTPUTS)):
+                self._reading.warn((*path, "output"), f"a file of that name{hint}")
+            fields["output"] = self._rooted((*path, "output"), output, "output" in own)
+
+    def _rooted(self, path: toml_places.Path, value: str, own: bool = True) -> str:
+        """A path of the file made absolute: it belongs to the file that it stands in."""
+        if value.startswith("~"):
+            self._reading.warn(path, '"~" is not expanded: there is no shell here; write "${HOME}"')
+        table, key = path[:2] if own else ("defaults", path[2])
+        absolute = str(self._document.origin(str(table), str(key)).base / value)
+        return Expanded(absolute, shown(value)) if isinstance(value, Expanded) else absolute
+
+
+def inherited(name: str, own: Any, defaults: Mapping[str, Any], strategy: Strategy | None) -> Any:
+    """A job's table with what applies to it of `[defaults]`. Tables merge key by key, except `ready`, which is one probe."""
+    if not isinstance(own, Mapping):
+        return own
+    merged = dict(own)
+    for key, value in defaults.items():
+        if key not in own and _applies(key, value, own, defaults, strategy, name):
+            merged[key] = value
+        elif key != "ready" and isinstance(value, Mapping) and isinstance(own.get(key), Mapping):
+            merged[key] = {**value, **own[key]}
+    return merged
+
+
+def _applies(
+    key: str, value: Any, own: Mapping[str, Any], defaults: Mapping[str, Any], strategy: Strategy | None, name: str
+) -> bool:
+    """Whether a default makes sense for a job; one that does not is passed over."""
+    needed = table_of(JobSpec).fields[key].extra.get("for")
+    if needed in ("command", "call") and needed not in own:
+        return False
+    once = bool(own.get("once"))
+    scheduled = not once and ("every" in own or "every" in defaults)
+    match key:
+        case "command" | "call":
+            return "command" not in own and "call" not in own
+        case "kind":
+            return (value == "command") is ("command" in own)
+        case "restart":
+            return not scheduled and not (once and value == "permanent")
+        case "once" | "every":
+            return not once and "every" not in own
+        case "run_on_start":
+            return scheduled
+        case "give_up":
+            return strategy in (None, Strategy.ONE_FOR_ONE)
+        case "ready":
+            return not isinstance(value, Mapping) or ("notify" if "command" in own else "log") not in value
+        case "after":
+            return name not in value
+    return True
+
+
+def diff(old: Config, new: Config) -> Plan:
+    """What a reload from `old` to `new` does. Identity is the name."""
+    was, now = {**old.supervisors, **old.jobs}, {**new.supervisors, **new.jobs}
+    old_parents, new_parents = old.parents, new.parents
+    kept = [name for name in now if name in was and type(now[name]) is type(was[name])]
+    moved = [name for name in kept if old_parents.get(name) != new_parents.get(name)]
+    differing = {name: _differing(was[name], now[name]) for name in kept if name not in moved}
+    restarted = [name for name, keys in differing.items() if any(key.extra.get("reload") == "restart" for key in keys)]
+    return Plan(
+        added=tuple(name for name in now if name not in kept),
+        removed=tuple(name for name in was if name not in kept),
+        moved=tuple(moved),
+        restarted=tuple(restarted),
+        changed=tuple(name for name, keys in differing.items() if keys and name not in restarted),
+        notes=tuple(_notes(old, new)),
+    )
+
+
+def _notes(old: Config, new: Config) -> Iterator[str]:
+    for name, before, after in (("daemon", old.daemon, new.daemon), ("log", old.log, new.log)):
+        for key in _differing(before, after):
+            if key.extra.get("reload") == "daemon":
+                yield f"{name}.{key.name}: needs a restart of the daemon; the rest is applied"
+            elif key.name not in ("include", "env"):
+                yield f"{name}.{key.name}: changed live"
+
+
+def _differing(old: Spec, new: Spec) -> list[Field]:
+    fields = table_of(type(new)).fields
+    return [field for name, field in fields.items() if not _same(getattr(old, name), getattr(new, name))]
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equality that tells 1, 1.0 and true apart, which a function's `args` may."""
+    if type(old) is not type(new) and not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    if isinstance(old, dict):
+        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in old)
+    if isinstance(old, (list, tuple)):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return bool(old == new)

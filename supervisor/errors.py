@@ -88,5 +88,14 @@ class RestartIntensityExceeded(SupervisorError):
         super().__init__(f"more than {intensity} restarts within {period:g} s")
 
 
+class EssentialEnded(SupervisorError):
+    """An essential job or supervisor failed for good, and the whole tree with it."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(f"essential {name} failed: {reason}")
+
+
 class InternalError(SupervisorError):
     """A fault of ours: an invariant does not hold. The process ends with 70 rather than go on."""

@@ -18,6 +18,7 @@ import msgspec
 import trio
 from msgspec.structs import replace
 
+from supervisor.errors import InternalError
 from supervisor.state import Exit, Goal, JobStatus, Phase, State, Why, move, word
 
 
@@ -130,6 +131,8 @@ class Waiting(ChildEvent, frozen=True, kw_only=True):
 
 class Starting(ChildEvent, frozen=True, kw_only=True):
     """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`."""
+
+    level = "debug"
 
     run: str
     cause: str
@@ -387,14 +390,14 @@ class Journal:
     def emit(self, kind: type[E], /, **fields: Any) -> E:
         """Record that something happened, and tell everyone. Synchronous; never blocks.
 
-        A sink that raises is our own fault, not the job's: the exception goes through, and ends us loudly.
+        A sink that raises is our own fault, not the job's: it comes out as an InternalError, and ends us loudly.
         """
         self.seq += 1
         event = kind(seq=self.seq, at=self._now(), **fields)
         apply(self.table, event)
         self._ring.append(event)
         for sink in self._sinks:
-            sink(event)
+            _feed(sink, event)
         for subscription in self._subscriptions:
             subscription.put(event)
         return event
@@ -418,6 +421,13 @@ class Journal:
             yield subscription
         finally:
             self._subscriptions.discard(subscription)
+
+
+def _feed(sink: Sink, event: Event) -> None:
+    try:
+        sink(event)
+    except Exception as error:
+        raise InternalError(f"a sink raised on event {event.seq}") from error
 
 
 class Subscription:

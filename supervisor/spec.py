@@ -24,38 +24,39 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Seconds(float):
     """A duration: `"250ms"`, `"10s"`, `"1h30m"`, or a number of seconds. Never negative, never NaN."""
 
-    _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+    _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
     _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    _LONGEST = 1000 * 366 * 86400.0
 
     @classmethod
     def parse(cls, value: Any) -> Seconds:
         """Read a TOML value. Raises ValueError with a sentence for the operator."""
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if 0 <= value < float("inf"):
+            if 0 <= value <= cls._LONGEST:
                 return cls(value)
-            raise ValueError("a duration cannot be negative or infinite")
+            raise ValueError("a duration cannot be negative, or longer than a thousand years")
         if isinstance(value, str) and value:
             parts = cls._PART.findall(value)
             if "".join(number + unit for number, unit in parts) == value:
-                return cls(sum(float(number) * cls._UNIT[unit] for number, unit in parts))
+                return cls.parse(sum(float(number) * cls._UNIT[unit] for number, unit in parts))
         raise ValueError('expected a duration such as "250ms", "10s" or "1h30m", or a number of seconds')
 
 
 class Bytes(int):
     """A size: `"64KB"`, `"10MB"`, or a number of bytes. 1 KB is 1024 bytes."""
 
-    _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)")
+    _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)", re.ASCII)
     _UNIT = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
     @classmethod
     def parse(cls, value: Any) -> Bytes:
         """Read a TOML value. Raises ValueError with a sentence for the operator."""
         if isinstance(value, int) and not isinstance(value, bool):
-            if value >= 0:
+            if 0 <= value < 1 << 63:
                 return cls(value)
-            raise ValueError("a size cannot be negative")
+            raise ValueError("a size cannot be negative, or 8 EiB and more")
         if isinstance(value, str) and (form := cls._FORM.fullmatch(value)):
-            return cls(round(float(form[1]) * cls._UNIT[form[2][0]]))
+            return cls.parse(int(min(float(form[1]) * cls._UNIT[form[2][0]], 1 << 63)))
         raise ValueError('expected a size such as "64KB" or "10MB", or a number of bytes')
 
 
@@ -105,7 +106,7 @@ class GiveUp(Spec, frozen=True, kw_only=True):
     """When to stop trying: this many failures within this time."""
 
     failures: Annotated[int, Meta(ge=1, description="how many failures are too many")]
-    within: Annotated[Seconds, Meta(description="the time in which they are counted")]
+    within: Annotated[Seconds, Meta(gt=0, description="the time in which they are counted")]
 
 
 class ChildSpec(Spec, frozen=True, kw_only=True):
@@ -153,7 +154,7 @@ class SupervisorSpec(ChildSpec, frozen=True, kw_only=True):
             "0 allows none. Without it: 5 for one_for_all and rest_for_one, no limit for one_for_one",
         ),
     ] = None
-    period: Annotated[Seconds, Meta(description="the sliding window in which restarts are counted")] = Seconds(60)
+    period: Annotated[Seconds, Meta(gt=0, description="the sliding window in which restarts are counted")] = Seconds(60)
     children: Annotated[tuple[str, ...], Meta(description="names of jobs and supervisors, in start order")] = ()
     auto_shutdown: Annotated[
         AutoShutdown, Meta(description="end, with success, when any or all of the significant children have ended")

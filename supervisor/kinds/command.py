@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import trio
-
 from supervisor.children import Child, ExitReport, signal_name
-from supervisor.errors import RunFailed, SpawnFailed
+from supervisor.errors import SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture
-from supervisor.probes import FreshFile, Ready
 
 NOT_PASSED_ON = frozenset(
     {
@@ -42,26 +39,31 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     Asked to end: the stop signal; when the main process is gone, what it left gets SIGTERM. Cancelled, or when the main
     process ended by itself: everything is killed. Returns or raises only when nothing of it is alive, or was `abandoned`.
     """
-    ready = spec.ready or Ready()
-    fresh = FreshFile(ready.file) if ready.file is not None else None
-    with _output(spec, run, resources, ready.log) as (stdout, capture):
+    pattern = spec.ready.log if spec.ready else None
+    with _output(spec, run, resources, pattern) as (stdout, capture):
         child = await resources.children.spawn(
-            _argv(spec), env=_environ(spec, run, resources), cwd=spec.cwd, stdout=stdout, stderr=stdout, run=run.id
+            _argv(spec),
+            env=_environ(spec, run, resources),
+            cwd=spec.cwd or str(resources.base),
+            stdout=stdout,
+            stderr=stdout,
+            run=run.id,
         )
         if capture is not None:
             capture.release()
         try:
             run.spawned(child.pid)
+            run.send_signal = lambda number, group: child.send_signal(number, group=group)
             run.on_stopping(lambda: child.send_signal(_stop_signal(spec), group=spec.stop_to == "group"))
             if spec.ready is None:
                 run.ready("started")
-            async with _reported(fresh, run):
-                await child.wait()
+            await child.wait()
             if run.stopping:
                 await child.end_rest(signal.SIGTERM)
         finally:
             report = await child.destroy(stuck=lambda pids: run.stuck(_stuck(pids), pids), abandoned=run.abandoned)
-    return _outcome(spec, child, report)
+            run.outcome = _outcome(spec, child, report)
+    return run.outcome
 
 
 @contextmanager
@@ -100,30 +102,6 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
         return True
 
     return look
-
-
-@asynccontextmanager
-async def _reported(fresh: FreshFile | None, run: Run) -> AsyncIterator[None]:
-    """Report readiness by a file while the body runs. Costs nothing without one."""
-    if fresh is None:
-        yield
-        return
-    failed: list[RunFailed] = []
-
-    async def report() -> None:
-        try:
-            await fresh.wait()
-            run.ready("its file is there")
-        except RunFailed as error:
-            failed.append(error)
-            nursery.cancel_scope.cancel(reason=str(error))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(report)
-        yield
-        nursery.cancel_scope.cancel(reason="the run is over")
-    if failed:
-        raise failed[0]
 
 
 def _argv(spec: JobSpec) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -51,12 +52,13 @@ class Reporter(Protocol):
 class Resources:
     """What the kinds share: opened before the tree, closed after it.
 
-    `environ` is what children inherit; `echo` writes one line of a job's output to the terminal, or is None without one.
+    `environ` is what children inherit (never shown); `base` is their working directory unless they say otherwise.
     """
 
     children: Children
     outputs: Outputs
     environ: dict[str, str] = field(repr=False)
+    base: Path
 
 
 class Run:
@@ -66,15 +68,33 @@ class Run:
     (`spawned`, `ready`, `stuck`). Belongs to the Trio thread; `kinds/thread.py` has the blocking view for other threads.
     """
 
-    def __init__(self, job: str, number: int, reporter: Reporter, phase: Phase = Phase.RUNNING) -> None:
+    __slots__ = (
+        "_hooks",
+        "_phase",
+        "_reporter",
+        "_watch",
+        "abandoned",
+        "id",
+        "is_ready",
+        "job",
+        "outcome",
+        "pid",
+        "send_signal",
+    )
+
+    def __init__(self, job: str, number: int, reporter: Reporter, abandoned: trio.Event) -> None:
         self.job = job
         self.id = f"{job}#{number}"
         self.pid: int | None = None
         self.is_ready = False
-        self.abandoned = trio.Event()
-        """Set when the daemon gives up waiting for what cannot be killed: end now, whatever is left."""
+        self.abandoned = abandoned
+        """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
+        self.send_signal: Callable[[int, bool], None] | None = None
+        """Signal the main process, or (True) its whole group; None where the run has no process."""
+        self.outcome: Outcome | None = None
+        """What is known of the end; read where a cancel cut the kind short before it could return."""
         self._reporter = reporter
-        self._phase = phase
+        self._phase = Phase.RUNNING
         self._watch: AsyncValue[Phase] | None = None
         self._hooks: list[Callable[[], None]] = []
 
@@ -84,6 +104,11 @@ class Run:
         if self._watch is None:
             self._watch = AsyncValue(self._phase)
         return self._watch
+
+    @property
+    def current_phase(self) -> Phase:
+        """The phase at this moment."""
+        return self._phase
 
     @property
     def stopping(self) -> bool:

@@ -12,6 +12,12 @@ from supervisor.spec import ChildSpec, GiveUp, RestartType, Seconds
 
 STOP_SIGNALS = ("TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH")
 
+# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
+# (nothing said: it applies to every job, and changes live).
+_RESTARTS = {"reload": "restart"}
+_COMMAND = {"for": "command"}
+_COMMAND_RESTARTS = {"for": "command", "reload": "restart"}
+
 
 class JobSpec(ChildSpec, frozen=True, kw_only=True):
     """One job: what to run, when, and what to do when it ends."""
@@ -19,32 +25,48 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     # what
     command: Annotated[
         str | tuple[str, ...] | None,
-        Meta(description="a child process: a list of words, or one string that is split as a shell would, without a shell"),
+        Meta(
+            description="a child process: a list of words, or one string that is split as a shell would, without a shell",
+            extra=_RESTARTS,
+        ),
     ] = None
     call: Annotated[
         str | None,
-        Meta(description='"module:function". `async def` runs as a Trio task in the daemon, `def` in a thread of its own'),
+        Meta(
+            description='"module:function". `async def` runs as a Trio task in the daemon, `def` in a thread of its own',
+            extra=_RESTARTS,
+        ),
     ] = None
     kind: Annotated[
         Literal["task", "thread", "command"] | None,
-        Meta(description="how it runs; inferred from `command`, and for `call` from the function"),
+        Meta(description="how it runs; inferred from `command`, and for `call` from the function", extra=_RESTARTS),
     ] = None
     args: Annotated[
-        dict[str, Any] | None, Meta(description="keyword arguments for the function, checked against its signature")
+        dict[str, Any] | None,
+        Meta(
+            description="keyword arguments for the function, checked against its signature",
+            extra={"for": "call", "reload": "restart"},
+        ),
     ] = None
     description: Annotated[str, Meta(description="one line for people, shown by `status`")] = ""
 
     # when
-    once: Annotated[bool, Meta(description="one run to completion instead of a service")] = False
+    once: Annotated[bool, Meta(description="one run to completion instead of a service", extra=_RESTARTS)] = False
     every: Annotated[
         Seconds | None,
-        Meta(description="run again and again, start to start, aligned to the job's start: first after one interval"),
+        Meta(
+            gt=0,
+            description="run again and again, start to start, aligned to the job's start: first after one interval",
+            extra=_RESTARTS,
+        ),
     ] = None
     start: Annotated[Literal["auto", "manual"], Meta(description="auto: with its supervisor; manual: when told to")] = "auto"
-    run_on_start: Annotated[bool, Meta(description="a job with `every`: also run at once")] = False
+    run_on_start: Annotated[bool, Meta(description="a job with `every`: also run at once", extra={"for": "every"})] = False
 
     # restart
-    success_exit_codes: Annotated[tuple[int, ...], Meta(description="exit codes of a command that count as success")] = (0,)
+    success_exit_codes: Annotated[
+        tuple[int, ...], Meta(description="exit codes of a command that count as success", extra=_COMMAND)
+    ] = (0,)
     give_up: Annotated[
         GiveUp | None,
         Meta(description="so many failures within this time are the job's end: not restarted, not counted by its supervisor"),
@@ -52,31 +74,47 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
 
     # ready
     ready: Annotated[Ready | None, Meta(description="how it says that it is ready; without it, started is ready")] = None
-    start_timeout: Annotated[
-        Seconds, Meta(description="not ready within this time is a failure; only with `ready`")
-    ] = Seconds(60)
+    start_timeout: Annotated[Seconds, Meta(description="not ready within this time is a failure; only with `ready`")] = Seconds(
+        60
+    )
 
     # stop
-    grace: Annotated[Seconds, Meta(description="how long it may take to end after it was asked; then it is killed")] = Seconds(10)
+    grace: Annotated[Seconds, Meta(description="how long it may take to end after it was asked; then it is killed")] = Seconds(
+        10
+    )
     stop_signal: Annotated[
-        Literal["TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH"], Meta(description="how a command is asked to end")
+        Literal["TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH"],
+        Meta(description="how a command is asked to end", extra=_COMMAND),
     ] = "TERM"
     stop_to: Annotated[
-        Literal["main", "group"], Meta(description="who gets the stop signal: the main process, or its whole group")
+        Literal["main", "group"],
+        Meta(description="who gets the stop signal: the main process, or its whole group", extra=_COMMAND),
     ] = "main"
 
     # process
     env: Annotated[
-        dict[str, str], Meta(description="environment of the child, on top of the daemon's. Values are never shown anywhere")
+        dict[str, str],
+        Meta(
+            description="environment of the child, on top of the daemon's. Values are never shown anywhere",
+            extra=_COMMAND_RESTARTS,
+        ),
     ] = {}
-    cwd: Annotated[str | None, Meta(description="working directory of the child; the file's directory unless you say")] = None
+    cwd: Annotated[
+        str | None,
+        Meta(description="working directory of the child; the file's directory unless you say", extra=_COMMAND_RESTARTS),
+    ] = None
 
     # output
     output: Annotated[
         str,
-        Meta(description="capture: to logs/NAME.log; inherit: the daemon's own; null: away; or the path of a file to capture to"),
+        Meta(
+            description="capture: to logs/NAME.log; inherit: the daemon's own; null: away; or the path of a file to capture to",
+            extra=_COMMAND_RESTARTS,
+        ),
     ] = "capture"
-    rotate: Annotated[Rotate, Meta(description="when the captured file is put aside, and how many are kept")] = Rotate()
+    rotate: Annotated[
+        Rotate, Meta(description="when the captured file is put aside, and how many are kept", extra=_COMMAND_RESTARTS)
+    ] = Rotate()
 
     @property
     def service(self) -> bool:

@@ -1,0 +1,202 @@
+"""What people read: rows, trees, plans, events, times. Text in, text out; nothing is printed here."""
+
+from __future__ import annotations
+
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+_SGR = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36", "dim": "2", "bold": "1"}
+
+_COLOURS = {
+    "running": "green",
+    "starting": "yellow",
+    "waiting": "yellow",
+    "stopping": "yellow",
+    "draining": "yellow",
+    "backing off": "yellow",
+    "exited": "yellow",
+    "scheduled": "cyan",
+    "paused": "cyan",
+    "stopped": "dim",
+    "completed": "dim",
+    "failed": "red",
+    "gave up": "red",
+    "stuck": "red",
+}
+
+
+def paint(text: str, colour: str, on: bool) -> str:
+    """`text` in a colour of the terminal, if `on`."""
+    return f"\x1b[{_SGR[colour]}m{text}\x1b[0m" if on and colour in _SGR else text
+
+
+def colour_of(name: str) -> str:
+    """A colour for a job, the same each time."""
+    return ("cyan", "green", "yellow", "blue", "magenta")[sum(name.encode()) % 5]
+
+
+def clean(text: str) -> str:
+    """`text` on one line and without what a terminal would obey."""
+    if text.isprintable():
+        return text
+    return "".join(_harmless(char) for char in text)
+
+
+def _harmless(char: str) -> str:
+    if char.isprintable():
+        return char
+    return " " if char in "\n\t" else char.encode("unicode_escape").decode()
+
+
+def epoch(moment: str) -> float:
+    """RFC 3339 in UTC (`2026-11-26T23:25:48.123Z`) as seconds since 1970; the arithmetic spares us importing calendars."""
+    year, month, day = int(moment[:4]), int(moment[5:7]), int(moment[8:10])
+    year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)  # years from March on: the leap day comes last
+    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 1 - 719468
+    return days * 86400 + int(moment[11:13]) * 3600 + int(moment[14:16]) * 60 + float(moment[17:].rstrip("Z"))
+
+
+def span(seconds: float) -> str:
+    """A length of time as people say it: `5s`, `2m 5s`, `3h 4m`, `5d 6h`."""
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_REALTIME)
+
+
+def shape(rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows as they hang together: each supervisor followed by its children, with their depth."""
+    names = {row["name"] for row in rows}
+    below: dict[str | None, list[dict[str, Any]]] = {}
+    for row in rows:
+        parent = row["supervisor"]
+        below.setdefault(parent if parent in names else None, []).append(row)
+    waiting = [(0, row) for row in reversed(below.get(None, []))]
+    while waiting:
+        depth, row = waiting.pop()
+        yield depth, row
+        waiting.extend((depth + 1, child) for child in reversed(below.get(row["name"], [])))
+
+
+def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]:
+    """The lines of `status`: children below their supervisor, indented. `width` 0 is a pipe: nothing is cut."""
+    if not rows:
+        return
+    now = _now()
+    shaped = list(shape(rows))
+    columns = [_column("NAME", ["  " * depth + row["name"] for depth, row in shaped])]
+    columns.append(_column("STATE", [_state(row) for _, row in shaped]))
+    columns.append(_column("PID", [str(row["pid"] or "-") for _, row in shaped], right=True))
+    columns.append(_column("FOR", [span(now - epoch(row["since"])) for _, row in shaped], right=True))
+    columns.append(_column("RESTARTS", [str(row["restarts"]) for _, row in shaped], right=True))
+    if any(row["next_at"] for row in rows):
+        columns.append(_column("NEXT", [_next(row, now) for _, row in shaped], right=True))
+    columns.append(["CAUSE", *(clean(row["cause"]) for _, row in shaped)])
+    colours = ["bold", *(_COLOURS.get(row["word"], "") for _, row in shaped)]
+    for cells, shade in zip(zip(*columns, strict=True), colours, strict=True):
+        yield _fitted(list(cells), shade, colour, width)
+
+
+def _fitted(cells: list[str], shade: str, colour: bool, width: int) -> str:
+    room = width - sum(len(cell) + 2 for cell in cells[:-1])
+    if width and len(cells[-1]) > room > 0:
+        cells[-1] = cells[-1][: room - 1] + "…"
+    if shade == "bold":
+        return paint("  ".join(cells), shade, colour)
+    cells[1] = paint(cells[1], shade, colour)
+    return "  ".join(cells).rstrip()
+
+
+def _column(title: str, cells: list[str], right: bool = False) -> list[str]:
+    wide = max(len(title), max(map(len, cells)))
+    return [cell.rjust(wide) if right else cell.ljust(wide) for cell in [title, *cells]]
+
+
+def _state(row: dict[str, Any]) -> str:
+    return f"{row['word']}, unhealthy" if row["healthy"] is False else str(row["word"])
+
+
+def _next(row: dict[str, Any], now: float) -> str:
+    return f"in {span(epoch(row['next_at']) - now)}" if row["next_at"] else "-"
+
+
+def tree(branches: list[dict[str, Any]], colour: bool) -> Iterator[str]:
+    """The lines of `tree`."""
+    drawn = list(_drawn(branches, ""))
+    wide = max((len(lines) + len(row["name"]) for lines, row in drawn), default=0)
+    for lines, row in drawn:
+        gap = " " * (wide - len(lines) - len(row["name"]) + 2)
+        kind = "" if row["kind"] == "supervisor" else f"{row['kind']}, "
+        state = paint(_state(row), _COLOURS.get(row["word"], ""), colour)
+        yield f"{lines}{row['name']}{gap}{kind}{state}: {clean(row['cause'])}"
+
+
+def _drawn(branches: list[dict[str, Any]], indent: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for index, branch in enumerate(branches):
+        last = index == len(branches) - 1
+        yield indent + ("└─ " if last else "├─ "), branch["status"]
+        yield from _drawn(branch["children"], indent + ("   " if last else "│  "))
+
+
+_PLAN = (
+    ("added", "add"),
+    ("removed", "remove"),
+    ("moved", "move to another supervisor"),
+    ("restarted", "restart"),
+    ("changed", "change live"),
+)
+
+
+def plan(result: dict[str, Any], only_planned: bool) -> Iterator[str]:
+    """The lines of `reload`: what it does, or would do."""
+    touched = False
+    for field, does in _PLAN:
+        if result[field]:
+            touched = True
+            yield f"{'would ' if only_planned else ''}{does}: " + ", ".join(result[field])
+    for note in result["notes"]:
+        yield clean(note)
+    if not touched:
+        yield "nothing has changed"
+
+
+_PLACED = ("event", "seq", "at", "name", "verb", "phase", "names", "problems", "cause", "text", "by", "because", "why", "exit")
+
+
+def event(item: dict[str, Any], colour: bool) -> str:
+    """One line for one event: the local time, its number, whom it is about, what, and why."""
+    if item["event"] == "lagged":
+        return paint(f"[{item['count']} events were too fast for this reader, or are too long ago]", "yellow", colour)
+    clock = time.strftime("%H:%M:%S", time.localtime(epoch(item["at"]))) + item["at"][19:23]
+    name = clean(item.get("name", "-"))
+    what = clean(item["event"].replace("_", " "))
+    line = f"{clock} {item['seq']:>5} {paint(f'{name:16}', colour_of(name), colour)} {what:12} {clean('; '.join(_facts(item)))}"
+    return line.rstrip()
+
+
+def _facts(item: dict[str, Any]) -> Iterator[str]:
+    """What an event says, in the order that reads best; a field that is not known here is shown as it is."""
+    for key in ("verb", "phase", "names", "problems", "cause", "text"):
+        if value := item.get(key):
+            yield ", ".join(value) if isinstance(value, list) else str(value)
+    for key, value in item.items():
+        if key not in _PLACED and value not in (None, [], False, ""):
+            yield f"{key}={_value(value)}"
+    if by := item.get("by"):
+        yield f"by {by}"
+
+
+def _value(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)

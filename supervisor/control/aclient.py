@@ -1,0 +1,205 @@
+"""A Trio client of the control socket, with the blocking client's methods and types."""
+
+# ruff: noqa: ASYNC109  (`timeout` is the daemon's: it ends the wait with an answer)
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import trio
+
+from supervisor.control.client import Names, T, arguments, item_of, outcome
+from supervisor.control.messages import Branch, End, LogLine, Reload, Reply, Shutdown, Version
+from supervisor.control.wire import Unreachable, find_socket, patience, short_address, unreachable
+from supervisor.errors import ControlError
+from supervisor.state import Answer, JobStatus
+
+_TRIES = 8
+_CHUNK = 1 << 18
+_ID = 1
+
+
+class AsyncClient:
+    """Steers a running daemon over its control socket, from Trio. Any number of tasks may use it at once.
+
+    Each call has a connection of its own, so a call that is cancelled hangs up: its wait ends, its order goes on. Finds the
+    daemon as the `supervisor` command does unless `path` is given; raises as the blocking `Client` does.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self._path = find_socket(path)
+
+    async def status(self, *names: str) -> list[JobStatus]:
+        """The rows of these jobs and supervisors; of all without names."""
+        return await self._call("status", list[JobStatus], names=names)
+
+    async def tree(self) -> list[Branch]:
+        """What hangs below the root."""
+        return await self._call("tree", list[Branch])
+
+    async def start(
+        self, names: Names, *, with_after: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> list[Answer]:
+        """Start jobs or supervisors; `with_after` also what they come after."""
+        return await self._call("start", list[Answer], names=names, with_after=with_after, wait=wait, timeout=timeout)
+
+    async def stop(self, names: Names, *, now: bool = False, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Stop jobs or supervisors; `now` kills them at once."""
+        return await self._call("stop", list[Answer], names=names, now=now, wait=wait, timeout=timeout)
+
+    async def restart(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Stop and start again, also from stopped."""
+        return await self._call("restart", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    async def reload(self, *, plan: bool = False, wait: bool = True, timeout: float | None = None) -> Reload:
+        """Read the file again and apply what changed. A file with faults: ControlError 78, the places in its `data`."""
+        return await self._call("reload", Reload, plan=plan, wait=wait, timeout=timeout)
+
+    async def reload_jobs(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Have jobs reload themselves."""
+        return await self._call("reload", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    async def signal(self, name: str, signal: str, *, group: bool = False) -> list[Answer]:
+        """Send a signal (`"HUP"`) to a job's main process, or to its whole group."""
+        return await self._call("signal", list[Answer], name=name, signal=signal, group=group)
+
+    async def run_now(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Make one run now, and wait for its end."""
+        return await self._call("run-now", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    async def pause(self, names: Names) -> list[Answer]:
+        """Make no new runs."""
+        return await self._call("pause", list[Answer], names=names)
+
+    async def resume(self, names: Names) -> list[Answer]:
+        """End a pause."""
+        return await self._call("resume", list[Answer], names=names)
+
+    async def cancel(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """End the run in hand of jobs, or runs by their ids."""
+        return await self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    @asynccontextmanager
+    async def logs(self, *names: str, follow: bool = False, lines: int = 100) -> AsyncIterator[Stream]:
+        """Captured output: `async with client.logs("api", follow=True) as lines: async for line in lines`."""
+        async with self._stream("logs", LogLine, names=names, follow=follow, lines=lines) as stream:
+            yield stream
+
+    @asynccontextmanager
+    async def events(self, *, follow: bool = False, since: int | None = None, snapshot: bool = False) -> AsyncIterator[Stream]:
+        """Events, used as `logs` is: dicts as the blocking client gives them."""
+        async with self._stream("events", Any, follow=follow, since=since, snapshot=snapshot) as stream:
+            yield stream
+
+    async def shutdown(self, *, now: bool = False, wait: bool = True, timeout: float | None = None) -> Shutdown:
+        """Stop everything, and the daemon."""
+        return await self._call("shutdown", Shutdown, now=now, wait=wait, timeout=timeout)
+
+    async def version(self) -> Version:
+        """Who answers."""
+        return await self._call("version", Version)
+
+    async def discover(self) -> dict[str, Any]:
+        """The OpenRPC description of the protocol."""
+        return await self._call("rpc.discover", dict[str, Any])
+
+    async def _call(self, method: str, result: type[T], **params: Any) -> T:
+        async with await _connect(self._path) as stream:
+            await _send(stream, method, params)
+            reply = await _Replies(stream, self._path).read()
+            return outcome(reply, result)
+
+    @asynccontextmanager
+    async def _stream(self, method: str, item: Any, **params: Any) -> AsyncIterator[Stream]:
+        async with await _connect(self._path) as stream:
+            await _send(stream, method, params)
+            yield Stream(_Replies(stream, self._path), item)
+
+
+class Stream:
+    """The items of a streaming call. With `follow` it ends when the daemon does, with Unreachable."""
+
+    def __init__(self, replies: _Replies, item: Any) -> None:
+        self._replies = replies
+        self._item = item
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Any:
+        while True:
+            reply = await self._replies.read()
+            if reply.method is None:
+                outcome(reply, End)
+                raise StopAsyncIteration
+            if (item := item_of(reply, _ID)) is not None:
+                return msgspec.json.decode(item, type=self._item)
+
+
+class _Replies:
+    """The lines of one connection, decoded."""
+
+    def __init__(self, stream: trio.SocketStream, path: str) -> None:
+        self._stream = stream
+        self._path = path
+        self._buffer = bytearray()
+
+    async def read(self) -> Reply:
+        start = 0
+        while (end := self._buffer.find(b"\n", start)) < 0:
+            start = len(self._buffer)
+            try:
+                chunk = await self._stream.receive_some(_CHUNK)
+            except trio.BrokenResourceError:
+                chunk = b""
+            if not chunk:
+                raise Unreachable(f"the daemon at {self._path} has hung up: it has ended, or is ending")
+            self._buffer += chunk
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return msgspec.json.decode(line, type=Reply)
+
+
+async def _send(stream: trio.SocketStream, method: str, params: dict[str, Any]) -> None:
+    request = {"jsonrpc": "2.0", "id": _ID, "method": method, "params": arguments(method, params)}
+    try:
+        await stream.send_all(msgspec.json.encode(request) + b"\n")
+    except trio.BrokenResourceError:
+        pass  # what the daemon had to say before it closed may still be there to read
+
+
+async def _connect(path: str) -> trio.SocketStream:
+    try:
+        address, directory = short_address(path)
+        try:
+            return trio.SocketStream(await _connect_patiently(address))
+        finally:
+            if directory is not None:
+                os.close(directory)
+    except OSError as problem:
+        raise Unreachable(unreachable(path, problem)) from problem
+
+
+async def _connect_patiently(address: str) -> trio.socket.SocketType:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        for attempt in range(_TRIES):
+            try:
+                sock.connect(address)  # at once or not at all; Trio's own would take a full backlog for success
+                break
+            except BlockingIOError:
+                if attempt == _TRIES - 1:
+                    raise
+                await trio.sleep(patience(attempt))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.socket.from_stdlib_socket(sock)
+
+
+__all__ = ["AsyncClient", "ControlError", "Stream", "Unreachable"]

@@ -1,0 +1,171 @@
+"""A blocking client of the control socket, with typed results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+from supervisor.control import messages
+from supervisor.control.messages import Branch, End, LogLine, Reload, Reply, Shutdown, Version
+from supervisor.control.verbs import VERBS
+from supervisor.control.wire import Connection, Unreachable, find_socket
+from supervisor.errors import ControlError
+from supervisor.state import Answer, JobStatus
+
+Names = str | Sequence[str]
+T = TypeVar("T")
+
+_GRACE = 5.0
+"""How much longer than asked for we wait ourselves, should the daemon stand still."""
+
+
+class Refusal(ControlError):
+    """The daemon answered with an error: `code` is the exit code that fits (or JSON-RPC's), `data` what it said besides."""
+
+    def __init__(self, fault: messages.Fault) -> None:
+        self.data = fault.data
+        super().__init__(fault.message, fault.code)
+
+
+class Client:
+    """Steers a running daemon over its control socket; blocks. One connection, one thread at a time.
+
+    Finds the daemon as the `supervisor` command does unless `path` is given. Every method raises Unreachable where no daemon
+    answers, and ControlError (its `code` is the exit code of section 6 of the manual) where it refuses. With `wait`, orders
+    return when they are done, at most after `timeout` seconds: then ControlError with code 75, and the order goes on.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self._connection = Connection(find_socket(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up. Orders that were accepted go on."""
+        self._connection.close()
+
+    def status(self, *names: str) -> list[JobStatus]:
+        """The rows of these jobs and supervisors; of all without names."""
+        return self._call("status", list[JobStatus], names=names)
+
+    def tree(self) -> list[Branch]:
+        """What hangs below the root."""
+        return self._call("tree", list[Branch])
+
+    def start(self, names: Names, *, with_after: bool = False, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Start jobs or supervisors; `with_after` also what they come after."""
+        return self._call("start", list[Answer], names=names, with_after=with_after, wait=wait, timeout=timeout)
+
+    def stop(self, names: Names, *, now: bool = False, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Stop jobs or supervisors; `now` kills them at once."""
+        return self._call("stop", list[Answer], names=names, now=now, wait=wait, timeout=timeout)
+
+    def restart(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Stop and start again, also from stopped."""
+        return self._call("restart", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    def reload(self, *, plan: bool = False, wait: bool = True, timeout: float | None = None) -> Reload:
+        """Read the file again and apply what changed. A file with faults: ControlError 78, the places in its `data`."""
+        return self._call("reload", Reload, plan=plan, wait=wait, timeout=timeout)
+
+    def reload_jobs(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Have jobs reload themselves."""
+        return self._call("reload", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    def signal(self, name: str, signal: str, *, group: bool = False) -> list[Answer]:
+        """Send a signal (`"HUP"`) to a job's main process, or to its whole group."""
+        return self._call("signal", list[Answer], name=name, signal=signal, group=group)
+
+    def run_now(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Make one run now, and wait for its end."""
+        return self._call("run-now", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    def pause(self, names: Names) -> list[Answer]:
+        """Make no new runs."""
+        return self._call("pause", list[Answer], names=names)
+
+    def resume(self, names: Names) -> list[Answer]:
+        """End a pause."""
+        return self._call("resume", list[Answer], names=names)
+
+    def cancel(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """End the run in hand of jobs, or runs by their ids."""
+        return self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    def logs(self, *names: str, follow: bool = False, lines: int = 100) -> Iterator[LogLine]:
+        """Captured output, line by line. With `follow` it ends when the daemon does; close the client to end it earlier."""
+        for item in self._stream("logs", names=names, follow=follow, lines=lines):
+            yield msgspec.json.decode(item, type=LogLine)
+
+    def events(self, *, follow: bool = False, since: int | None = None, snapshot: bool = False) -> Iterator[dict[str, Any]]:
+        """Events as `{"event": ..., "seq": ..., "at": ...}`; `{"event": "lagged", "count": n}` where we were too slow."""
+        for item in self._stream("events", follow=follow, since=since, snapshot=snapshot):
+            yield msgspec.json.decode(item)
+
+    def shutdown(self, *, now: bool = False, wait: bool = True, timeout: float | None = None) -> Shutdown:
+        """Stop everything, and the daemon."""
+        return self._call("shutdown", Shutdown, now=now, wait=wait, timeout=timeout)
+
+    def version(self) -> Version:
+        """Who answers."""
+        return self._call("version", Version)
+
+    def discover(self) -> dict[str, Any]:
+        """The OpenRPC description of the protocol."""
+        return self._call("rpc.discover", dict[str, Any])
+
+    def _call(self, method: str, result: type[T], **params: Any) -> T:
+        asked = self._connection.send(method, arguments(method, params))
+        timeout = params.get("timeout")
+        while True:
+            reply = self._read(None if timeout is None else timeout + _GRACE)
+            if reply.id == asked and reply.method is None:
+                return outcome(reply, result)
+
+    def _stream(self, method: str, **params: Any) -> Iterator[msgspec.Raw]:
+        asked = self._connection.send(method, arguments(method, params))
+        while True:
+            reply = self._read(None)
+            if reply.method is None and reply.id == asked:
+                outcome(reply, End)
+                return
+            if (item := item_of(reply, asked)) is not None:
+                yield item
+
+    def _read(self, timeout: float | None) -> Reply:
+        try:
+            line = self._connection.read_line(timeout)
+        except TimeoutError:
+            raise ControlError("the daemon does not answer", ControlError.TIMED_OUT) from None
+        if not line:
+            raise Unreachable(f"the daemon at {self._connection.path} has hung up: it has ended, or is ending")
+        return msgspec.json.decode(line, type=Reply)
+
+
+def arguments(method: str, params: dict[str, Any]) -> dict[str, Any]:
+    """The params to send: a single name is a list of one, what is left at its default stays away."""
+    if isinstance(params.get("names"), str):
+        params["names"] = [params["names"]]
+    known = {param.name: param for param in VERBS[method].params}
+    return {name: value for name, value in params.items() if known[name].required or value != known[name].default}
+
+
+def outcome(reply: Reply, result: type[T]) -> T:
+    """The typed result of a response, or its error raised."""
+    if reply.error is not None:
+        raise Refusal(reply.error)
+    return msgspec.json.decode(reply.result if isinstance(reply.result, msgspec.Raw) else b"null", type=result)
+
+
+def item_of(reply: Reply, asked: int) -> msgspec.Raw | None:
+    """The item of a stream's notification, if it belongs to this request."""
+    if not isinstance(reply.params, msgspec.Raw):
+        return None
+    item = msgspec.json.decode(reply.params, type=messages.Item)
+    return item.item if item.id == asked else None

@@ -1,0 +1,178 @@
+"""The verbs of the control socket: one block each, plain data.
+
+Here, and nowhere else, a verb and its parameters are named, typed, given defaults and described. The server's requests, the
+commands of the CLI with their help and completion, and the OpenRPC description are derived from this table. To add a verb:
+a block here, its result in `messages.RESULTS`, a handler in `server.HANDLERS`; a test holds the three together.
+
+Nothing is imported: `supervisor status` is a whole process, and msgspec or click alone would cost it more than the rest.
+"""
+
+from __future__ import annotations
+
+
+class Param:
+    """One parameter of a verb. Without a `default` it must be given.
+
+    `type` is what JSON carries (`float` is seconds). For the command line: `positional` ones stand alone, others are
+    `--name`, with `short` as a second spelling; a flag that defaults to true also gets `--no-name`.
+    """
+
+    __slots__ = ("default", "help", "metavar", "name", "positional", "required", "short", "type")
+
+    def __init__(
+        self,
+        name: str,
+        type: object,
+        help: str,
+        default: object = ...,
+        *,
+        positional: str = "",
+        short: str = "",
+        metavar: str = "",
+    ) -> None:
+        self.name = name
+        self.type = type
+        self.help = help
+        self.required = default is ...
+        self.default = default
+        self.positional = bool(positional)
+        self.metavar = positional or metavar
+        self.short = short
+
+    @property
+    def many(self) -> bool:
+        """Whether it is a list."""
+        return self.type == list[str]
+
+    @property
+    def flag(self) -> bool:
+        """Whether it is a switch."""
+        return self.type is bool
+
+    @property
+    def option(self) -> str:
+        """Its long spelling on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+
+class Verb:
+    """One thing that can be asked of a running daemon.
+
+    `changes` verbs are recorded with who asked. `streams` verbs answer with notifications that carry the request's id, and
+    with a result only where they come to an end. `hidden` ones have a command, but not in the list of commands.
+    """
+
+    __slots__ = ("changes", "help", "hidden", "name", "params", "streams")
+
+    def __init__(
+        self, name: str, help: str, *params: Param, changes: bool = False, streams: bool = False, hidden: bool = False
+    ) -> None:
+        self.name = name
+        self.help = help
+        self.params = params
+        self.changes = changes
+        self.streams = streams
+        self.hidden = hidden
+
+
+_SOME = Param("names", list[str], "jobs or supervisors; * and ? are globs; none: all", (), positional="NAME")
+_NAMES = Param("names", list[str], "jobs or supervisors; * and ? are globs", positional="NAME")
+_WAIT = Param("wait", bool, "answer when it is done; otherwise when it is accepted", True)
+_TIMEOUT = Param(
+    "timeout", float | None, "stop waiting after this long, with exit code 75; what was asked for goes on", None, metavar="TIME"
+)
+
+ALL = (
+    Verb("status", "show what every job is doing, and why", _SOME),
+    Verb("tree", "draw supervisors, jobs and workers as they hang together"),
+    Verb(
+        "start",
+        "start jobs or whole supervisors, and wait until they are ready",
+        _NAMES,
+        Param("with_after", bool, "also start what they come after", False),
+        _WAIT,
+        _TIMEOUT,
+        changes=True,
+    ),
+    Verb(
+        "stop",
+        "stop jobs or whole supervisors, and wait until nothing of them is alive",
+        _NAMES,
+        Param("now", bool, "kill at once, without the grace", False),
+        _WAIT,
+        _TIMEOUT,
+        changes=True,
+    ),
+    Verb("restart", "stop and start again, also from stopped", _NAMES, _WAIT, _TIMEOUT, changes=True),
+    Verb(
+        "reload",
+        "read the file again and apply what changed in it; with names: reload those jobs",
+        Param("names", list[str], "jobs that are to reload themselves; none: the file", (), positional="NAME"),
+        Param("plan", bool, "only show what would change", False),
+        _WAIT,
+        _TIMEOUT,
+        changes=True,
+    ),
+    Verb(
+        "signal",
+        "send a signal to the main process of a job",
+        Param("name", str, "the job", positional="NAME"),
+        Param("signal", str, "HUP, SIGHUP or a number", positional="SIG"),
+        Param("group", bool, "to its whole process group", False),
+        changes=True,
+    ),
+    Verb(
+        "run-now", "run a once, every or cron job now, and wait for the end of the run", _NAMES, _WAIT, _TIMEOUT, changes=True
+    ),
+    Verb("pause", "make no new runs of a once, every or cron job", _NAMES, changes=True),
+    Verb("resume", "end a pause", _NAMES, changes=True),
+    Verb(
+        "cancel",
+        "end the run in hand of a once, every or cron job: no failure, no retry",
+        Param("names", list[str], "jobs, or runs such as nightly#7", positional="NAME|RUN"),
+        _WAIT,
+        _TIMEOUT,
+        changes=True,
+    ),
+    Verb(
+        "logs",
+        "show the captured output of jobs",
+        _SOME,
+        Param("follow", bool, "go on with what they print from now on", False, short="-f"),
+        Param("lines", int, "how many of the last lines of each job to begin with", 100, short="-n", metavar="N"),
+        streams=True,
+    ),
+    Verb(
+        "events",
+        "show what happened: every start, end, command and decision",
+        Param("follow", bool, "go on with what happens from now on", False, short="-f"),
+        Param("since", int | None, "begin after the event with this number", None, metavar="SEQ"),
+        Param("snapshot", bool, "begin with the rows of `status` that the events then change", False),
+        streams=True,
+    ),
+    Verb(
+        "shutdown",
+        "stop everything in order, and the daemon with it",
+        Param("now", bool, "kill at once, without the graces", False),
+        _WAIT,
+        _TIMEOUT,
+        changes=True,
+    ),
+    Verb("version", "show who answers: its name, version, pid and phase"),
+    Verb("rpc.discover", "describe this protocol, as OpenRPC", hidden=True),
+)
+
+VERBS = {verb.name: verb for verb in ALL}
+
+LATER = ("scale", "submit", "queue", "limits", "history", "why", "top", "exec", "attach")
+"""Verbs of the contract that are not built yet: refused by name."""
+
+FOREIGN = {
+    "tail": "logs -f",
+    "update": "reload",
+    "reread": "reload --plan",
+    "avail": "status",
+    "up": "run",
+    "ps": "status",
+}
+"""The words of other supervisors, and ours for them."""

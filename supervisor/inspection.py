@@ -1,0 +1,170 @@
+"""What a job's function is: where it comes from, how it runs, and whether it takes these arguments.
+
+Imports nothing but the standard library: `preflight` runs this file as a short-lived process, so that a module which hangs,
+prints, exits or crashes on import harms nobody. The kinds ask it too how a function runs and who gets the Context, so that
+`check` and the daemon agree.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+Fault = tuple[tuple[str, ...], str]
+"""The keys below the job that a fault belongs to, and what it is."""
+
+_PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
+_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*Context(\s*\|\s*None)?\]?")
+
+
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    """The signature, with annotations that are text evaluated where they can be."""
+    try:
+        return inspect.signature(function, eval_str=True)
+    except Exception:  # an annotation that only a type checker can evaluate
+        return inspect.signature(function)
+
+
+def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
+    """How a function runs unless the file says so: `async def` as a task, `def` in a thread."""
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    return "task" if asynchronous else "thread"
+
+
+def context_parameter(function: Callable[..., Any]) -> str | None:
+    """The name of the parameter annotated `Context`, which the supervisor passes itself; None without one."""
+    return next((name for name, each in signature(function).parameters.items() if _is_context(each.annotation)), None)
+
+
+def _is_context(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return _CONTEXT.fullmatch(annotation.strip()) is not None
+    if arguments := typing.get_args(annotation):
+        return any(map(_is_context, arguments))
+    return getattr(annotation, "__name__", "") == "Context" and annotation.__module__.split(".")[0] == "supervisor"
+
+
+def inspect_call(call: str, args: Mapping[str, str], kind: str | None) -> dict[str, Any]:
+    """Import a callable and compare it with a job. `args` are the names of its arguments with the types of their values."""
+    found = _find(call)
+    if isinstance(found, str):
+        return {"faults": [(("call",), found)]}
+    faults = [*_unfit(found, kind)]
+    try:
+        parameter = context_parameter(found)
+        faults += _misfits(signature(found), parameter, args)
+    except (TypeError, ValueError):  # a builtin without a signature
+        parameter = None
+    return {"faults": faults, "kind": kind_of(found), "context": parameter}
+
+
+def _find(call: str) -> Any:
+    """The object that `call` names, or a sentence why not."""
+    name, _, path = call.partition(":")
+    try:
+        found: Any = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            return f'no module "{error.name}"{_hint(_nearest(error.name, _neighbours(error.name)))}'
+        return _does_not_import(name, error)
+    except BaseException as error:
+        return _does_not_import(name, error)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            return f'"{name}" has no "{path}"{_hint(_nearest(part, dir(found)))}'
+        found = getattr(found, part)
+    return found if callable(found) else f'"{path}" of "{name}" is no function, but of type {type(found).__name__}'
+
+
+def _neighbours(name: str) -> list[str]:
+    """The modules beside one that is missing."""
+    package = name.rpartition(".")[0]
+    paths = getattr(sys.modules.get(package), "__path__", None) if package else sys.path[:1]
+    return [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
+
+
+def _does_not_import(name: str, error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f'"{name}" calls sys.exit({error.code if isinstance(error.code, int) else ""}) when it is imported'
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames and "importlib" not in frames[-1].filename else ""
+    lines = traceback.format_exception_only(error)
+    if isinstance(error, SyntaxError):
+        return f'"{name}" does not import: {error.msg} ({error.filename}:{error.lineno})'
+    return f'"{name}" does not import: {lines[-1].strip()}{place}'
+
+
+def _unfit(function: Any, kind: str | None) -> Iterable[Fault]:
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        yield ("call",), "a generator function: not supported yet; expected `async def` or `def` without yield"
+    elif inspect.isclass(function):
+        yield ("call",), "a class: expected a function"
+    elif kind == "thread" and kind_of(function) == "task":
+        yield ("kind",), 'kind "thread" runs a plain function, this one is `async def`'
+    elif kind == "task" and kind_of(function) == "thread":
+        yield ("kind",), 'kind "task" runs an `async def`, this is a plain function: use kind = "thread"'
+
+
+def _misfits(of: inspect.Signature, context: str | None, args: Mapping[str, str]) -> Iterable[Fault]:
+    parameters = of.parameters
+    named = {name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    anything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    missing = {name for name in named if parameters[name].default is inspect.Parameter.empty} - {context, *args}
+    for name, given in args.items():
+        if name == context:
+            yield ("args", name), "the Context, which the supervisor passes itself: leave it out"
+        elif name not in named and not anything:
+            near = _nearest(name, named - {context})
+            missing.discard(near)
+            yield ("args", name), f"the function has no parameter of that name{_hint(near)}"
+        elif name in named and (wanted := _wrong_type(parameters[name].annotation, given)):
+            yield ("args", name), f"the function expects {wanted}, got {given}"
+    for name in sorted(missing):
+        yield ("args",), f'"{name}" is missing: the function has no default for it'
+    for name, each in parameters.items():
+        if each.kind is each.POSITIONAL_ONLY and each.default is each.empty:
+            yield ("call",), f'its parameter "{name}" is positional only: arguments are passed by name'
+
+
+def _wrong_type(annotation: Any, given: str) -> str:
+    """The plain type that a value does not have; what is not plain, Python will see."""
+    wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    if wanted not in _PLAIN or given not in _PLAIN or given == wanted or (wanted, given) == ("float", "int"):
+        return ""
+    return str(wanted)
+
+
+def _nearest(word: str, known: Iterable[str | None]) -> str:
+    """The known word that is most like `word`, or nothing."""
+    near = difflib.get_close_matches(word, [name for name in known if name and not name.startswith("__")], n=1)
+    return near[0] if near else ""
+
+
+def _hint(near: str) -> str:
+    return f'; did you mean "{near}"?' if near else ""
+
+
+def main() -> None:
+    """Inspect the jobs that standard input lists; two JSON lines for each go to the descriptor given as the argument."""
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results:
+        request = json.load(sys.stdin)
+        sys.path[:] = request["path"]
+        for job in request["jobs"]:
+            print(json.dumps({"begin": job["name"]}), file=results, flush=True)
+            found = inspect_call(job["call"], job["args"], job["kind"])
+            print(json.dumps({"end": job["name"], **found}), file=results, flush=True)
+        os._exit(0)  # not waiting for threads that a module may have started
+
+
+if __name__ == "__main__":
+    main()

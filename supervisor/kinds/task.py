@@ -1,0 +1,27 @@
+"""A Trio task in the daemon's own loop."""
+
+from __future__ import annotations
+
+import trio
+
+from supervisor.kinds.context import Context, Outcome, Resources, Run
+from supervisor.kinds.function import context_parameter, load
+from supervisor.kinds.job import JobSpec
+
+COMPLETED = Outcome(reason="completed", failed=False)
+
+
+async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
+    """Await the function. A service that takes no `Context` cannot hear a stop, so it is cancelled as soon as it is asked."""
+    function = load(spec.call or "")
+    args = dict(spec.args or {})
+    hears = context_parameter(function)
+    if hears:
+        args[hears] = Context(run)
+    if spec.ready is None:
+        run.ready("started")
+    with trio.CancelScope() as deaf:
+        if not hears and spec.service:
+            run.on_stopping(lambda: deaf.cancel(reason=f"{run.id} was asked to stop and takes no Context"))
+        await function(**args)
+    return COMPLETED

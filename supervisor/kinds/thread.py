@@ -1,0 +1,81 @@
+"""A plain function in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import structlog
+import trio
+
+from supervisor.kinds.context import Outcome, Resources, Run
+from supervisor.kinds.function import context_parameter, load
+from supervisor.kinds.job import JobSpec
+from supervisor.kinds.task import COMPLETED
+from supervisor.state import Phase
+
+
+class ThreadContext:
+    """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited."""
+
+    def __init__(self, run: Run, stopping: threading.Event) -> None:
+        self._run = run
+        self._stopping = stopping
+        self.log: Any = structlog.get_logger("job").bind(job=run.job, run=run.id)
+
+    @property
+    def job(self) -> str:
+        """The job's name."""
+        return self._run.job
+
+    @property
+    def run(self) -> str:
+        """The id of this run, such as `api#3`."""
+        return self._run.id
+
+    @property
+    def phase(self) -> Phase:
+        """The phase this run is in, at this moment."""
+        return self._run.current_phase
+
+    @property
+    def stopping(self) -> bool:
+        """True once this run has been asked to end."""
+        return self._stopping.is_set()
+
+    def wait_stopping(self) -> None:
+        """Block until this run is asked to end."""
+        self._stopping.wait()
+
+    def sleep(self, seconds: float) -> bool:
+        """Sleep, but not past a stop: False when it ended early because the run was asked to end."""
+        return not self._stopping.wait(seconds)
+
+    def ready(self) -> None:
+        """Say that the job is ready (`ready = { notify = true }`)."""
+        trio.from_thread.run_sync(self._run.ready, "it said so")
+
+    def progress(self, done: float, total: float | None = None) -> None:
+        """Say how far the run is."""
+        trio.from_thread.run_sync(self._run.progress, done, total)
+
+
+async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
+    """Call the function in a thread of its own.
+
+    A limiter of its own, so that blocked jobs never use up the threads that others need. A thread cannot be killed: the
+    tree cancels this only to abandon it, when the daemon ends.
+    """
+    function = load(spec.call or "")
+    args = dict(spec.args or {})
+    stopping = threading.Event()
+    hears = context_parameter(function)
+    if hears:
+        args[hears] = ThreadContext(run, stopping)
+    run.on_stopping(stopping.set)
+    if spec.ready is None:
+        run.ready("started")
+    await trio.to_thread.run_sync(
+        lambda: function(**args), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=run.id
+    )
+    return COMPLETED

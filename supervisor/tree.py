@@ -1,0 +1,542 @@
+"""The tree as its users see it: `open_supervisor`, and the `Supervisor` it yields.
+
+The daemon is this library plus a socket, a log and systemd manners.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import fnmatch
+import os
+import random
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+from trio_util import AsyncValue
+
+from supervisor import config as configuration
+from supervisor import events
+from supervisor.children import open_children
+from supervisor.config import Config, Plan
+from supervisor.errors import ControlError, SupervisorError
+from supervisor.events import Journal, rfc3339
+from supervisor.kinds import Resources, Run
+from supervisor.node import COMMANDS, JobNode, Node, Order, SupervisorNode
+from supervisor.output import Echo, Outputs, open_outputs
+from supervisor.restart import Precedence
+from supervisor.spec import ChildSpec, SupervisorSpec
+from supervisor.state import Answer, Goal, JobStatus, Phase, Why
+
+KILL_LIMIT = 5.0
+"""Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
+
+LAST_RESORT = 2.0
+"""Seconds after which the tree is taken to be unable to end at all: a task that ignores its cancellation."""
+
+
+class Supervisor:
+    """A running tree. Not made by hand: `open_supervisor` yields it.
+
+    Everything here belongs to the Trio thread. Commands act at once; the coroutines among the methods then wait for what
+    they came to, and cancelling them cancels only the wait.
+    """
+
+    def __init__(self, config: Config, resources: Resources, journal: Journal, spread: Callable[[float, float], float]) -> None:
+        self.config = config
+        self.resources = resources
+        self.journal = journal
+        self.spread = spread
+        self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
+        self.root_ready: AsyncValue[bool] = AsyncValue(False)
+        self.nodes: dict[str, Node] = {}
+        self.dependants: dict[str, list[Node]] = {}
+        self.abandoned = trio.Event()
+        """Set when nobody waits any more for what cannot be killed."""
+        self.ending = ""
+        """Why the tree is ending, in one sentence; empty while it is not."""
+        self.failure: SupervisorError | None = None
+        """What failed for good, where that is why the tree has ended."""
+        self.survivors: tuple[str, ...] = ()
+        """What was still alive when the tree gave up waiting for it."""
+        self.late: tuple[str, ...] = ()
+        """Who did not end in time when the tree ended, and was killed."""
+        self._begun = trio.Event()
+        self._hurry = trio.CancelScope()
+        self._ended = trio.Event()
+        self._only_stuck = trio.Event()
+        self._root_run = Run("", 0, self._root_node(), self.abandoned)
+        for name in _in_order(config):
+            self._make(name, config)
+        self._link(config)
+
+    @property
+    def outputs(self) -> Outputs:
+        """The captured output of children."""
+        return self.resources.outputs
+
+    # ---- building ----
+
+    def _root_node(self) -> SupervisorNode:
+        daemon = self.config.daemon
+        spec = SupervisorSpec(intensity=daemon.intensity, period=daemon.period, auto_shutdown=daemon.auto_shutdown)
+        self.root = SupervisorNode(self, "", spec, Goal.UP)
+        return self.root
+
+    def _make(self, name: str, config: Config) -> Node:
+        """Create a node and its row, and hand it to its supervisor. Supervisors come before their children."""
+        node: Node
+        if name in config.supervisors:
+            node = SupervisorNode(self, name, config.supervisors[name], Goal.UP)
+        else:
+            spec = config.jobs[name]
+            node = JobNode(self, name, spec, Goal.UP if spec.start == "auto" else Goal.DOWN)
+        parent = config.parents.get(name)
+        self.nodes[name] = node
+        node.emit(
+            events.Added,
+            kind=node.kind, supervisor=parent, goal=node.goal, cause=node.goal_cause, description=node.description,
+        )  # fmt: skip
+        self._node_of(parent).adopt(node)
+        return node
+
+    def _node_of(self, supervisor: str | None) -> SupervisorNode:
+        if supervisor is None:
+            return self.root
+        node = self.nodes[supervisor]
+        assert isinstance(node, SupervisorNode)
+        return node
+
+    def _link(self, config: Config) -> None:
+        """Work out who depends on whom, and the order among the children of each supervisor."""
+        self.dependants = {}
+        order = {name: at for at, name in enumerate(_in_order(config))}
+        before: dict[str | None, dict[str, set[str]]] = {}
+        parents = config.parents
+        for name, node in self.nodes.items():
+            for target in node.spec.after:
+                self.dependants.setdefault(target, []).append(node)
+                above, mine, theirs = _lift(name, target, parents)
+                before.setdefault(above, {}).setdefault(mine, set()).add(theirs)
+        for supervisor in [self.root, *(node for node in self.nodes.values() if isinstance(node, SupervisorNode))]:
+            key = supervisor.name or None
+            listed = config.supervisors[supervisor.name].children if supervisor.name in config.supervisors else ()
+            place = {name: at for at, name in enumerate(listed)}
+            supervisor.children = dict(
+                sorted(supervisor.children.items(), key=lambda item: place.get(item[0], order.get(item[0], len(order))))
+            )
+            supervisor.precedence = Precedence(supervisor.spec.strategy, supervisor.children, before.get(key, {}))
+
+    def forget(self, node: Node) -> None:
+        """Drop a node that has left the tree."""
+        del self.nodes[node.name]
+
+    def tell_dependants(self, name: str) -> None:
+        """Have those that wait for `name` look again."""
+        for node in self.dependants.get(name, ()):
+            if node.parent is not None:
+                node.parent.post(node.parent.touch, node)
+
+    def wall_time(self, when: float | None) -> str | None:
+        """A moment of Trio's clock as people write it."""
+        if when is None:
+            return None
+        return rfc3339(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=when - trio.current_time()))
+
+    # ---- reading ----
+
+    def status(self, *patterns: str) -> list[JobStatus]:
+        """The rows of these names and globs, or of all, in the order of the file."""
+        names = self.resolve(patterns) if patterns else self.journal.table
+        return [self.journal.table[name] for name in names]
+
+    def resolve(self, patterns: Sequence[str]) -> list[str]:
+        """Exact names and globs to names, in the order of the tree. ControlError names what matches nothing."""
+        found: dict[str, None] = {}
+        for pattern in patterns:
+            glob = any(char in pattern for char in "*?")
+            names = [name for name in self.nodes if fnmatch.fnmatchcase(name, pattern)] if glob else [pattern]
+            if not names or not all(name in self.nodes for name in names):
+                raise ControlError(_unknown(pattern, self.nodes), ControlError.NO_SUCH_NAME)
+            found.update(dict.fromkeys(names))
+        return list(found)
+
+    async def wait_running(self) -> None:
+        """Wait until every job that starts by itself is ready (a `once` job: has succeeded)."""
+        await self.root_ready.wait_value(True)
+
+    async def wait_stopped(self) -> None:
+        """Wait until the tree has ended."""
+        await self._ended.wait()
+
+    # ---- commands ----
+
+    def order(self, verb: str, names: Sequence[str], *, by: str | None = None, **options: Any) -> list[Order]:
+        """Obey `verb` for each of `names` (globs allowed; for `cancel` also ids of runs), at once.
+
+        Raises ControlError for an unknown name before anything is done. What each came to is the order's `wait`.
+        """
+        if verb not in COMMANDS:
+            raise ControlError(f"unknown verb {verb!r}")
+        if verb == "cancel":
+            return [
+                self._one("cancel", name.partition("#")[0], by, run=name if "#" in name else None) for name in self._runs(names)
+            ]
+        resolved = self.resolve(names)
+        if verb == "start" and options.get("with_after"):
+            resolved = self._with_after(resolved)
+        return [self._one(verb, name, by, **options) for name in resolved]
+
+    def _runs(self, names: Sequence[str]) -> list[str]:
+        runs = [name for name in names if "#" in name]
+        self.resolve([run.partition("#")[0] for run in runs])
+        return runs + self.resolve([name for name in names if "#" not in name])
+
+    def _with_after(self, names: Sequence[str]) -> list[str]:
+        """`names` and, before each, what it waits for."""
+        wanted: dict[str, None] = {}
+
+        def add(name: str) -> None:
+            if name not in wanted:
+                for target in self.nodes[name].spec.after:
+                    if not self.nodes[target].satisfied:
+                        add(target)
+                wanted[name] = None
+
+        for name in names:
+            add(name)
+        return list(wanted)
+
+    def _one(self, verb: str, name: str, by: str | None, **options: Any) -> Order:
+        node = self.nodes[name]
+        order = Order(name, verb, by)
+        assert node.parent is not None
+        node.parent.post(node.parent.command, node, order, options)
+        return order
+
+    async def _obeyed(self, verb: str, names: Sequence[str], **options: Any) -> list[Answer]:
+        answers = [await order.wait() for order in self.order(verb, names, **options)]
+        bad = [f"{answer.name}: {answer.text}" for answer in answers if not answer.ok]
+        if bad:
+            raise ControlError("; ".join(bad))
+        return answers
+
+    async def start(self, *names: str, with_after: bool = False) -> None:
+        """Start these, and wait until each is ready. ControlError if one ends before, is refused or overtaken."""
+        await self._obeyed("start", names, with_after=with_after)
+
+    async def stop(self, *names: str, now: bool = False) -> None:
+        """Stop these, and wait until nothing of them is alive. `now` skips the grace."""
+        await self._obeyed("stop", names, now=now)
+
+    async def restart(self, *names: str) -> None:
+        """Stop and start these, and wait until each is ready again."""
+        await self._obeyed("restart", names)
+
+    async def run_now(self, *names: str) -> None:
+        """Make one run of each of these now, and wait for its end. ControlError if one fails."""
+        await self._obeyed("run-now", names)
+
+    async def pause(self, *names: str) -> None:
+        """No new runs of these until `resume`."""
+        await self._obeyed("pause", names)
+
+    async def resume(self, *names: str) -> None:
+        """Take paused schedules up again, in step with where they began."""
+        await self._obeyed("resume", names)
+
+    async def cancel(self, *names: str) -> None:
+        """End the runs in hand of these names, or these runs; no failure, no retry."""
+        await self._obeyed("cancel", names)
+
+    # ---- reload ----
+
+    def plan(self, config: Config) -> Plan:
+        """What `apply` would do."""
+        return configuration.diff(self.config, config)
+
+    def apply(self, config: Config, *, by: str | None = None) -> tuple[Plan, list[Order]]:
+        """Put a new configuration in force: only what differs is touched. At once; what it set going goes on by itself."""
+        plan = self.plan(config)
+        cause = "its configuration changed"
+        orders = [self._remove(name, by) for name in plan.removed]
+        for name in _in_order(config):
+            if name not in self.nodes:
+                self._add(name, config)
+        for name in plan.moved:
+            self._move(name, config)
+        for name in (*plan.added, *plan.moved, *plan.restarted, *plan.changed):
+            node = self.nodes[name]
+            spec: ChildSpec = config.supervisors.get(name) or config.jobs[name]
+            if node.spec is not spec and node.parent is not None:
+                node.parent.post(node.parent.update, node, spec, cause if name in plan.restarted else None)
+                if name in plan.restarted and node.life is not None:
+                    orders.append(self._wait_for_restart(node, by))
+        self._apply_root(config)
+        self.config = config
+        self._link(config)
+        self.journal.emit(
+            events.Reloaded, by=by, added=plan.added, removed=plan.removed,
+            restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
+        )  # fmt: skip
+        return plan, orders
+
+    def _remove(self, name: str, by: str | None) -> Order:
+        node = self.nodes[name]
+        order = Order(name, "stop", by)
+        node.orders.append(order)
+        node.removing = "removed from the configuration"
+        assert node.parent is not None
+        node.parent.post(node.parent.reconsider, node)
+        return order
+
+    def _add(self, name: str, config: Config) -> None:
+        """Make a node in a tree that runs already: its supervisor's loop takes it in."""
+        self._make(name, config)
+        parent = self._node_of(config.parents.get(name))
+        parent.post(parent.touch, self.nodes[name])
+
+    def _move(self, name: str, config: Config) -> None:
+        node = self.nodes[name]
+        node.moving_to = self._node_of(config.parents.get(name))
+        assert node.parent is not None
+        node.parent.post(node.parent.reconsider, node)
+
+    def _wait_for_restart(self, node: Node, by: str | None) -> Order:
+        order = Order(node.name, "reload", by, after_run=node.runs)
+        node.orders.append(order)
+        return order
+
+    def _apply_root(self, config: Config) -> None:
+        daemon = config.daemon
+        spec = SupervisorSpec(intensity=daemon.intensity, period=daemon.period, auto_shutdown=daemon.auto_shutdown)
+        if spec != self.root.spec:
+            self.root.spec = spec
+            self.root.post(self.root.respec)
+
+    # ---- the end ----
+
+    def end(self, cause: str, failure: SupervisorError | None = None) -> None:
+        """End for a reason of the tree's own: the root gave up, an essential job ended, an automatic shutdown."""
+        if not self.ending:
+            self.failure = failure
+            self.shutdown(cause)
+
+    def shutdown(self, cause: str, *, by: str | None = None, kill: bool = False) -> None:
+        """Begin the orderly stop: draining, stopping, killing. Again with `kill`: go straight to killing. Never waits."""
+        if not self.ending:
+            self.ending = f"{cause} ({by})" if by else cause
+            self._begun.set()
+        if kill:
+            self._hurry.cancel(reason=cause)
+
+    async def _run(self, last_resort: Callable[[], None] | None) -> None:
+        """The tree's life: the root's loop, and the task that ends it."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_in_phases, last_resort)
+                await self.root.body(self._root_run)
+                nursery.cancel_scope.cancel(reason="the root has ended")
+        finally:
+            self._ended.set()
+
+    async def _end_in_phases(self, last_resort: Callable[[], None] | None) -> None:
+        await self._begun.wait()
+        with self._hurry:
+            with trio.move_on_after(self.config.daemon.grace):
+                self._enter(Phase.DRAINING)
+                await self._drain()
+                self._enter(Phase.STOPPING)
+                self._root_run.advance(Phase.STOPPING)
+                await self._only_stuck.wait()
+        await self._kill()
+        await trio.sleep(LAST_RESORT)
+        if last_resort is not None:
+            last_resort()
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase.value = phase
+        self.journal.emit(events.PhaseChanged, phase=phase, cause=self.ending)
+
+    def _supervisors(self) -> list[SupervisorNode]:
+        return [self.root, *(node for node in self.nodes.values() if isinstance(node, SupervisorNode))]
+
+    def _living(self) -> list[JobNode]:
+        return [node for node in self.nodes.values() if isinstance(node, JobNode) and node.life is not None]
+
+    async def _drain(self) -> None:
+        """Let the runs in hand end, each within its grace."""
+        for supervisor in self._supervisors():
+            if supervisor.running:
+                supervisor.post(supervisor.drain)
+        async with trio.open_nursery() as nursery:
+            for node in self._living():
+                if node.in_hand and node.life is not None:
+                    nursery.start_soon(_wait_at_most, node.grace, node.life.gone)
+
+    def was_late(self, name: str) -> None:
+        """Remember, where the tree is ending, that this one needed more than its grace."""
+        if self.ending and name not in self.late:
+            self.late += (name,)
+
+    def look_whether_only_stuck(self) -> None:
+        """Cut the wait short once nothing is left that could still end: a stop does not wait for what will not come."""
+        if self.phase.value is Phase.STOPPING:
+            living = self._living()
+            if living and all(node.row.word == Why.STUCK.value for node in living):
+                self._only_stuck.set()
+
+    async def _kill(self) -> None:
+        """No more grace for anybody; name who needed it, and at last who survived even that."""
+        for node in self._living():
+            self.was_late(node.name)
+        self._enter(Phase.KILLING)
+        self._root_run.advance(Phase.KILLING)
+        for supervisor in self._supervisors():
+            supervisor.hurry()
+        for node in self._living():
+            if node.parent is not None:
+                node.parent.post(node.parent.kill, node, self.ending)
+        await trio.sleep(KILL_LIMIT)
+        self.survivors = tuple(f"{node.name} ({node.row.cause})" for node in self._living())
+        self.abandoned.set()
+        for node in self._living():
+            if node.life is not None:
+                node.life.scope.cancel(reason="given up")
+
+
+async def _wait_at_most(seconds: float, event: trio.Event) -> None:
+    with trio.move_on_after(seconds):
+        await event.wait()
+
+
+def _in_order(config: Config) -> Iterator[str]:
+    """All names so that a supervisor comes before its children; within a supervisor in its own order."""
+    parents = config.parents
+
+    def below(supervisor: str) -> Iterator[str]:
+        yield supervisor
+        for child in config.supervisors[supervisor].children:
+            if child in config.supervisors:
+                yield from below(child)
+            else:
+                yield child
+
+    for name in (*config.supervisors, *config.jobs):
+        if name not in parents:
+            yield from below(name) if name in config.supervisors else (name,)
+
+
+def _lift(name: str, target: str, parents: Mapping[str, str]) -> tuple[str | None, str, str]:
+    """An edge between two names, lifted to the siblings below their lowest common ancestor: (ancestor, sibling, sibling)."""
+    mine, theirs = _ancestry(name, parents), _ancestry(target, parents)
+    while len(mine) > 1 and len(theirs) > 1 and mine[-1] == theirs[-1]:
+        above = mine.pop()
+        theirs.pop()
+        if mine[-1] != theirs[-1]:
+            return above, mine[-1], theirs[-1]
+    return None, mine[-1], theirs[-1]
+
+
+def _ancestry(name: str, parents: Mapping[str, str]) -> list[str]:
+    """`name`, its supervisor, that one's, up to the one below the root."""
+    path = [name]
+    while path[-1] in parents:
+        path.append(parents[path[-1]])
+    return path
+
+
+def _unknown(name: str, known: Mapping[str, object]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"no job or supervisor matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+@contextmanager
+def _importable(directories: Sequence[str]) -> Iterator[None]:
+    """Job modules are imported from these directories while the tree is open."""
+    added = [directory for directory in directories if directory not in sys.path]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for directory in added:
+            if directory in sys.path:
+                sys.path.remove(directory)
+
+
+@asynccontextmanager
+async def open_supervisor(
+    config: Config | str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    echo: Echo | None = None,
+    instance: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    journal: Journal | None = None,
+    spread: Callable[[float, float], float] = random.uniform,
+    last_resort: Callable[[], None] | None = None,
+) -> AsyncIterator[Supervisor]:
+    """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
+
+    `config` is the path of a TOML file, a mapping of the same shape, or a checked `Config`. The block is cancelled when the
+    tree ends by itself; then RestartIntensityExceeded or EssentialEnded is raised if it ended because something failed.
+
+    `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
+    process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
+    cancellation, so that the tree can never end.
+    """
+    environ = dict(os.environ if environ is None else environ)
+    checked = _checked(config, environ)
+    journal = journal or Journal()
+    instance = instance or secrets.token_hex(8)
+
+    def warn(text: str) -> None:
+        journal.emit(events.Warned, text=text)
+
+    async with open_children(instance, warn=warn) as children:
+        async with open_outputs(checked.state_dir / "logs", echo=echo) as outputs:
+            resources = Resources(
+                children=children, outputs=outputs, environ={**environ, **checked.daemon.env}, base=checked.base
+            )
+            with _importable([str(checked.base), *checked.daemon.path]):
+                tree = Supervisor(checked, resources, journal, spread)
+                async with _running(tree, last_resort):
+                    yield tree
+    if tree.failure is not None:
+        raise tree.failure
+
+
+@asynccontextmanager
+async def _running(tree: Supervisor, last_resort: Callable[[], None] | None) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        body = trio.CancelScope()
+
+        async def live() -> None:
+            # Shielded: whoever cancels us from outside gets an orderly stop, not a torn tree.
+            with trio.CancelScope(shield=True):
+                await tree._run(last_resort)
+            body.cancel(reason="the tree has ended")
+
+        nursery.start_soon(live)
+        try:
+            with body:
+                yield
+        finally:
+            tree.shutdown("the block that opened it has ended")
+            with trio.CancelScope(shield=True):
+                await tree.wait_stopped()
+
+
+def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], environ: Mapping[str, str]) -> Config:
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return configuration.from_mapping(config, Path.cwd(), environ)
+    return configuration.load(Path(config), environ)
+
+
+__all__ = ["Order", "Supervisor", "open_supervisor"]
