@@ -1,5 +1,6 @@
 """Real processes: spawned, waited for, signalled, and ended with everything that came of them."""
 
+import errno
 import os
 import resource
 import signal
@@ -14,7 +15,7 @@ import pytest
 import trio
 
 from supervisor import guardian
-from supervisor.children import Children, ExitReport, _children_of, _descendants, open_children
+from supervisor.children import Children, ExitReport, _children_of, _descendants, _limit_mark, open_children
 from supervisor.errors import SpawnFailed
 
 ENV = {"PATH": os.environ["PATH"]}
@@ -303,6 +304,21 @@ async def test_without_a_free_descriptor_a_spawn_fails_and_nothing_leaks(childre
     assert "no file descriptor left" in outcomes[0]
 
 
+async def test_a_child_that_cannot_be_watched_is_not_left_alone(children, monkeypatch):
+    await run_to_end(children, "true")
+    spawned = []
+
+    def no_descriptor(pid, flags=0):
+        spawned.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", no_descriptor)
+    with pytest.raises(SpawnFailed, match="no file descriptor left"):
+        await children.spawn(["sleep", "100"], env=ENV)
+    monkeypatch.undo()
+    assert not guardian.read(f"/proc/{spawned[-1]}/stat")
+
+
 ESCAPES = {
     "forks": "sleep 100 & echo $!",
     "new session": "setsid sh -c 'echo $$; exec sleep 100' &",
@@ -331,6 +347,26 @@ async def test_nothing_survives_the_end_of_a_child(children, escape, main_lives)
     assert bystander.remaining() == {bystander.pid}
     assert not zombies()
     await end(bystander)
+
+
+@pytest.mark.parametrize("escape", [name for name in ESCAPES if name != "cleared environment, double fork, new session"])
+async def test_where_limits_may_not_be_set_the_environment_and_the_session_tell_who_is_whose(children, escape, monkeypatch):
+    real = resource.setrlimit
+
+    def forbidden(which, limits):
+        if which == guardian.RLIMIT_LOCKS:
+            raise PermissionError
+        real(which, limits)
+
+    monkeypatch.setattr(resource, "setrlimit", forbidden)
+    other = await children.spawn(["sleep", "100"], env=ENV, run="other#1")
+    child, (pid,) = await start_saying(children, ESCAPES[escape], 1, run="a#1")
+    assert guardian.limit_mark(other.pid) is None
+    await child.wait()
+    await end(child)
+    assert not alive(pid)
+    assert other.remaining() == {other.pid}
+    await end(other)
 
 
 async def test_a_child_that_forks_while_it_is_killed_does_not_get_away(children):
@@ -435,6 +471,16 @@ async def test_a_status_that_other_code_took_is_not_mistaken_for_success(childre
     assert (report.code, report.signal) == (None, None)
 
 
+async def test_a_child_of_other_code_that_happens_to_bear_our_mark_keeps_its_exit_code(children):
+    await run_to_end(children, "true")
+    with _limit_mark(children._tag << 32 | 1):
+        foreign = subprocess.Popen(["sh", "-c", "exit 7"])
+    while not guardian.zombie(foreign.pid):
+        await trio.sleep(0.001)
+    await run_to_end(children, "true")
+    assert foreign.wait() == 7
+
+
 async def test_leaving_ends_whatever_is_left():
     with trio.fail_after(30):
         async with open_children("left") as children:
@@ -442,12 +488,7 @@ async def test_leaving_ends_whatever_is_left():
     assert not alive(child.pid)
     assert not alive(pid)
     assert not zombies()
-    assert not [
-        each
-        for each in guardian.pids()
-        if b"guardian.py" in guardian.read(f"/proc/{each}/cmdline")
-        and f"\0{os.getpid()}\0".encode() in guardian.read(f"/proc/{each}/cmdline")
-    ]
+    assert not [each for each in _children_of(os.getpid()) if b"guardian.py" in guardian.read(f"/proc/{each}/cmdline")]
 
 
 async def test_a_guardian_that_dies_is_replaced():
