@@ -238,8 +238,15 @@ class Children:
             pass  # dead already, or a set-uid program
 
     def adopted(self) -> dict[int, set[int]]:
-        """Look once: the orphans that are ours now and alive, by the serial of the child they came from. Reaps dead ones."""
+        """The orphans that are ours now and alive, by the serial of the child they came from. Reaps the dead ones."""
+        while (left := self._look()) is None:
+            pass
+        return left
+
+    def _look(self) -> dict[int, set[int]] | None:
+        """One look at the list; None if somebody was reaped, who may have handed over children just before."""
         left: dict[int, set[int]] = {}
+        reaped = False
         for pid in (_listed(self._list) | self._adopted.keys()) - self._spawned.keys() - {self._guardian.pid}:
             serial = self._adopted.get(pid) or self._with_reserve(self._owner, pid)
             if serial is None:
@@ -249,7 +256,8 @@ class Children:
                 left.setdefault(serial, set()).add(pid)
             else:
                 self._adopted.pop(pid, None)
-        return left
+                reaped = True
+        return None if reaped else left
 
     def signal_adopted(self, pid: int, number: int) -> None:
         """Signal an orphan of ours, which nobody else can reap. SIGKILL takes its whole group along, faster than it forks."""
