@@ -2,7 +2,7 @@
 
 import os
 import resource
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,15 @@ async def waiting_for(path: Path):
             await waiting.over.wait()
 
 
+def watches() -> int:
+    """How many directories this process watches."""
+    found = 0
+    for fd in os.listdir("/proc/self/fdinfo"):
+        with suppress(FileNotFoundError):
+            found += Path("/proc/self/fdinfo", fd).read_text().count("inotify wd:")
+    return found
+
+
 async def test_a_file_is_found_when_it_appears(tmp_path):
     async with waiting_for(tmp_path / "ready") as waiting:
         (tmp_path / "another").touch()
@@ -62,6 +71,7 @@ async def test_its_directory_need_not_exist_yet(tmp_path):
         assert not await waiting.settles()
         (tmp_path / "a" / "b").mkdir()
         assert not await waiting.settles()
+        assert watches() == 1  # what happens further up wakes nobody any more
         (tmp_path / "a" / "b" / "ready").touch()
 
 
