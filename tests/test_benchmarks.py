@@ -42,23 +42,25 @@ class Harness:
         self.started.append(process)
         return process
 
+    def left(self) -> dict[int, str]:
+        """What still runs and bears its mark: pid -> command line."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # gone, or not ours to read
+        return found
+
     def close(self) -> None:
-        """After a test that failed: SIGTERM ends it and all below it, as Ctrl-C does."""
+        """After a test that failed: end it, and what it should have ended."""
         for process in self.started:
             if process.poll() is None:
                 process.terminate()
                 process.communicate()
-
-    def left(self) -> list[str]:
-        """The command lines of what still runs and bears its mark."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except OSError:
-                continue  # gone, or not ours to read
-        return found
+        for pid in self.left():
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_a_quick_run_measures_every_floor_and_leaves_nothing_behind(harness: Har
             assert values[floor, metric] > 0, (floor, metric)
         assert values[floor, "idle_cpu"] >= 0
         assert floor in out.splitlines()[2]
-    assert harness.left() == []
+    assert harness.left() == {}
 
 
 def test_ctrl_c_in_the_middle_of_a_life_leaves_nothing_behind(harness: Harness, tmp_path: Path) -> None:
@@ -101,10 +103,10 @@ def test_ctrl_c_in_the_middle_of_a_life_leaves_nothing_behind(harness: Harness, 
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert json.loads(file.read_text())["results"], "what was measured before is not lost"
-    assert harness.left() == []
+    assert harness.left() == {}
 
 
-def test_a_stop_that_leaves_a_process_is_a_failure_and_the_process_is_ended(harness: Harness, tmp_path: Path) -> None:
+def test_a_stop_that_leaves_a_process_is_a_failure_and_every_process_is_ended(harness: Harness, tmp_path: Path) -> None:
     script = """
         import os, signal, sys
         from pathlib import Path
@@ -124,11 +126,12 @@ def test_a_stop_that_leaves_a_process_is_a_failure_and_the_process_is_ended(harn
             except Failed as error:
                 print(error)
             print(daemon.end())
+            Daemon(["/bin/sleep", "600"], cwd=Path("/"), env=dict(os.environ), log=log)
     """
     process = harness.start("-c", textwrap.dedent(script), str(tmp_path / "log"))
     out, err = process.communicate(timeout=60)
     assert out.splitlines() == ["the stop was not over in time: 1 processes were left", "1"], err
-    assert harness.left() == []
+    assert harness.left() == {}
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["in C", "in Python"])
@@ -139,23 +142,23 @@ def test_a_child_notes_its_start(tmp_path: Path, native: bool) -> None:
     if not native:
         script = REPOSITORY / "benchmarks" / "child.py"
         child = Child((sys.executable, "-I", "-S", str(script)), False, child.log)
-    starts = Starts(child.log, 8)
+    starts = Starts(child.log, 20)
     try:
         run = tmp_path / "run"
-        run.write_text(child.script(5, "crash"))
+        run.write_text(child.script(15, "crash"))
         run.chmod(0o755)
         pids = []
         for argv in (child.command(2, "crash"), [str(run)], child.command(2, "crash")):
-            with subprocess.Popen(argv) as process:
-                pids.append(process.pid)
-            assert process.returncode == 1
+            process = subprocess.Popen(argv)
+            pids.append(process.pid)
+            assert process.wait(timeout=30) == 1
         starts.read()
     finally:
         starts.close()
     assert (starts.total, starts.started) == (3, 2)
-    assert (starts.lives[2], starts.lives[5]) == (2, 1)
-    assert (starts.pid[2], starts.pid[5]) == (pids[2], pids[1])
-    assert 0 < starts.at[5] < starts.at[2]
+    assert (starts.lives[2], starts.lives[15]) == (2, 1)
+    assert (starts.pid[2], starts.pid[15]) == (pids[2], pids[1])
+    assert 0 < starts.at[15] < starts.at[2]
 
 
 def test_a_half_written_record_is_read_when_it_is_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -921,6 +922,7 @@ async def test_start_or_restart_of_a_member_ends_the_backoff_of_its_group(autoju
 async def test_restart_of_a_member_does_not_restart_its_group(autojump_clock, tmp_path):
     jobs = {"a": job(slow(1)), "b": job(slow(1))}
     async with forest(tmp_path, jobs, {"g": group("a", "b", strategy=Strategy.ONE_FOR_ALL)}) as f:
+        await settle()
         await f.tree.restart("a")
         assert f.happened(Ended) == [(1.0, "a")]
 
@@ -996,7 +998,25 @@ async def test_a_stop_of_what_is_stuck_is_answered_when_it_is_gone(tmp_path, dea
         assert f.word("a") == "stopped"
 
 
-async def at_once_really(f: Forest, verb: str, name: str) -> str:
-    (order,) = f.tree.order(verb, [name])
+async def at_once_really(f: Forest, verb: str, name: str, **options: Any) -> str:
+    (order,) = f.tree.order(verb, [name], **options)
     with trio.fail_after(30):
         return said(await order.wait())
+
+
+# ---- a signal needs a process ----
+
+
+async def test_a_signal_goes_to_the_process_and_says_to_which(tmp_path):
+    shell = "trap 'echo got it; exit 7' USR1; echo here; while :; do sleep 0.05; done"
+    spec = JobSpec(command=("sh", "-c", shell), output=str(tmp_path / "out"), ready=ReadySpec(log="here"), backoff=SIXTY)
+    async with forest(tmp_path, {"a": spec}) as f:
+        with trio.fail_after(30):
+            await f.tree.wait_running()
+            pid = f.tree.status("a")[0].pid
+            assert await at_once_really(f, "signal", "a", signal=0) == f"yes, signalled, pid {pid}"
+            assert await at_once_really(f, "signal", "a", signal=signal.SIGUSR1) == f"yes, signalled, pid {pid}"
+            await until(f, "a", "backing off")
+        assert f.tree.status("a")[0].exit.code == 7  # an operator's signal is not a stop: the end counts
+        assert (tmp_path / "out").read_text() == "here\ngot it\n"
+        assert await at_once_really(f, "signal", "a", signal=signal.SIGUSR1) == "no, a has no process to signal"

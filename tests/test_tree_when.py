@@ -162,13 +162,14 @@ async def test_a_schedule_starts_with_what_it_waits_for(autojump_clock, tmp_path
     assert f.times(Starting, "a") == [17.0, 27.0]
 
 
-async def test_a_schedule_restarts_with_its_group(autojump_clock, tmp_path):
+async def test_a_schedule_goes_down_with_its_group_and_keeps_its_step(autojump_clock, tmp_path):
     jobs = {"a": job(lasting(5), every=10), "b": job(crashing_at(12))}
     async with forest(tmp_path, jobs, {"g": group("a", "b", strategy=Strategy.ONE_FOR_ALL)}) as f:
-        await trio.sleep_until(40)
+        await trio.sleep_until(38)
         assert f.word("a") == "scheduled"
     assert f.times(Ended, "a")[0] == 15.0  # it was asked, cannot hear, and had its grace
     assert f.times(Starting, "b") == [0.0, 15.5]
+    assert f.times(Starting, "a") == [10.0, 20.0, 30.0]  # in step: a crash of others does not put its ticks off
 
 
 @pytest.mark.parametrize("every", [0.1, 0.3, 1 / 3, 0.7, 1e-3, 86400.1])

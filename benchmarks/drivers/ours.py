@@ -34,7 +34,7 @@ class Ours:
         self.output = output
 
     def missing(self) -> str | None:
-        return None if (REPOSITORY / "supervisor" / "daemon.py").exists() else "no daemon in this repository yet"
+        return None if (REPOSITORY / "supervisor" / "daemon").is_dir() else "no daemon in this repository yet"
 
     def prepare(self, setup: Setup) -> Launch:
         lines = [

@@ -14,7 +14,7 @@ COMPLETED = Outcome(reason="completed", failed=False)
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """Await the function. A service that takes no `Context` cannot hear a stop, so it is cancelled as soon as it is asked."""
-    function = load(spec.call or "")
+    function = load(spec.call or "", "task")
     args = dict(spec.args or {})
     hears = context_parameter(function)
     if hears:

@@ -25,6 +25,7 @@ class ThreadContext:
     def __init__(self, run: Run, stopping: threading.Event) -> None:
         self._run = run
         self._stopping = stopping
+        self._token = trio.lowlevel.current_trio_token()  # so that threads which the function starts may speak up too
         self.log: Any = structlog.get_logger("job").bind(job=run.job, run=run.id)
 
     @property
@@ -57,11 +58,11 @@ class ThreadContext:
 
     def ready(self) -> None:
         """Say that the job is ready (`ready = { notify = true }`)."""
-        trio.from_thread.run_sync(self._run.ready, "it said so")
+        trio.from_thread.run_sync(self._run.ready, "it said so", trio_token=self._token)
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Say how far the run is."""
-        trio.from_thread.run_sync(self._run.progress, done, total)
+        trio.from_thread.run_sync(self._run.progress, done, total, trio_token=self._token)
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
@@ -70,7 +71,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     A limiter of its own, so that blocked jobs never use up the threads that others need. A thread cannot be killed: the
     tree cancels this only to abandon it, when the daemon ends.
     """
-    function = load(spec.call or "")
+    function = load(spec.call or "", "thread")
     args = dict(spec.args or {})
     stopping = threading.Event()
     hears = context_parameter(function)
