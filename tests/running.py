@@ -9,7 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,10 @@ class Said(Exception):
     """A command did not end as expected."""
 
 
+class TooSlow(Exception):
+    """The daemon went ahead of this reader: events are missing."""
+
+
 class Watch:
     """The table of a daemon, kept as its events say."""
 
@@ -43,7 +47,10 @@ class Watch:
 
     async def next(self) -> Event:
         """The next event; the table is then what it made of it."""
-        event: Event = msgspec.convert(await anext(self._items), AnyEvent)
+        item = await anext(self._items)
+        if item["event"] == "lagged":
+            raise TooSlow
+        event: Event = msgspec.convert(item, AnyEvent)
         apply(self.table, event)
         return event
 
@@ -82,8 +89,11 @@ class Running:
 
     async def until(self, true: Callable[[Table], bool]) -> Table:
         """The table as soon as it is as wanted."""
-        async with self.watching() as watch:
-            return await watch.until(true)
+        with trio.fail_after(PATIENCE):
+            while True:
+                with suppress(TooSlow):  # then: a new snapshot
+                    async with self.watching() as watch:
+                        return await watch.until(true)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[Watch]:
