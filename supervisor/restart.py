@@ -49,7 +49,7 @@ class Delays:
         if self._next is None or ready_for >= spec.reset_after:
             self._next = spec.initial
         wait = min(self._next, spec.max)
-        self._next = min(max(wait, spec.initial) * spec.factor, spec.max)
+        self._next = min(max(wait, spec.initial) * spec.factor, spec.max) if wait else spec.initial
         return min(wait * self._spread(1 - spec.jitter, 1 + spec.jitter), spec.max)
 
     def reset(self) -> None:
