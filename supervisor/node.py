@@ -177,6 +177,11 @@ class Node:
             self.life.hurry()
 
     @property
+    def active(self) -> bool:
+        """Whether it runs, or is to run as soon as nothing keeps it."""
+        return self.life is not None or (self.goal is Goal.UP and not self.finished)
+
+    @property
     def counts(self) -> bool:
         """Whether its supervisor is ready only when it is."""
         return self.goal is Goal.UP
@@ -437,7 +442,6 @@ class SupervisorNode(Node):
         self._ready_since: float | None = None
         self._window: restart.Window | None = None
         self._group_delays = restart.Delays(tree.spread)
-        self._ended_significant: set[str] = set()
         self._dirty: dict[str, Node] = {}
         self._timers: list[tuple[float, int, Node | None]] = []
         self._timer_count = 0
@@ -487,7 +491,6 @@ class SupervisorNode(Node):
         self._nursery = nursery
         self._group = self.closing = None
         self._hurrying = False
-        self._ended_significant.clear()
         self._timers.clear()
         self._window = None if self.spec.limit is None else restart.Window(self.spec.limit, self.spec.period)
         self._pending = {name for name, child in self.children.items() if child.counts}
@@ -908,9 +911,8 @@ class SupervisorNode(Node):
         if child.spec.essential:
             self._essential_ended(child.name, reason, failure)
         if child.spec.significant and restart.significant_end(child.restart_type, failure):
-            self._ended_significant.add(child.name)
-            significant = {name for name, other in self.children.items() if other.spec.significant}
-            if restart.shuts_down(self.spec.auto_shutdown, self._ended_significant & significant, significant):
+            others_active = any(other.spec.significant and other.active for other in self.children.values())
+            if restart.shuts_down(self.spec.auto_shutdown, others_active):
                 which = "all" if self.spec.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT else "one"
                 self._end_by_itself(f"{which} of its significant children ended")
 

@@ -79,11 +79,9 @@ def significant_end(restart: RestartType, failure: bool) -> bool:
     return restart is RestartType.TEMPORARY or (restart is RestartType.TRANSIENT and not failure)
 
 
-def shuts_down(auto: AutoShutdown, ended: Collection[str], significant: Collection[str]) -> bool:
-    """Whether a supervisor ends by itself, now that these of its significant children have ended."""
-    if auto is AutoShutdown.ANY_SIGNIFICANT:
-        return bool(ended)
-    return auto is AutoShutdown.ALL_SIGNIFICANT and bool(significant) and set(ended) >= set(significant)
+def shuts_down(auto: AutoShutdown, others_active: bool) -> bool:
+    """Whether a supervisor ends by itself, now that one of its significant children has; `others_active`: not the last."""
+    return auto is AutoShutdown.ANY_SIGNIFICANT or (auto is AutoShutdown.ALL_SIGNIFICANT and not others_active)
 
 
 def affected(strategy: Strategy, children: Sequence[str], failed: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor import events
@@ -77,12 +77,14 @@ def histories(draw):
     return journal, told
 
 
+@settings(max_examples=40)
 @given(histories())
 def test_the_table_is_the_fold_of_the_events(history):
     journal, told = history
     assert fold(told) == journal.table
 
 
+@settings(max_examples=40)
 @given(histories())
 def test_the_fold_can_be_stopped_and_taken_up_anywhere(history):
     journal, told = history
@@ -92,12 +94,14 @@ def test_the_fold_can_be_stopped_and_taken_up_anywhere(history):
     assert table == journal.table
 
 
+@settings(max_examples=40)
 @given(histories())
 def test_events_are_numbered_from_one_without_gaps(history):
     journal, told = history
     assert [event.seq for event in told] == list(range(1, journal.seq + 1))
 
 
+@settings(max_examples=40)
 @given(histories())
 def test_events_that_went_over_a_wire_fold_to_the_same_table(history):
     journal, told = history
@@ -106,6 +110,7 @@ def test_events_that_went_over_a_wire_fold_to_the_same_table(history):
     assert fold(msgspec.json.decode(lines, type=list[AnyEvent])) == journal.table
 
 
+@settings(max_examples=40)
 @given(histories())
 def test_a_child_only_ever_takes_legal_steps(history):
     _, told = history

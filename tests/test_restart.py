@@ -5,7 +5,7 @@ import sys
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.restart import Delays, Precedence, Window, affected, judge, restarts, shuts_down, significant_end
@@ -232,6 +232,7 @@ def ahead(strategy: Strategy, names: list[str], before: dict[str, set[str]]) -> 
     return closure
 
 
+@settings(max_examples=50)
 @given(orders(), st.data())
 def test_only_what_nobody_alive_comes_after_may_stop(order, data):
     strategy, names, before = order
@@ -242,6 +243,7 @@ def test_only_what_nobody_alive_comes_after_may_stop(order, data):
         assert precedence.may_stop(name, alive) == (not later)
 
 
+@settings(max_examples=50)
 @given(orders(), st.randoms(use_true_random=False))
 def test_everybody_stops_and_in_the_reverse_of_the_order(order, random):
     strategy, names, before = order
@@ -256,6 +258,7 @@ def test_everybody_stops_and_in_the_reverse_of_the_order(order, random):
         assert all(gone.index(name) < gone.index(earlier) for earlier in ahead(*order)[name])
 
 
+@settings(max_examples=50)
 @given(orders(), st.randoms(use_true_random=False))
 def test_everybody_can_start_when_what_comes_before_is_ready(order, random):
     strategy, names, before = order
@@ -273,6 +276,7 @@ def test_everybody_can_start_when_what_comes_before_is_ready(order, random):
         assert ready == names
 
 
+@settings(max_examples=50)
 @given(orders())
 def test_an_order_says_whether_it_is_one(order):
     strategy, names, before = order

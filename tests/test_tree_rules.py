@@ -1,0 +1,68 @@
+"""The tree's rules, one sentence at a time: what the model-based test found, and what its jobs cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog.testing
+import trio
+from bench import Bench, Part, exact, settle
+
+from supervisor.config import Config, DaemonSpec
+from supervisor.kinds import JobSpec
+from supervisor.spec import AutoShutdown, Backoff, RestartType, Seconds, Strategy, SupervisorSpec
+from supervisor.tree import Supervisor, open_supervisor
+
+AT_ONCE = Backoff(initial=Seconds(0))
+MINUTE = Backoff(initial=Seconds(60), factor=1, max=Seconds(60))
+
+
+@asynccontextmanager
+async def running(
+    base: Path, jobs: Mapping[str, JobSpec], groups: Mapping[str, SupervisorSpec] | None = None, **daemon: Any
+) -> AsyncIterator[Supervisor]:
+    """A tree of these jobs that has come to rest."""
+    config = Config(file=None, base=base, daemon=DaemonSpec(**daemon), jobs=jobs, supervisors=groups or {})
+    with structlog.testing.capture_logs():
+        async with open_supervisor(config, spread=exact) as tree:
+            await settle()
+            yield tree
+
+
+def words(tree: Supervisor) -> str:
+    return " ".join(f"{name}:{row.word}" for name, row in tree.journal.table.items())
+
+
+# Automatic shutdown
+
+
+async def test_a_significant_child_that_runs_again_is_waited_for_again(autojump_clock, tmp_path):
+    bench = Bench()
+    keys = {"restart": RestartType.TRANSIENT, "significant": True}
+    jobs = {name: bench.job(name, **keys) for name in ("a", "b")}
+    group = SupervisorSpec(children=("a", "b"), auto_shutdown=AutoShutdown.ALL_SIGNIFICANT, restart=RestartType.TRANSIENT)
+    async with running(tmp_path, jobs, {"g": group}) as tree:
+        bench.succeed("a")
+        await settle()
+        await tree.start("a")
+        bench.succeed("b")
+        await settle()
+        assert words(tree) == "g:running a:running b:completed"
+        bench.succeed("a")
+        await settle()
+        assert words(tree) == "g:completed a:completed b:completed"
+
+
+async def test_a_significant_child_that_an_operator_stopped_is_not_waited_for(autojump_clock, tmp_path):
+    bench = Bench()
+    keys = {"restart": RestartType.TRANSIENT, "significant": True}
+    jobs = {name: bench.job(name, **keys) for name in ("a", "b")}
+    group = SupervisorSpec(children=("a", "b"), auto_shutdown=AutoShutdown.ALL_SIGNIFICANT, restart=RestartType.TRANSIENT)
+    async with running(tmp_path, jobs, {"g": group}) as tree:
+        await tree.stop("a")
+        bench.succeed("b")
+        await settle()
+        assert words(tree) == "g:completed a:stopped b:completed"
