@@ -667,7 +667,7 @@ class SupervisorNode(Node):
         """Why it should not start now; None when it should."""
         if self.closing is not None:
             return Hold(self.closing.cause, rest=True)
-        if self.tree.phase.value is not Phase.RUNNING:
+        if self.tree.ending:
             return Hold(self.tree.ending, rest=True)
         if (child.goal is Goal.DOWN or child.finished) and not (isinstance(child, JobNode) and child.requested):
             return Hold(child.goal_cause, rest=True)
@@ -843,7 +843,7 @@ class SupervisorNode(Node):
 
     def _has_other_plans(self, child: Node) -> bool:
         """Whether a failure changes nothing: it is to go down anyway, or its group is on its way down already."""
-        if self.closing is not None or self.tree.phase.value is not Phase.RUNNING:
+        if self.closing is not None or self.tree.ending:
             return True
         if child.goal is Goal.DOWN or child.removing or child.moving_to:
             return True
@@ -997,7 +997,7 @@ class SupervisorNode(Node):
     def _refusal(self, child: Node, verb: str) -> str | None:
         """Why this verb makes no sense for this child; None where it does."""
         if verb in ("start", "restart", "reload", "run-now"):
-            if self.closing is not None or self.tree.phase.value is not Phase.RUNNING:
+            if self.closing is not None or self.tree.ending:
                 return f"{self.name or 'the daemon'} is stopping: {self.closing.cause if self.closing else self.tree.ending}"
             if not self.running and (self.goal is Goal.DOWN or self.finished):
                 return f"its supervisor {self.name} is {self.row.word}; start that first: supervisor start {self.name}"
