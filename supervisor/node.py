@@ -997,14 +997,25 @@ class SupervisorNode(Node):
     def _refusal(self, child: Node, verb: str) -> str | None:
         """Why this verb makes no sense for this child; None where it does."""
         if verb in ("start", "restart", "reload", "run-now"):
-            if self.closing is not None or self.tree.ending:
-                return f"{self.name or 'the daemon'} is stopping: {self.closing.cause if self.closing else self.tree.ending}"
-            if not self.running and (self.goal is Goal.DOWN or self.finished):
-                return f"its supervisor {self.name} is {self.row.word}; start that first: supervisor start {self.name}"
+            if self.tree.ending:
+                return f"the daemon is stopping: {self.tree.ending}"
+            if (above := self._in_the_way()) is not None:
+                if above.closing is not None:
+                    return f"{above.name} is stopping: {above.closing.cause}"
+                return f"its supervisor {above.name} is {above.row.word}; start that first: supervisor start {above.name}"
         if isinstance(child, SupervisorNode):
             return None if verb in ("start", "stop", "restart", "reload") else f"{child.name} is a supervisor"
         if isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
             return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
+        return None
+
+    def _in_the_way(self) -> SupervisorNode | None:
+        """This supervisor or one above it that will not have anything started below it; None where there is none."""
+        above: SupervisorNode | None = self
+        while above is not None:
+            if above.closing is not None or not (above.running or above.active):
+                return above
+            above = above.parent
         return None
 
     def _want_up(self, child: Node, order: Order) -> None:

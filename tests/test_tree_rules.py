@@ -66,3 +66,29 @@ async def test_a_significant_child_that_an_operator_stopped_is_not_waited_for(au
         bench.succeed("b")
         await settle()
         assert words(tree) == "g:completed a:stopped b:completed"
+
+
+# Commands
+
+
+async def test_a_start_below_a_stopped_supervisor_is_refused_at_any_depth(autojump_clock, tmp_path):
+    bench = Bench()
+    groups = {"g": SupervisorSpec(children=("h",)), "h": SupervisorSpec(children=("a",))}
+    async with running(tmp_path, {"a": bench.job("a")}, groups) as tree:
+        await tree.stop("g")
+        for verb in ("start", "restart"):
+            [order] = tree.order(verb, ["a"])
+            answer = await order.wait()
+            assert (answer.ok, answer.text) == (False, "its supervisor g is stopped; start that first: supervisor start g")
+
+
+async def test_a_start_below_a_supervisor_that_stops_is_refused_at_any_depth(autojump_clock, tmp_path):
+    bench = Bench()
+    groups = {"g": SupervisorSpec(children=("h", "b")), "h": SupervisorSpec(children=("a",))}
+    jobs = {"a": bench.job("a"), "b": bench.job("b", Part(lag=3), after=("h",))}
+    async with running(tmp_path, jobs, groups) as tree:
+        tree.order("stop", ["g"])
+        await settle()
+        assert words(tree) == "g:stopping h:running a:running b:stopping"
+        [order] = tree.order("restart", ["a"])
+        assert (await order.wait()).text == "g is stopping: stopped"
