@@ -35,6 +35,9 @@ STUCK_AFTER = 5.0
 
 NEVER_READY = -1.0
 
+STARTING = ("start", "restart", "reload", "run-now")
+"""The verbs that wait for a run."""
+
 PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
 """What no boundary round foreign code may stop."""
 
@@ -222,6 +225,10 @@ class Node:
                 other.resolve(False, f"overtaken by {order.verb}" + (f" ({order.by})" if order.by else ""))
         self.orders = [other for other in self.orders if joins and other.verb == order.verb] + [order]
 
+    def comes_to_rest(self, cause: str) -> None:
+        """It does not run, nor will it by itself: tell those who wait for a start."""
+        self.answer(STARTING, False, f"not started: {cause}")
+
     def answer(self, verbs: Iterable[str], ok: bool, text: str, run: float = math.inf) -> None:
         """Settle the orders of these verbs that a run numbered `run` can settle."""
         for order in [order for order in self.orders if order.verb in verbs and order.after_run < run]:
@@ -347,6 +354,10 @@ class JobNode(Node):
         self.anchor = now
         self.next_tick = now if self.spec.run_on_start else now + self.spec.every
 
+    def comes_to_rest(self, cause: str) -> None:
+        super().comes_to_rest(cause)
+        self.disarm()
+
     def disarm(self) -> None:
         """No more ticks."""
         self.anchor = self.next_tick = None
@@ -465,6 +476,11 @@ class SupervisorNode(Node):
     def satisfied(self) -> bool:
         return self._ready_since is not None
 
+    def comes_to_rest(self, cause: str) -> None:
+        super().comes_to_rest(cause)
+        for child in self.children.values():
+            child.comes_to_rest(cause)
+
     def hurry(self) -> None:
         self._hurrying = True
         for child in self.children.values():
@@ -557,7 +573,7 @@ class SupervisorNode(Node):
             self.closing = Closing(cause, outcome)
             self._group = None
             for child in self.children.values():
-                child.answer(("start", "restart", "reload", "run-now"), False, f"overtaken: {cause}")
+                child.answer(STARTING, False, f"overtaken: {cause}")
             self.touch_all()
 
     def kill_all(self, reason: str) -> None:
@@ -693,8 +709,7 @@ class SupervisorNode(Node):
         """Leave it where it is, and say why where that is news."""
         if hold.rest:
             child.hold = None
-            if isinstance(child, JobNode):
-                child.disarm()
+            child.comes_to_rest(hold.cause)
             if child.row.state is State.WAITING:
                 child.emit(events.Stopped, cause=hold.cause)
         elif hold != child.hold or child.row.state is State.STOPPED:
@@ -996,7 +1011,7 @@ class SupervisorNode(Node):
 
     def _refusal(self, child: Node, verb: str) -> str | None:
         """Why this verb makes no sense for this child; None where it does."""
-        if verb in ("start", "restart", "reload", "run-now"):
+        if verb in STARTING:
             if self.tree.ending:
                 return f"the daemon is stopping: {self.tree.ending}"
             if (above := self._in_the_way()) is not None:

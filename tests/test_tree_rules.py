@@ -92,3 +92,28 @@ async def test_a_start_below_a_supervisor_that_stops_is_refused_at_any_depth(aut
         assert words(tree) == "g:stopping h:running a:running b:stopping"
         [order] = tree.order("restart", ["a"])
         assert (await order.wait()).text == "g is stopping: stopped"
+
+
+async def test_who_waits_for_a_start_is_told_when_its_waiting_supervisor_is_stopped(autojump_clock, tmp_path):
+    bench = Bench()
+    groups = {"g": SupervisorSpec(children=("h",), after=("b",)), "h": SupervisorSpec(children=("a",))}
+    async with running(tmp_path, {"a": bench.job("a"), "b": bench.job("b", start="manual")}, groups) as tree:
+        [waiting] = tree.order("start", ["a"])
+        await settle()
+        assert words(tree) == "g:waiting h:stopped a:stopped b:stopped"
+        await tree.stop("g")
+        with trio.fail_after(1):
+            answer = await waiting.wait()
+        assert (answer.ok, answer.text) == (False, "not started: stopped")
+
+
+async def test_who_waits_for_a_start_is_told_when_the_end_begins(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a", after=("b",), start="manual"), "b": bench.job("b", start="manual"), "c": bench.job("c", Part(lag=3))}
+    async with running(tmp_path, jobs) as tree:
+        [waiting] = tree.order("start", ["a"])
+        await settle()
+        tree.shutdown("enough")
+        with trio.fail_after(1):
+            answer = await waiting.wait()
+        assert (answer.ok, answer.text) == (False, "not started: enough")
