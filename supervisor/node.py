@@ -185,6 +185,11 @@ class Node:
         return self.life is not None or (self.goal is Goal.UP and not self.finished)
 
     @property
+    def stopping(self) -> bool:
+        """Whether its run is on its way to the end."""
+        return self.life is not None and self.life.asked is not None
+
+    @property
     def counts(self) -> bool:
         """Whether its supervisor is ready only when it is."""
         return self.goal is Goal.UP
@@ -806,11 +811,12 @@ class SupervisorNode(Node):
         judged = life.asked is None or (verdict is not None and verdict.failed)
         failure, why = restart.judge(child.restart_type, outcome.failed) if judged else (False, Why.PLAIN)
         self._record_end(child, life, outcome, failure, why)
-        if life.asked is not None:
-            child.again = None
+        again, child.again = child.again, None
         if isinstance(child, JobNode):
             child.requested = False
-        if judged:
+        if again is not None:
+            pass  # somebody has asked for the next run already: nothing else follows from how this one ended
+        elif judged:
             now = trio.current_time()
             self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
         elif verdict is not None and not (isinstance(child, JobNode) and child.spec.scheduled):
@@ -1042,6 +1048,8 @@ class SupervisorNode(Node):
         child.delays.reset()
         if child.life is None:
             child.revive()
+        elif child.stopping:
+            child.again = child.again or child.goal_cause
         if self._group is not None and child.name in self._group.affected:
             self._group.wait = 0.0
             if self._group.until is not None:
@@ -1058,11 +1066,11 @@ class SupervisorNode(Node):
 
     def _start_command(self, child: Node, order: Order, with_after: bool = False) -> None:
         self._want_up(child, order)
-        life = child.life
-        order.after_run = child.runs if life is None or life.asked is not None else child.runs - 1
+        life = None if child.stopping else child.life
+        order.after_run = child.runs if life is None else child.runs - 1
         if isinstance(child, JobNode) and child.spec.scheduled:
             child.answer(("start",), True, "its schedule runs")
-        elif life is not None and life.asked is None and life.ready_at is not None:
+        elif life is not None and life.ready_at is not None:
             child.answer(("start",), True, "already running" + (f", pid {child.row.pid}" if child.row.pid else ""))
 
     def _stop_command(self, child: Node, order: Order, now: bool = False) -> None:
@@ -1082,7 +1090,7 @@ class SupervisorNode(Node):
     def _restart_command(self, child: Node, order: Order) -> None:
         self._want_up(child, order)
         order.after_run = child.runs
-        if child.life is not None and child.life.asked is None:
+        if child.life is not None:
             child.again = _said("restarted", order)
         if isinstance(child, JobNode) and child.spec.scheduled:
             child.disarm()

@@ -109,7 +109,8 @@ async def test_who_waits_for_a_start_is_told_when_its_waiting_supervisor_is_stop
 
 async def test_who_waits_for_a_start_is_told_when_the_end_begins(autojump_clock, tmp_path):
     bench = Bench()
-    jobs = {"a": bench.job("a", after=("b",), start="manual"), "b": bench.job("b", start="manual"), "c": bench.job("c", Part(lag=3))}
+    manual = {"a": bench.job("a", after=("b",), start="manual"), "b": bench.job("b", start="manual")}
+    jobs = {**manual, "c": bench.job("c", Part(lag=3), once=True)}
     async with running(tmp_path, jobs) as tree:
         [waiting] = tree.order("start", ["a"])
         await settle()
@@ -117,3 +118,34 @@ async def test_who_waits_for_a_start_is_told_when_the_end_begins(autojump_clock,
         with trio.fail_after(1):
             answer = await waiting.wait()
         assert (answer.ok, answer.text) == (False, "not started: enough")
+
+
+async def test_a_restart_of_what_ends_by_itself_in_the_same_moment_is_one_restart(autojump_clock, tmp_path):
+    bench = Bench()
+    async with running(tmp_path, {"a": bench.job("a", backoff=MINUTE)}) as tree:
+        bench.fail("a")
+        await tree.restart("a")
+        await settle()
+        assert [(note.at, note.what) for note in bench.notes] == [(0, "start"), (0, "end"), (0, "start")]
+        assert (words(tree), tree.journal.table["a"].restarts) == ("a:running", 0)
+
+
+async def test_a_start_wins_over_the_cancel_that_is_still_under_way(autojump_clock, tmp_path):
+    bench = Bench()
+    async with running(tmp_path, {"a": bench.job("a", Part(lag=3), once=True)}) as tree:
+        cancelled, started = tree.order("cancel", ["a"]) + tree.order("start", ["a"])
+        with trio.fail_after(4):
+            assert not (await cancelled.wait()).ok
+            assert (await started.wait()).ok
+        assert bench.runs["a"] == 2
+
+
+async def test_a_start_wins_over_the_backoff_of_a_start_that_timed_out(autojump_clock, tmp_path):
+    bench = Bench()
+    never = Part(says_ready=True, ready_in=None, lag=3)
+    async with running(tmp_path, {"a": bench.job("a", never, start_timeout=Seconds(1), backoff=MINUTE)}) as tree:
+        await trio.sleep(2)
+        bench.parts["a"].ready_in = 0
+        with trio.fail_after(3):
+            await tree.start("a")
+        assert tree.journal.table["a"].restarts == 0
