@@ -152,6 +152,11 @@ class Node:
         return self.spec.restart or RestartType.PERMANENT
 
     @property
+    def temporary(self) -> bool:
+        """Whether an end of its run is its end. A schedule goes on, although each of its runs is temporary."""
+        return self.restart_type is RestartType.TEMPORARY
+
+    @property
     def grace(self) -> float:
         """Seconds from being asked to being killed."""
         raise NotImplementedError
@@ -302,6 +307,10 @@ class JobNode(Node):
         return self.spec.restart_type
 
     @property
+    def temporary(self) -> bool:
+        return self.restart_type is RestartType.TEMPORARY and not self.spec.scheduled
+
+    @property
     def grace(self) -> float:
         return self.spec.grace
 
@@ -427,6 +436,8 @@ class Group:
         self.affected = set(affected)
         self.wait = wait
         self.until: float | None = None
+        self.let_down: set[str] = set()
+        """The temporary ones that it stops: they do not start again with it."""
 
     @property
     def stopping(self) -> bool:
@@ -898,11 +909,17 @@ class SupervisorNode(Node):
         wait = self._group_delays.after_failure(self.spec.backoff, ready_for)
         cause = f"{failed.name} failed: {reason}"
         self._emit_own(events.GroupRestarting, cause, affected=names, wait=wait)
-        self._group = Group(cause, names if self._group is None else self._group.affected.union(names), wait)
-        for name in names:
-            if self.children[name].life is not None:
-                self.children[name].restarting = cause
-            self.touch(self.children[name])
+        group = Group(cause, names, wait)
+        if self._group is not None:
+            group.affected |= self._group.affected
+            group.let_down |= self._group.let_down
+        self._group = group
+        for child in map(self.children.__getitem__, names):
+            if child.life is not None and child.temporary:
+                group.let_down.add(child.name)
+            elif child.life is not None:
+                child.restarting = cause
+            self.touch(child)
 
     def _settle_group(self, group: Group, now: float) -> None:
         """Move the group operation on: all gone -> wait -> those whose goal is up may start."""
@@ -913,16 +930,12 @@ class SupervisorNode(Node):
         if group.until is not None and group.until <= now:
             self._group = None
             for name in group.affected & self.children.keys():
-                self._release(self.children[name])
-
-    def _release(self, child: Node) -> None:
-        """Let a child of a group start again; a temporary one that has had its run stays down."""
-        scheduled = isinstance(child, JobNode) and child.spec.scheduled
-        if child.restart_type is RestartType.TEMPORARY and not scheduled and child.runs:
-            child.finished = True
-        else:
-            child.revive()
-        self.touch(child)
+                child = self.children[name]
+                if name in group.let_down:
+                    child.finished = True
+                elif not child.temporary:
+                    child.revive()
+                self.touch(child)
 
     def _essential_ended(self, name: str, reason: str, failure: bool) -> None:
         error = EssentialEnded(name, reason) if failure else None
@@ -1052,6 +1065,7 @@ class SupervisorNode(Node):
             child.again = child.again or child.goal_cause
         if self._group is not None and child.name in self._group.affected:
             self._group.wait = 0.0
+            self._group.let_down.discard(child.name)
             if self._group.until is not None:
                 self._group.until = trio.current_time()
         if not self.running and self.parent is not None:

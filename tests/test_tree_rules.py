@@ -126,7 +126,7 @@ async def test_a_restart_of_what_ends_by_itself_in_the_same_moment_is_one_restar
         bench.fail("a")
         await tree.restart("a")
         await settle()
-        assert [(note.at, note.what) for note in bench.notes] == [(0, "start"), (0, "end"), (0, "start")]
+        assert [note.what for note in bench.notes if note.what != "asked"] == ["start", "end", "start"]
         assert (words(tree), tree.journal.table["a"].restarts) == ("a:running", 0)
 
 
@@ -149,3 +149,49 @@ async def test_a_start_wins_over_the_backoff_of_a_start_that_timed_out(autojump_
         with trio.fail_after(3):
             await tree.start("a")
         assert tree.journal.table["a"].restarts == 0
+
+
+# Strategies
+
+
+def all_or_none(*children: str, **keys: Any) -> SupervisorSpec:
+    return SupervisorSpec(strategy=Strategy.ONE_FOR_ALL, children=children, **keys)
+
+
+async def test_a_temporary_child_that_its_group_has_stopped_starts_when_told_to(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a"), "t": bench.job("t", restart=RestartType.TEMPORARY)}
+    async with running(tmp_path, jobs, {"g": all_or_none("a", "t", backoff=MINUTE)}) as tree:
+        bench.fail("a")
+        await settle()
+        with trio.fail_after(1):
+            await tree.start("t")
+        await settle()
+        assert words(tree) == "g:running a:running t:running"
+
+
+async def test_a_temporary_child_stays_down_when_its_group_has_stopped_it_or_it_had_ended(autojump_clock, tmp_path):
+    bench = Bench()
+    temporary = {"restart": RestartType.TEMPORARY}
+    jobs = {"a": bench.job("a", backoff=AT_ONCE), "t": bench.job("t", **temporary), "u": bench.job("u", **temporary)}
+    async with running(tmp_path, jobs, {"g": all_or_none("a", "t", "u", backoff=AT_ONCE)}) as tree:
+        bench.succeed("u")
+        await settle()
+        bench.fail("a")
+        await settle()
+        assert words(tree) == "g:running a:running t:stopped u:completed"
+
+
+async def test_a_temporary_child_that_has_not_run_since_its_supervisor_began_is_not_put_down_by_a_group(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a"), "b": bench.job("b"), "t": bench.job("t", restart=RestartType.TEMPORARY, after=("b",))}
+    async with running(tmp_path, jobs, {"g": all_or_none("a", "t", backoff=AT_ONCE)}) as tree:
+        await tree.stop("b")
+        tree.order("restart", ["g"])
+        await settle()
+        bench.fail("a")
+        await settle()
+        assert words(tree) == "g:starting a:running t:waiting b:stopped"
+        await tree.start("b")
+        await settle()
+        assert words(tree) == "g:running a:running t:running b:running"
