@@ -192,7 +192,7 @@ class Node:
     @property
     def stopping(self) -> bool:
         """Whether its run is on its way to the end."""
-        return self.life is not None and self.life.asked is not None
+        return self.life is not None and self.row.state is State.STOPPING
 
     @property
     def counts(self) -> bool:
@@ -490,7 +490,7 @@ class SupervisorNode(Node):
 
     @property
     def satisfied(self) -> bool:
-        return self._ready_since is not None
+        return self.row.ready
 
     def comes_to_rest(self, cause: str) -> None:
         super().comes_to_rest(cause)
@@ -789,7 +789,7 @@ class SupervisorNode(Node):
 
     def on_ready(self, child: Node, life: Life, cause: str) -> None:
         """A run says that it is ready."""
-        if child.life is not life or life.asked is not None:
+        if child.life is not life or child.stopping:
             return
         if life.ready_at is None:
             life.ready_at = trio.current_time()
@@ -802,7 +802,7 @@ class SupervisorNode(Node):
 
     def on_unready(self, child: Node, life: Life, cause: str) -> None:
         """A supervisor below has a child that is not ready any more."""
-        if child.life is life and life.asked is None:
+        if child.life is life and not child.stopping:
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
@@ -901,6 +901,8 @@ class SupervisorNode(Node):
         if self.parent is None:
             self.tree.end(cause, failure)
         else:
+            if self.closing is None and self.life is not None:
+                self.emit(events.Stopping, run=self.life.run.id, cause=cause)
             self.close(cause, Outcome(reason=cause, failed=failure is not None))
 
     def _restart_group(self, failed: Node, reason: str, now: float) -> None:

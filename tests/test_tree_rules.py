@@ -195,3 +195,32 @@ async def test_a_temporary_child_that_has_not_run_since_its_supervisor_began_is_
         await tree.start("b")
         await settle()
         assert words(tree) == "g:running a:running t:running b:running"
+
+
+# Escalation
+
+
+async def test_a_supervisor_that_gives_up_is_stopping_and_not_ready_until_its_children_are_gone(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a"), "b": bench.job("b", Part(lag=3)), "c": bench.job("c", after=("g",), start="manual")}
+    async with running(tmp_path, jobs, {"g": SupervisorSpec(children=("a", "b"), intensity=0, backoff=MINUTE)}) as tree:
+        bench.fail("a")
+        await settle()
+        row = tree.journal.table["g"]
+        assert (row.state.value, row.ready, row.cause) == ("stopping", False, "more than 0 restarts within 60 s; a: Boom: a")
+        tree.order("start", ["c"])
+        await trio.sleep(3)
+        await settle()
+        assert words(tree) == "g:backing off a:failed b:stopped c:waiting"
+
+
+async def test_a_start_of_a_supervisor_that_gives_up_starts_it_again_at_once(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a"), "b": bench.job("b", Part(lag=3))}
+    async with running(tmp_path, jobs, {"g": SupervisorSpec(children=("a", "b"), intensity=0, backoff=MINUTE)}) as tree:
+        bench.fail("a")
+        await settle()
+        with trio.fail_after(4):
+            await tree.start("g")
+        assert words(tree) == "g:running a:running b:running"
+        assert tree.journal.table["g"].restarts == 0
