@@ -528,7 +528,7 @@ class SupervisorNode(Node):
         self._pending = {name for name, child in self.children.items() if child.counts}
         for child in self.children.values():
             child.revive()
-            child.due_at = None
+            child.due_at = child.restarting = None
         self.touch_all()
         run.on_stopping(lambda: self.post(self._asked_to_close))
 

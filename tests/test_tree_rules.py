@@ -224,3 +224,14 @@ async def test_a_start_of_a_supervisor_that_gives_up_starts_it_again_at_once(aut
             await tree.start("g")
         assert words(tree) == "g:running a:running b:running"
         assert tree.journal.table["g"].restarts == 0
+
+
+async def test_a_child_that_starts_with_its_supervisor_is_no_restart_of_its_own(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a"), "b": bench.job("b")}
+    async with running(tmp_path, jobs, {"g": SupervisorSpec(children=("a", "b"), intensity=0, backoff=AT_ONCE)}) as tree:
+        bench.fail("a")
+        await settle()
+        assert {name: (row.restarts, row.word) for name, row in tree.journal.table.items()} == {
+            "g": (1, "running"), "a": (0, "running"), "b": (0, "running"),
+        }  # fmt: skip
