@@ -965,7 +965,7 @@ class SupervisorNode(Node):
         """Ask a run to end. It hears it at once; the rest of the ladder is a task of its own."""
         assert self._nursery is not None
         life.asked = ask
-        grace = 0.0 if self._hurrying else child.grace
+        grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
         life.patience = trio.CancelScope(deadline=trio.current_time() + grace)
         child.emit(events.Stopping, run=life.run.id, cause=ask.cause, why=ask.why)
         life.run.advance(Phase.STOPPING)

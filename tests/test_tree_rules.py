@@ -11,6 +11,7 @@ import structlog.testing
 import trio
 from bench import Bench, Part, exact, settle
 
+from supervisor import events
 from supervisor.config import Config, DaemonSpec
 from supervisor.kinds import JobSpec
 from supervisor.spec import AutoShutdown, Backoff, RestartType, Seconds, Strategy, SupervisorSpec
@@ -235,3 +236,18 @@ async def test_a_child_that_starts_with_its_supervisor_is_no_restart_of_its_own(
         assert {name: (row.restarts, row.word) for name, row in tree.journal.table.items()} == {
             "g": (1, "running"), "a": (0, "running"), "b": (0, "running"),
         }  # fmt: skip
+
+
+# The end
+
+
+async def test_a_supervisor_is_not_killed_above_a_child_that_does_not_end_and_the_child_is_named(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a", Part(stubborn=6)), "b": bench.job("b", Part(lag=3), after=("g",))}
+    async with running(tmp_path, jobs, {"g": SupervisorSpec(children=("a",))}) as tree:
+        killed = []
+        tree.journal.add_sink(lambda event: killed.append(event.name) if isinstance(event, events.Killing) else None)
+        tree.shutdown("enough", kill=True)
+        await tree.wait_stopped()
+    assert sorted(killed) == ["a", "b"]
+    assert [name.partition(" ")[0] for name in tree.survivors] == ["a"]
