@@ -868,9 +868,9 @@ class SupervisorNode(Node):
             cause = f"{limit.failures} failures within {limit.within:g} s, the last: {outcome.reason}"
             child.emit(events.Stopped, cause=cause, why=Why.GAVE_UP)
             self._ended_for_good(child, cause, failure=True)
+        elif isinstance(child, SupervisorNode) and child.spec.essential and outcome.failed:
+            self._essential_ended(child.name, outcome.reason, failure=True)
         else:
-            if isinstance(child, SupervisorNode) and child.spec.essential:
-                self._essential_ended(child.name, outcome.reason, failure=True)
             self._restart(child, outcome.reason, ready_for, now)
 
     def _has_other_plans(self, child: Node) -> bool:

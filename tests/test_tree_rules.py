@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import structlog.testing
 import trio
 from bench import Bench, Part, exact, settle
 
 from supervisor import events
 from supervisor.config import Config, DaemonSpec
+from supervisor.errors import EssentialEnded
 from supervisor.kinds import JobSpec
 from supervisor.spec import AutoShutdown, Backoff, RestartType, Seconds, Strategy, SupervisorSpec
 from supervisor.tree import Supervisor, open_supervisor
@@ -251,3 +253,26 @@ async def test_a_supervisor_is_not_killed_above_a_child_that_does_not_end_and_th
         await tree.wait_stopped()
     assert sorted(killed) == ["a", "b"]
     assert [name.partition(" ")[0] for name in tree.survivors] == ["a"]
+
+
+async def test_an_essential_permanent_supervisor_that_shuts_down_by_itself_is_started_again(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a", restart=RestartType.TEMPORARY, significant=True)}
+    group = SupervisorSpec(children=("a",), auto_shutdown=AutoShutdown.ANY_SIGNIFICANT, essential=True, backoff=AT_ONCE)
+    async with running(tmp_path, jobs, {"g": group}) as tree:
+        bench.succeed("a")
+        await settle()
+        assert words(tree) == "g:running a:running"
+        assert not tree.ending
+
+
+async def test_an_essential_supervisor_that_gives_up_restarts_nothing_on_the_way_to_the_end(autojump_clock, tmp_path):
+    bench = Bench()
+    jobs = {"a": bench.job("a"), "b": bench.job("b"), "c": bench.job("c", Part(lag=3), once=True)}
+    groups = {"h": all_or_none("g", "b"), "g": SupervisorSpec(children=("a",), intensity=0, essential=True)}
+    with pytest.raises(EssentialEnded, match="essential g failed: more than 0 restarts"):
+        async with running(tmp_path, jobs, groups) as tree:
+            bench.fail("a")
+            await settle()
+            assert words(tree) == "h:running g:failed a:failed b:running c:draining"
+            await tree.wait_stopped()
