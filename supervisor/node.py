@@ -223,6 +223,11 @@ class Node:
             self.goal = goal
             self.emit(events.GoalSet, goal=goal, cause=cause, by=by)
 
+    def forget_failures(self) -> None:
+        """An operator has taken over: what failed before counts for nothing."""
+        self.due_at = self.restarting = None
+        self.delays.reset()
+
     def revive(self) -> None:
         """Forget how it ended: it may run again."""
         self.finished = self.succeeded = False
@@ -367,6 +372,10 @@ class JobNode(Node):
         assert self.spec.every is not None
         self.anchor = now
         self.next_tick = now if self.spec.run_on_start else now + self.spec.every
+
+    def forget_failures(self) -> None:
+        super().forget_failures()
+        self._failures = None
 
     def comes_to_rest(self, cause: str) -> None:
         super().comes_to_rest(cause)
@@ -1058,9 +1067,7 @@ class SupervisorNode(Node):
         """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
         child.overtake(order)
         child.set_goal(Goal.UP, _said("started", order), order.by)
-        child.due_at = None
-        child.restarting = None
-        child.delays.reset()
+        child.forget_failures()
         if child.life is None:
             child.revive()
         elif child.stopping:

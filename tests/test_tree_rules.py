@@ -16,7 +16,7 @@ from supervisor import events
 from supervisor.config import Config, DaemonSpec
 from supervisor.errors import EssentialEnded
 from supervisor.kinds import JobSpec
-from supervisor.spec import AutoShutdown, Backoff, RestartType, Seconds, Strategy, SupervisorSpec
+from supervisor.spec import AutoShutdown, Backoff, GiveUp, RestartType, Seconds, Strategy, SupervisorSpec
 from supervisor.tree import Supervisor, open_supervisor
 
 AT_ONCE = Backoff(initial=Seconds(0))
@@ -276,3 +276,17 @@ async def test_an_essential_supervisor_that_gives_up_restarts_nothing_on_the_way
             await settle()
             assert words(tree) == "h:running g:failed a:failed b:running c:draining"
             await tree.wait_stopped()
+
+
+async def test_a_job_that_gave_up_and_is_started_has_all_its_failures_again(autojump_clock, tmp_path):
+    bench = Bench()
+    twice = GiveUp(failures=2, within=Seconds(60))
+    async with running(tmp_path, {"a": bench.job("a", give_up=twice, backoff=AT_ONCE)}) as tree:
+        for word in ("running", "gave up"):
+            bench.fail("a")
+            await settle()
+            assert words(tree) == f"a:{word}"
+        await tree.start("a")
+        bench.fail("a")
+        await settle()
+        assert words(tree) == "a:running"
