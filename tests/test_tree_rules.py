@@ -245,7 +245,7 @@ async def test_a_child_that_starts_with_its_supervisor_is_no_restart_of_its_own(
 
 async def test_a_supervisor_is_not_killed_above_a_child_that_does_not_end_and_the_child_is_named(autojump_clock, tmp_path):
     bench = Bench()
-    jobs = {"a": bench.job("a", Part(stubborn=6)), "b": bench.job("b", Part(lag=3), after=("g",))}
+    jobs = {"a": bench.job("a", Part(lag=9, stubborn=6)), "b": bench.job("b", Part(lag=3), after=("g",))}
     async with running(tmp_path, jobs, {"g": SupervisorSpec(children=("a",))}) as tree:
         killed = []
         tree.journal.add_sink(lambda event: killed.append(event.name) if isinstance(event, events.Killing) else None)
