@@ -1104,6 +1104,7 @@ class SupervisorNode(Node):
         if isinstance(child, JobNode):
             child.requested = False
         if child.life is None:
+            child.comes_to_rest(child.goal_cause)
             child.answer(("stop",), True, "stopped" if child.row.state is State.WAITING else "already stopped")
         elif now:
             if child.life.asked is None:

@@ -110,6 +110,19 @@ async def test_who_waits_for_a_start_is_told_when_its_waiting_supervisor_is_stop
         assert (answer.ok, answer.text) == (False, "not started: stopped")
 
 
+async def test_who_waits_for_a_start_is_told_when_a_supervisor_on_the_way_is_stopped_that_could_not_run_yet(
+    autojump_clock, tmp_path
+):
+    bench = Bench()
+    groups = {"g": SupervisorSpec(children=("h",), after=("b",)), "h": SupervisorSpec(children=("a",))}
+    async with running(tmp_path, {"a": bench.job("a"), "b": bench.job("b", start="manual")}, groups) as tree:
+        [waiting] = tree.order("start", ["a"])
+        await tree.stop("h")
+        with trio.fail_after(1):
+            answer = await waiting.wait()
+        assert (answer.ok, answer.text) == (False, "not started: stopped")
+
+
 async def test_who_waits_for_a_start_is_told_when_the_end_begins(autojump_clock, tmp_path):
     bench = Bench()
     manual = {"a": bench.job("a", after=("b",), start="manual"), "b": bench.job("b", start="manual")}
