@@ -15,7 +15,17 @@ from supervisor.events import AnyEvent, Event, Journal, Lagged, fold, rfc3339
 from supervisor.state import LEGAL, Exit, Goal, Phase, State, Why
 
 ENDS = (Why.PLAIN, Why.COMPLETED, Why.FAILED, Why.EXITED)
-ANYWHERE = ("Changed", "GoalSet", "Spawned", "Unready", "Skipped", "Progress", "GroupRestarting", "IntensityExceeded", "OutputLost")
+ANYWHERE = (
+    "Changed",
+    "GoalSet",
+    "Spawned",
+    "Unready",
+    "Skipped",
+    "Progress",
+    "GroupRestarting",
+    "IntensityExceeded",
+    "OutputLost",
+)
 AFTER = {
     State.STOPPED: ("Waiting", "Starting", "Stopped", "Removed"),
     State.WAITING: ("Waiting", "Starting", "Stopped"),
@@ -38,7 +48,13 @@ FIELDS: dict[str, dict[str, Any]] = {
     "Draining": {"run": "a#1", "cause": "the end"},
     "Killing": {"run": "a#1", "cause": "late"},
     "Stuck": {"run": "a#1", "cause": "still there", "pids": (7,)},
-    "Ended": {"run": "a#1", "exit": Exit(reason="code 1", at="now", code=1), "failed": True, "cause": "code 1", "why": Why.FAILED},
+    "Ended": {
+        "run": "a#1",
+        "exit": Exit(reason="code 1", at="now", code=1),
+        "failed": True,
+        "cause": "code 1",
+        "why": Why.FAILED,
+    },
     "Stopped": {"cause": "stopped", "why": Why.GAVE_UP},
     "Removed": {"cause": "removed"},
     "Skipped": {"cause": "still running"},

@@ -74,7 +74,9 @@ def test_a_window_with_new_bounds_goes_on_from_what_it_remembers(old, new, perio
 # Backoff
 
 backoffs = st.builds(
-    lambda initial, factor, longest, jitter: Backoff(initial=Seconds(initial), factor=factor, max=Seconds(longest), jitter=jitter),
+    lambda initial, factor, longest, jitter: Backoff(
+        initial=Seconds(initial), factor=factor, max=Seconds(longest), jitter=jitter
+    ),
     st.floats(0, 100),
     st.floats(1, 10),
     st.floats(0, 1000),
@@ -217,9 +219,7 @@ def test_a_strategy_affects_the_child_all_of_them_or_the_rest(children, data):
 def orders(draw):
     """Children, who must come before whom (no cycle), and a strategy."""
     names = [f"c{at}" for at in range(draw(st.integers(1, 8)))]
-    before = {
-        name: draw(st.sets(st.sampled_from(names[:at]), max_size=3)) if at else set() for at, name in enumerate(names)
-    }
+    before = {name: draw(st.sets(st.sampled_from(names[:at]), max_size=3)) if at else set() for at, name in enumerate(names)}
     return draw(st.sampled_from(Strategy)), names, before
 
 

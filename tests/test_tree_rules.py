@@ -198,7 +198,9 @@ async def test_a_temporary_child_stays_down_when_its_group_has_stopped_it_or_it_
         assert words(tree) == "g:running a:running t:stopped u:completed"
 
 
-async def test_a_temporary_child_that_has_not_run_since_its_supervisor_began_is_not_put_down_by_a_group(autojump_clock, tmp_path):
+async def test_a_temporary_child_that_has_not_run_since_its_supervisor_began_is_not_put_down_by_a_group(
+    autojump_clock, tmp_path
+):
     bench = Bench()
     jobs = {"a": bench.job("a"), "b": bench.job("b"), "t": bench.job("t", restart=RestartType.TEMPORARY, after=("b",))}
     async with running(tmp_path, jobs, {"g": all_or_none("a", "t", backoff=AT_ONCE)}) as tree:
