@@ -912,6 +912,7 @@ class SupervisorNode(Node):
         else:
             if self.closing is None and self.life is not None:
                 self.emit(events.Stopping, run=self.life.run.id, cause=cause)
+                self.parent.post(self.parent.touch, self)
             self.close(cause, Outcome(reason=cause, failed=failure is not None))
 
     def _restart_group(self, failed: Node, reason: str, now: float) -> None:

@@ -226,6 +226,7 @@ async def test_a_supervisor_that_gives_up_is_stopping_and_not_ready_until_its_ch
         await settle()
         row = tree.journal.table["g"]
         assert (row.state.value, row.ready, row.cause) == ("stopping", False, "more than 0 restarts within 60 s; a: Boom: a")
+        assert not tree.root_ready.value
         tree.order("start", ["c"])
         await trio.sleep(3)
         await settle()
