@@ -673,6 +673,8 @@ def rule_of_the_phases(world: World) -> bool:
     if world.phase == "draining":
         if any(world.members[name].alive and until > world.now + SAME for name, until in world.draining_until.items()):
             return False
+        if any(group.closing and not any(child.alive for child in group.children) for group in world.groups()):
+            raise Tie("a supervisor ends by itself in the moment in which it would be asked to")
         world.phase = "stopping"
         world.root.closing = world.root.closing or "asked"
         world._no_more_starts(world.root)
