@@ -7,12 +7,12 @@ import json
 import re
 from pathlib import Path
 
-from supervisor import Context
+from supervisor import ThreadContext
 
 WORD = re.compile(r"[A-Za-z_]{4,}")
 
 
-def words(ctx: Context, source: str, path: str, every: float = 10.0) -> None:
+def words(ctx: ThreadContext, source: str, path: str, every: float = 10.0) -> None:
     """Count the words of all Python files below `source` into `path`, again and again. In a thread, `sleep` blocks."""
     while True:
         files = sorted(Path(source).rglob("*.py"))
@@ -25,5 +25,5 @@ def words(ctx: Context, source: str, path: str, every: float = 10.0) -> None:
                 ctx.progress(done, len(files))
         Path(path).write_text(json.dumps({"files": len(files), "words": counts.most_common(20)}, indent=2))
         ctx.log.info("indexed", files=len(files), words=counts.total())
-        if not ctx.sleep(every):  # type: ignore[truthy-bool]
+        if not ctx.sleep(every):
             return

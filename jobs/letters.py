@@ -1,4 +1,4 @@
-"""Two jobs that make sense only together: one writes letters into a spool, the other files them away, compressed."""
+"""Two jobs that make sense only together: a task writes letters into a spool, a thread files them away, compressed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import random
 from pathlib import Path
 
-from supervisor import Context
+from supervisor import Context, ThreadContext
 
 
 async def write(ctx: Context, spool: str, every: float = 1.0) -> None:
@@ -19,9 +19,9 @@ async def write(ctx: Context, spool: str, every: float = 1.0) -> None:
         draft.rename(Path(spool) / f"{ctx.run.replace('#', '-')}-{number:04}.txt")
 
 
-async def file_away(ctx: Context, spool: str, archive: str, every: float = 2.0) -> None:
+def file_away(ctx: ThreadContext, spool: str, archive: str, every: float = 2.0) -> None:
     """Compress what lies in the spool into the archive. Once in a while a letter cannot be read, and it gives up."""
-    while await ctx.sleep(every):
+    while ctx.sleep(every):
         for letter in sorted(Path(spool).glob("*.txt")):
             if random.random() < 0.02:
                 raise ValueError(f"{letter.name} is illegible (this job fails on purpose)")

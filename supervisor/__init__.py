@@ -18,6 +18,8 @@ The public names; each is imported when it is first asked for, so that a control
 
 from __future__ import annotations
 
+__version__ = "0.1.0"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from supervisor.errors import ControlError, RestartIntensityExceeded, SpecError, SupervisorError
     from supervisor.kinds.context import Context
     from supervisor.kinds.job import JobSpec
+    from supervisor.kinds.thread import ThreadContext
     from supervisor.spec import SupervisorSpec
     from supervisor.state import Answer, Goal, JobStatus, Phase, State
     from supervisor.tree import Supervisor, open_supervisor
@@ -50,6 +53,7 @@ _HOME = {
     "Supervisor": "tree",
     "SupervisorError": "errors",
     "SupervisorSpec": "spec",
+    "ThreadContext": "kinds.thread",
     "Unreachable": "control.wire",
     "open_supervisor": "tree",
 }
@@ -71,6 +75,7 @@ __all__ = [
     "Supervisor",
     "SupervisorError",
     "SupervisorSpec",
+    "ThreadContext",
     "Unreachable",
     "open_supervisor",
 ]

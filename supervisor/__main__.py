@@ -7,16 +7,23 @@ import sys
 
 def main() -> None:
     """Run the command line of this process, and exit with its code."""
+    try:
+        sys.exit(_run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(argv: list[str]) -> int:
     from supervisor.cli.quick import parse
 
-    if (asked := parse(sys.argv[1:])) is None:
+    if (asked := parse(argv)) is None:
         from supervisor.cli.commands import cli
 
-        cli(prog_name="supervisor")
-    else:
-        from supervisor.cli.act import run
+        cli(prog_name="supervisor")  # exits by itself
+        return 0
+    from supervisor.cli.act import run
 
-        sys.exit(run(*asked))
+    return run(*asked)
 
 
 if __name__ == "__main__":

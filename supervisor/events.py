@@ -406,6 +406,11 @@ class Journal:
         """Call `sink` with every event from now on. It must not block and must not raise."""
         self._sinks.append(sink)
 
+    def arrange(self, names: Iterable[str]) -> None:
+        """Have the rows of the table in this order, from now on."""
+        for name in names:
+            self.table[name] = self.table.pop(name)
+
     def past(self, since: int) -> tuple[int, list[Event]]:
         """The events after `since` that the ring still holds, and how many older ones it has lost."""
         kept = [event for event in self._ring if event.seq > since]

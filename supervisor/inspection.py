@@ -7,7 +7,9 @@ prints, exits or crashes on import harms nobody. The kinds ask it too how a func
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -24,7 +26,7 @@ Fault = tuple[tuple[str, ...], str]
 """The keys below the job that a fault belongs to, and what it is."""
 
 _PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
-_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*Context(\s*\|\s*None)?\]?")
+_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*(?:Thread)?Context(\s*\|\s*None)?\]?")
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -37,13 +39,19 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
 
 def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
     """How a function runs unless the file says so: `async def` as a task, `def` in a thread."""
+    while isinstance(function, functools.partial):
+        function = function.func
     asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
     return "task" if asynchronous else "thread"
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The name of the parameter annotated `Context`, which the supervisor passes itself; None without one."""
-    return next((name for name, each in signature(function).parameters.items() if _is_context(each.annotation)), None)
+    """The parameter annotated `Context` or `ThreadContext`, which the supervisor passes itself; None without one."""
+    try:
+        parameters = signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return None
+    return next((name for name, each in parameters.items() if _is_context(each.annotation)), None)
 
 
 def _is_context(annotation: Any) -> bool:
@@ -51,7 +59,8 @@ def _is_context(annotation: Any) -> bool:
         return _CONTEXT.fullmatch(annotation.strip()) is not None
     if arguments := typing.get_args(annotation):
         return any(map(_is_context, arguments))
-    return getattr(annotation, "__name__", "") == "Context" and annotation.__module__.split(".")[0] == "supervisor"
+    ours = getattr(annotation, "__module__", "").split(".")[0] == "supervisor"
+    return ours and getattr(annotation, "__name__", "") in ("Context", "ThreadContext")
 
 
 def inspect_call(call: str, args: Mapping[str, str], kind: str | None) -> dict[str, Any]:
@@ -59,12 +68,10 @@ def inspect_call(call: str, args: Mapping[str, str], kind: str | None) -> dict[s
     found = _find(call)
     if isinstance(found, str):
         return {"faults": [(("call",), found)]}
-    faults = [*_unfit(found, kind)]
-    try:
-        parameter = context_parameter(found)
+    faults = [*unfit(found, kind)]
+    parameter = context_parameter(found)
+    with contextlib.suppress(TypeError, ValueError):  # a builtin without a signature
         faults += _misfits(signature(found), parameter, args)
-    except (TypeError, ValueError):  # a builtin without a signature
-        parameter = None
     return {"faults": faults, "kind": kind_of(found), "context": parameter}
 
 
@@ -104,7 +111,8 @@ def _does_not_import(name: str, error: BaseException) -> str:
     return f'"{name}" does not import: {lines[-1].strip()}{place}'
 
 
-def _unfit(function: Any, kind: str | None) -> Iterable[Fault]:
+def unfit(function: Any, kind: str | None) -> Iterable[Fault]:
+    """Why a callable cannot be a job of this kind (None: of any)."""
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         yield ("call",), "a generator function: not supported yet; expected `async def` or `def` without yield"
     elif inspect.isclass(function):

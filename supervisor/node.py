@@ -35,9 +35,6 @@ STUCK_AFTER = 5.0
 
 NEVER_READY = -1.0
 
-STARTING = ("start", "restart", "reload", "run-now")
-"""The verbs that wait for a run."""
-
 PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
 """What no boundary round foreign code may stop."""
 
@@ -87,7 +84,7 @@ class Hold(NamedTuple):
 class Life:
     """One run of a child, from start to gone."""
 
-    __slots__ = ("asked", "gone", "number", "patience", "ready_at", "run", "scope", "starting")
+    __slots__ = ("asked", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
@@ -95,6 +92,8 @@ class Life:
         self.asked: Ask | None = None
         self.ready_at: float | None = None
         self.gone = trio.Event()
+        self.killed_after: float | None = None
+        """Seconds from being asked to being killed."""
         self.scope = trio.CancelScope(shield=True)
         """Only the ladder cancels it: a tree that is cancelled from outside still drains."""
         self.patience: trio.CancelScope | None = None
@@ -111,8 +110,8 @@ class Node:
 
     # A thousand children are common: slots halve what a node weighs.
     __slots__ = (
-        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hold", "life", "moving_to", "name", "noted", "orders",
-        "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
+        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted",
+        "orders", "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
     )  # fmt: skip
 
     killable = True
@@ -131,7 +130,10 @@ class Node:
         self.restarting: str | None = None
         """The failure that its next start answers, in one sentence; None where it is no restart."""
         self.again: str | None = None
+        """Why it starts anew once its run is gone, whatever that ended as: an operator said so, or a reload."""
         self.due_at: float | None = None
+        self.hastened = False
+        """Whether its next backoff is to be left out."""
         self.delays = restart.Delays(tree.spread)
         self.orders: list[Order] = []
         self.hold: Hold | None = None
@@ -234,21 +236,21 @@ class Node:
 
     def overtake(self, order: Order) -> None:
         """Let `order` take over from what others have asked for. The same wish joins theirs instead."""
-        joins = order.verb in ("start", "stop")
+        joins = order.verb in ("start", "stop", "run-now")
         for other in self.orders:
             if not (joins and other.verb == order.verb):
                 other.resolve(False, f"overtaken by {order.verb}" + (f" ({order.by})" if order.by else ""))
         self.orders = [other for other in self.orders if joins and other.verb == order.verb] + [order]
-
-    def comes_to_rest(self, cause: str) -> None:
-        """It does not run, nor will it by itself: tell those who wait for a start."""
-        self.answer(STARTING, False, f"not started: {cause}")
 
     def answer(self, verbs: Iterable[str], ok: bool, text: str, run: float = math.inf) -> None:
         """Settle the orders of these verbs that a run numbered `run` can settle."""
         for order in [order for order in self.orders if order.verb in verbs and order.after_run < run]:
             order.resolve(ok, text)
             self.orders.remove(order)
+
+    def turn_down(self, text: str) -> None:
+        """Tell those who wait for a run that there will be none."""
+        self.answer(STARTS, False, text)
 
     # Reporter: a run's facts
 
@@ -362,8 +364,11 @@ class JobNode(Node):
         if old.every != self.spec.every:
             self.disarm()
         if old.start != self.spec.start:
-            self.goal = Goal.UP if self.spec.start == "auto" else Goal.DOWN
-            self.emit(events.GoalSet, goal=self.goal, cause="its `start` was changed")
+            self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
+
+    def forget_failures(self) -> None:
+        super().forget_failures()
+        self._failures = None
 
     # schedule
 
@@ -372,14 +377,6 @@ class JobNode(Node):
         assert self.spec.every is not None
         self.anchor = now
         self.next_tick = now if self.spec.run_on_start else now + self.spec.every
-
-    def forget_failures(self) -> None:
-        super().forget_failures()
-        self._failures = None
-
-    def comes_to_rest(self, cause: str) -> None:
-        super().comes_to_rest(cause)
-        self.disarm()
 
     def disarm(self) -> None:
         """No more ticks."""
@@ -390,13 +387,11 @@ class JobNode(Node):
         assert self.anchor is not None and self.spec.every is not None
         passed = math.floor((now - self.anchor) / self.spec.every)
         self.next_tick = self.anchor + (passed + 1) * self.spec.every
+        if self.next_tick <= now:  # the division was rounded down
+            self.next_tick = self.anchor + (passed + 2) * self.spec.every
 
     def hold_of_its_own(self, now: float) -> Hold | None:
-        if self.requested:
-            return None
-        if self.paused:
-            return Hold("paused", Why.PAUSED)
-        if not self.spec.scheduled:
+        if self.requested or not self.spec.scheduled:
             return None
         if self.next_tick is None:
             self.arm(now)
@@ -475,6 +470,7 @@ class SupervisorNode(Node):
         self._group: Group | None = None
         self._hurrying = False
         self._pending: set[str] = set()
+        self._places: dict[str, int] = {}
         self._ready_since: float | None = None
         self._window: restart.Window | None = None
         self._group_delays = restart.Delays(tree.spread)
@@ -501,10 +497,12 @@ class SupervisorNode(Node):
     def satisfied(self) -> bool:
         return self.row.ready
 
-    def comes_to_rest(self, cause: str) -> None:
-        super().comes_to_rest(cause)
+    def turn_down(self, text: str, own: bool = True) -> None:
+        if own:
+            super().turn_down(text)
         for child in self.children.values():
-            child.comes_to_rest(cause)
+            if child.moving_to is None:
+                child.turn_down(text)
 
     def hurry(self) -> None:
         self._hurrying = True
@@ -597,8 +595,7 @@ class SupervisorNode(Node):
         if self.closing is None:
             self.closing = Closing(cause, outcome)
             self._group = None
-            for child in self.children.values():
-                child.answer(STARTING, False, f"overtaken: {cause}")
+            self.turn_down(f"overtaken: {cause}", own=False)
             self.touch_all()
 
     def kill_all(self, reason: str) -> None:
@@ -649,7 +646,9 @@ class SupervisorNode(Node):
 
     def _skip_tick(self, child: Node, now: float) -> None:
         """A tick while a run is in hand makes no run (`overlap = "skip"`), and says so."""
-        if isinstance(child, JobNode) and child.life is not None and child.next_tick is not None and child.next_tick <= now:
+        if not isinstance(child, JobNode) or child.life is None or child.paused:
+            return
+        if child.next_tick is not None and child.next_tick <= now:
             child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
             self._advance(child, now)
 
@@ -689,7 +688,7 @@ class SupervisorNode(Node):
 
     def _reason_to_stop(self, child: Node) -> Ask | None:
         """Why its run should end now; None while it may go on, or while others must be gone before it."""
-        if child.removing:
+        if child.removing and self._may_leave(child):
             return Ask(child.removing)
         if child.moving_to:
             return Ask(f"moves to {child.moving_to.name or 'the root'}")
@@ -704,6 +703,12 @@ class SupervisorNode(Node):
             return None
         return Ask(group.cause) if self.precedence.may_stop(child.name, self.alive & group.affected) else None
 
+    def _may_leave(self, child: Node) -> bool:
+        """Whether none of those who are removed with it, and come after it, is alive."""
+        if not self.precedence.orders:
+            return True
+        return self.precedence.may_stop(child.name, {name for name in self.alive if self.children[name].removing})
+
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
         if self.closing is not None:
@@ -712,6 +717,8 @@ class SupervisorNode(Node):
             return Hold(self.tree.ending, rest=True)
         if (child.goal is Goal.DOWN or child.finished) and not (isinstance(child, JobNode) and child.requested):
             return Hold(child.goal_cause, rest=True)
+        if isinstance(child, JobNode) and child.paused and not child.requested:
+            return Hold("paused", Why.PAUSED)
         if self._group is not None and child.name in self._group.affected:
             return Hold(self._group.cause, Why.BACKOFF, self._group.until)
         if child.due_at is not None and now < child.due_at:
@@ -731,17 +738,27 @@ class SupervisorNode(Node):
         return None
 
     def _keep(self, child: Node, hold: Hold) -> None:
-        """Leave it where it is, and say why where that is news."""
+        """Leave it where it is, and say why where that is news. Who waits for a start that does not come is told."""
         if hold.rest:
             child.hold = None
-            child.comes_to_rest(hold.cause)
+            if isinstance(child, JobNode):
+                child.disarm()
             if child.row.state is State.WAITING:
                 child.emit(events.Stopped, cause=hold.cause)
+            if self.closing is None or self.tree.ending or self.down() is not None:
+                child.turn_down(f"{child.name} is {child.row.word}: {child.row.cause}")
         elif hold != child.hold or child.row.state is State.STOPPED:
             child.hold = hold
             if hold.until is not None:
                 self._at(hold.until, child)
             child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=self.tree.wall_time(hold.until))
+        if child.orders and hold.why in (Why.PAUSED, Why.SCHEDULED):
+            if isinstance(child, JobNode) and child.spec.scheduled:
+                paused = "its schedule is paused: use resume" if child.paused else ""
+                child.answer(("start",), True, paused or "its schedule runs")
+                child.answer(("restart", "reload"), True, paused or "its schedule begins anew")
+            else:
+                child.answer(STARTS, False, "paused: use resume")
 
     # ---- starting ----
 
@@ -760,6 +777,7 @@ class SupervisorNode(Node):
             self._nursery.start_soon(self._await_ready, child, life, fresh)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
+        child.hastened = False
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
@@ -835,7 +853,7 @@ class SupervisorNode(Node):
         if isinstance(child, JobNode):
             child.requested = False
         if again is not None:
-            pass  # somebody has asked for the next run already: nothing else follows from how this one ended
+            pass  # whatever it ended as: an operator has decided already
         elif judged:
             now = trio.current_time()
             self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
@@ -843,7 +861,7 @@ class SupervisorNode(Node):
             child.finished = True  # cancelled: no failure, and not tried again
         self.tree.look_whether_only_stuck()
         self.touch(child)
-        if (self.closing is not None or self._group is not None) and self.precedence.orders:
+        if self.precedence.orders and (self.closing is not None or self._group is not None or child.removing):
             self.touch_all()
 
     def _record_end(self, child: Node, life: Life, outcome: Outcome, failure: bool, why: Why) -> None:
@@ -851,7 +869,7 @@ class SupervisorNode(Node):
         exit_ = Exit(reason=outcome.reason, at=at, code=outcome.code, signal=outcome.signal)
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why)
-        killed = f" (killed after {child.grace:g} s)" if life.run.current_phase is Phase.KILLING else ""
+        killed = _killed(life.killed_after)
         child.answer(("stop",), True, f"stopped{killed}")
         child.answer(("run-now",), not outcome.failed, outcome.reason, run=life.number)
         child.answer(("cancel",), True, f"{life.run.id}: {outcome.reason}{killed}")
@@ -895,7 +913,8 @@ class SupervisorNode(Node):
         if self._window is not None and self._window.add(now):
             self._give_up(f"more than {self._window.limit} restarts within {self._window.period:g} s; {child.name}: {reason}")
         elif self.spec.strategy is Strategy.ONE_FOR_ONE:
-            child.due_at = now + child.delays.after_failure(child.spec.backoff, ready_for)
+            wait = child.delays.after_failure(child.spec.backoff, ready_for)
+            child.due_at = None if child.hastened else now + wait
         else:
             self._restart_group(child, reason, now)
 
@@ -985,11 +1004,13 @@ class SupervisorNode(Node):
     async def _ladder(self, child: Node, life: Life, ask: Ask) -> None:
         """Ask (done), wait for the grace, kill; and say what cannot be killed."""
         assert life.patience is not None
+        asked_at = trio.current_time()
         with life.patience:
             await life.gone.wait()
         if life.gone.is_set():  # also where the grace ended in the same moment
             return
         life.run.advance(Phase.KILLING)
+        life.killed_after = trio.current_time() - asked_at
         self.tree.was_late(child.name)
         if not child.killable:
             life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
@@ -1005,7 +1026,7 @@ class SupervisorNode(Node):
 
     def _note(self, child: Node) -> None:
         """Keep the set of children that the whole still waits for, and tell those who wait for this one."""
-        pending = child.counts and not child.satisfied
+        pending = child.counts and not child.satisfied and not child.succeeded
         (self._pending.add if pending else self._pending.discard)(child.name)
         noted = (child.satisfied, child.row.word)
         if noted != child.noted:
@@ -1033,6 +1054,12 @@ class SupervisorNode(Node):
 
     def command(self, child: Node, order: Order, options: dict[str, Any]) -> None:
         """Obey one order about one child, at once."""
+        if child.parent is not self:  # it has left since this was posted
+            if child.parent is None:
+                order.resolve(False, f"{child.name} is gone: {child.removing}")
+            else:
+                child.parent.post(child.parent.command, child, order, options)
+            return
         refusal = self._refusal(child, order.verb)
         if refusal is not None:
             order.resolve(False, refusal)
@@ -1042,27 +1069,27 @@ class SupervisorNode(Node):
 
     def _refusal(self, child: Node, verb: str) -> str | None:
         """Why this verb makes no sense for this child; None where it does."""
-        if verb in STARTING:
+        if isinstance(child, SupervisorNode):
+            if verb not in ("start", "stop", "restart", "reload"):
+                return f"{child.name} is a supervisor"
+        elif isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
+            return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
+        if verb in STARTS:
             if self.tree.ending:
                 return f"the daemon is stopping: {self.tree.ending}"
-            if (above := self._in_the_way()) is not None:
-                if above.closing is not None:
-                    return f"{above.name} is stopping: {above.closing.cause}"
-                return f"its supervisor {above.name} is {above.row.word}; start that first: supervisor start {above.name}"
-        if isinstance(child, SupervisorNode):
-            return None if verb in ("start", "stop", "restart", "reload") else f"{child.name} is a supervisor"
-        if isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
-            return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
+            if (down := (child.moving_to or self).down()) is not None:
+                return f"its supervisor {down.name} is {down.row.word}; start that first: supervisor start {down.name}"
+            if child.removing:
+                return f"{child.name} is leaving: {child.removing}"
         return None
 
-    def _in_the_way(self) -> SupervisorNode | None:
-        """This supervisor or one above it that will not have anything started below it; None where there is none."""
-        above: SupervisorNode | None = self
-        while above is not None:
-            if above.closing is not None or not (above.running or above.active):
-                return above
-            above = above.parent
-        return None
+    def down(self) -> SupervisorNode | None:
+        """The supervisor, this one or one above it, without which nothing starts here: it is down, or will be, and stays so."""
+        if self.parent is None:
+            return None
+        if self.goal is Goal.DOWN or self.removing or (self.finished and self.life is None):
+            return self
+        return self.parent.down()
 
     def _want_up(self, child: Node, order: Order) -> None:
         """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
@@ -1071,31 +1098,40 @@ class SupervisorNode(Node):
         child.forget_failures()
         if child.life is None:
             child.revive()
-        elif child.stopping:
-            child.again = child.again or child.goal_cause
         if self._group is not None and child.name in self._group.affected:
             self._group.wait = 0.0
             self._group.let_down.discard(child.name)
             if self._group.until is not None:
                 self._group.until = trio.current_time()
-        if not self.running and self.parent is not None:
+        self._hasten_self()
+
+    def _hasten_self(self) -> None:
+        if (not self.running or self.closing is not None) and self.parent is not None:
             self.parent.post(self.parent.hasten, self)
 
     def hasten(self, child: Node) -> None:
-        """End the backoff of a child that somebody has a use for now."""
+        """End the backoff of a supervisor that somebody has a use for now: the one it is in, or the one it will be in."""
         child.due_at = None
+        child.hastened = child.life is not None
         self.touch(child)
-        if not self.running and self.parent is not None:
-            self.parent.post(self.parent.hasten, self)
+        self._hasten_self()
 
     def _start_command(self, child: Node, order: Order, with_after: bool = False) -> None:
         self._want_up(child, order)
-        life = None if child.stopping else child.life
-        order.after_run = child.runs if life is None else child.runs - 1
-        if isinstance(child, JobNode) and child.spec.scheduled:
+        life = child.life
+        order.after_run = child.runs if life is None or self._ending(child, life) else child.runs - 1
+        if child.stopping:
+            child.again = child.again or child.goal_cause
+        if life is not None and isinstance(child, JobNode) and child.spec.scheduled:
             child.answer(("start",), True, "its schedule runs")
-        elif life is not None and life.ready_at is not None:
+        elif life is not None and not self._ending(child, life) and life.ready_at is not None:
             child.answer(("start",), True, "already running" + (f", pid {child.row.pid}" if child.row.pid else ""))
+
+    def _ending(self, child: Node, life: Life) -> bool:
+        """Whether its run is on its way out, or will be when it is its turn in the group."""
+        return child.stopping or (
+            self._group is not None and self._group.stopping and child.name in self._group.affected
+        )
 
     def _stop_command(self, child: Node, order: Order, now: bool = False) -> None:
         child.overtake(order)
@@ -1105,7 +1141,7 @@ class SupervisorNode(Node):
         if isinstance(child, JobNode):
             child.requested = False
         if child.life is None:
-            child.comes_to_rest(child.goal_cause)
+            child.turn_down(f"{child.name} is stopped: {child.goal_cause}")
             child.answer(("stop",), True, "stopped" if child.row.state is State.WAITING else "already stopped")
         elif now:
             if child.life.asked is None:
@@ -1119,8 +1155,6 @@ class SupervisorNode(Node):
             child.again = _said("restarted", order)
         if isinstance(child, JobNode) and child.spec.scheduled:
             child.disarm()
-            if child.life is None:
-                child.answer((order.verb,), True, "its schedule begins anew")
 
     def _run_now_command(self, child: Node, order: Order) -> None:
         assert isinstance(child, JobNode)
@@ -1133,17 +1167,19 @@ class SupervisorNode(Node):
         child.due_at = None
         child.restarting = None
         child.requested = True
+        self._hasten_self()
 
     def _pause_command(self, child: Node, order: Order) -> None:
         assert isinstance(child, JobNode)
         child.paused = True
-        order.resolve(True, "paused" + (f"; {child.life.run.id} goes on" if child.life is not None else ""))
+        goes_on = child.life is not None and child.life.asked is None
+        order.resolve(True, "paused" + (f"; {child.row.run} goes on" if goes_on else ""))
 
     def _resume_command(self, child: Node, order: Order) -> None:
         assert isinstance(child, JobNode)
-        child.paused = False
-        if child.anchor is not None:
+        if child.paused and child.anchor is not None:
             self._advance(child, trio.current_time())
+        child.paused = False
         order.resolve(True, "resumed")
 
     def _cancel_command(self, child: Node, order: Order, run: str | None = None) -> None:
@@ -1151,9 +1187,11 @@ class SupervisorNode(Node):
         if life is None or run not in (None, life.run.id):
             order.resolve(False, "no run in hand" if run is None else f"{run} is not in hand")
             return
+        if life.asked is not None:
+            child.orders.append(order)  # it ends already; what was asked for before holds
+            return
         child.overtake(order)
-        if life.asked is None:
-            self._ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
+        self._ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
 
     def _signal_command(self, child: Node, order: Order, signal: int = 0, group: bool = False) -> None:
         if child.life is None or child.life.run.send_signal is None:
@@ -1172,16 +1210,34 @@ class SupervisorNode(Node):
         """Take a new child in; it starts as soon as the loop looks at it."""
         child.parent = self
         self.children[child.name] = child
-        self.touch(child)
+        self.post(self.touch, child)
+        if (down := self.down()) is not None:
+            child.turn_down(f"its supervisor {down.name} is {down.row.word}")
+
+    def arrange(self, precedence: restart.Precedence, names: Iterable[str]) -> None:
+        """Put the children in this order; names that are not here yet keep their places."""
+        self.precedence = precedence
+        self._places = {name: at for at, name in enumerate(names)}
+        self._sort()
+
+    def _sort(self) -> None:
+        last = len(self._places)
+        self.children = dict(sorted(self.children.items(), key=lambda item: self._places.get(item[0], last)))
 
     def update(self, child: Node, spec: ChildSpec, again: str | None) -> None:
         """Give a child its new spec; with a cause in `again`, stop its run and start anew."""
+        if child.parent is not self:  # it has left since this was posted
+            if child.parent is not None:
+                child.parent.post(child.parent.update, child, spec, again)
+            return
         old, child.spec = child.spec, spec
-        child.removing = None
         if isinstance(child, JobNode) and isinstance(old, JobSpec):
             child.respecified(old)
-        if again is not None and child.life is not None and child.life.asked is None:
+        if again is not None and child.life is not None:
             child.again = again
+        elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
+            child.forget_failures()  # they were those of another job
+            child.revive()
         if isinstance(child, SupervisorNode):
             child.post(child.respec)
         child.emit(events.Changed, kind=child.kind, supervisor=self.name or None, description=child.description)
@@ -1210,18 +1266,27 @@ class SupervisorNode(Node):
             for grandchild in list(child.children.values()):
                 child.reconsider(grandchild)
         del self.children[child.name]
+        child.parent = None
+        child.due_at = child.restarting = child.hold = None
         self._pending.discard(child.name)
         self._dirty.pop(child.name, None)
         target, child.moving_to = child.moving_to, None
         if target is not None and child.removing is None:
             child.emit(events.Changed, kind=child.kind, supervisor=target.name or None, description=child.description)
-            child.again = None
-            target.post(target.adopt, child)
+            target.adopt(child)
+            target._sort()
             return
         child.emit(events.Removed, cause=child.removing or "removed")
         child.answer(("stop",), True, "stopped and removed")
         child.answer(COMMANDS, False, f"overtaken: {child.removing}")
         self.tree.forget(child)
+
+
+def _killed(after: float | None) -> str:
+    """What there is to say of a kill after so many seconds."""
+    if after is None:
+        return ""
+    return f" (killed after {after:.3g} s)" if after >= 0.05 else " (killed at once)"
 
 
 def _said(done: str, order: Order) -> str:
@@ -1230,6 +1295,9 @@ def _said(done: str, order: Order) -> str:
 
 SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
 """What a service refuses, and the word to use instead."""
+
+STARTS = ("start", "restart", "reload", "run-now")
+"""What asks for a new run, or for a run to be there."""
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "start": SupervisorNode._start_command,

@@ -39,7 +39,8 @@ class Reading:
         self._expanded: set[Path] = set()
 
     def fault(self, path: Path, message: str) -> Any:
-        """Note a fault; returns BAD, to be handed on in place of the value."""
+        """Note a fault; returns BAD, to be handed on in place of the value. Inside an expansion, also keys are not told."""
+        path = next((path[:length] for length in range(len(path)) if path[:length] in self._expanded), path)
         self.findings.append(Finding(path, message))
         self._broken.update(path[:length] for length in range(1, len(path) + 1))
         return BAD

@@ -120,7 +120,7 @@ def _cycle_in_tree(tree: Tree) -> bool:
             found = True
             cycle = _from_first(tree, list(line)[list(line).index(name) :][::-1])
             tree.reading.fault(tree.path(cycle[0], "children"), f"a cycle in the tree: {_arrows(cycle)}")
-        done |= line.keys()
+        done.update(line)
     return found
 
 

@@ -14,6 +14,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from supervisor.kinds import Resources, Run
 from supervisor.node import COMMANDS, JobNode, Node, Order, SupervisorNode
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
-from supervisor.spec import ChildSpec, SupervisorSpec
+from supervisor.spec import SupervisorSpec
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why
 
 KILL_LIMIT = 5.0
@@ -71,9 +72,7 @@ class Supervisor:
         self._ended = trio.Event()
         self._only_stuck = trio.Event()
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
-        for name in _in_order(config):
-            self._make(name, config)
-        self._link(config)
+        self._complete()
 
     @property
     def outputs(self) -> Outputs:
@@ -88,8 +87,20 @@ class Supervisor:
         self.root = SupervisorNode(self, "", spec, Goal.UP)
         return self.root
 
-    def _make(self, name: str, config: Config) -> Node:
-        """Create a node and its row, and hand it to its supervisor. Supervisors come before their children."""
+    def _complete(self) -> None:
+        """Make what the configuration names and the tree lacks. Where an old one of that name is still leaving: later."""
+        for name in _in_order(self.config):
+            if name not in self.nodes and self._stays(self.config.parents.get(name)):
+                self._make(name, self.config)
+        self._link(self.config)
+
+    def _stays(self, supervisor: str | None) -> bool:
+        """Whether there is such a supervisor, and it is not on its way out of the tree."""
+        node = self.root if supervisor is None else self.nodes.get(supervisor)
+        return isinstance(node, SupervisorNode) and node.removing is None
+
+    def _make(self, name: str, config: Config) -> None:
+        """Create a node and its row, and hand it to its supervisor."""
         node: Node
         if name in config.supervisors:
             node = SupervisorNode(self, name, config.supervisors[name], Goal.UP)
@@ -103,7 +114,6 @@ class Supervisor:
             kind=node.kind, supervisor=parent, goal=node.goal, cause=node.goal_cause, description=node.description,
         )  # fmt: skip
         self._node_of(parent).adopt(node)
-        return node
 
     def _node_of(self, supervisor: str | None) -> SupervisorNode:
         if supervisor is None:
@@ -113,28 +123,32 @@ class Supervisor:
         return node
 
     def _link(self, config: Config) -> None:
-        """Work out who depends on whom, and the order among the children of each supervisor."""
+        """Work out who depends on whom, and the order among the children of each supervisor. Who is leaving still counts."""
+        leaving = {name: node for name, node in self.nodes.items() if node.removing is not None}
+        specs = {name: node.spec for name, node in leaving.items()} | {**config.supervisors, **config.jobs}
+        parents = {name: node.parent.name for name, node in leaving.items() if node.parent is not None and node.parent.name}
+        parents |= config.parents
         self.dependants = {}
-        order = {name: at for at, name in enumerate(_in_order(config))}
-        before: dict[str | None, dict[str, set[str]]] = {}
-        parents = config.parents
-        for name, node in self.nodes.items():
-            for target in node.spec.after:
-                self.dependants.setdefault(target, []).append(node)
+        before: dict[str, dict[str, set[str]]] = {}
+        for name, spec in specs.items():
+            for target in spec.after:
+                if name in self.nodes:
+                    self.dependants.setdefault(target, []).append(self.nodes[name])
                 above, mine, theirs = _lift(name, target, parents)
-                before.setdefault(above, {}).setdefault(mine, set()).add(theirs)
-        for supervisor in [self.root, *(node for node in self.nodes.values() if isinstance(node, SupervisorNode))]:
-            key = supervisor.name or None
-            listed = config.supervisors[supervisor.name].children if supervisor.name in config.supervisors else ()
-            place = {name: at for at, name in enumerate(listed)}
-            supervisor.children = dict(
-                sorted(supervisor.children.items(), key=lambda item: place.get(item[0], order.get(item[0], len(order))))
-            )
-            supervisor.precedence = Precedence(supervisor.spec.strategy, supervisor.children, before.get(key, {}))
+                before.setdefault(above or "", {}).setdefault(mine, set()).add(theirs)
+        order = {name: at for at, name in enumerate(_in_order(config))}
+        self.nodes = dict(sorted(self.nodes.items(), key=lambda item: order.get(item[0], len(order))))
+        self.journal.arrange(self.nodes)
+        for supervisor in self._supervisors():
+            spec = config.supervisors.get(supervisor.name, supervisor.spec)
+            names = dict.fromkeys((*spec.children, *sorted(supervisor.children, key=lambda name: order.get(name, len(order)))))
+            supervisor.arrange(Precedence(spec.strategy, names, before.get(supervisor.name, {})), list(names))
 
     def forget(self, node: Node) -> None:
-        """Drop a node that has left the tree."""
+        """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        if node.name in self.config.jobs or node.name in self.config.supervisors:
+            self._complete()
 
     def tell_dependants(self, name: str) -> None:
         """Have those that wait for `name` look again."""
@@ -263,49 +277,44 @@ class Supervisor:
     def apply(self, config: Config, *, by: str | None = None) -> tuple[Plan, list[Order]]:
         """Put a new configuration in force: only what differs is touched. At once; what it set going goes on by itself."""
         plan = self.plan(config)
-        cause = "its configuration changed"
-        orders = [self._remove(name, by) for name in plan.removed]
-        for name in _in_order(config):
-            if name not in self.nodes:
-                self._add(name, config)
-        for name in plan.moved:
-            self._move(name, config)
-        for name in (*plan.added, *plan.moved, *plan.restarted, *plan.changed):
-            node = self.nodes[name]
-            spec: ChildSpec = config.supervisors.get(name) or config.jobs[name]
-            if node.spec is not spec and node.parent is not None:
-                node.parent.post(node.parent.update, node, spec, cause if name in plan.restarted else None)
-                if name in plan.restarted and node.life is not None:
-                    orders.append(self._wait_for_restart(node, by))
-        self._apply_root(config)
         self.config = config
-        self._link(config)
+        orders = [self._remove(self.nodes[name], by) for name in plan.removed if name in self.nodes]
+        self._complete()
+        for name in (*plan.moved, *plan.restarted, *plan.changed):
+            node = self.nodes.get(name)
+            if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
+                orders += self._change(node, plan, by)
+        self._apply_root(config)
         self.journal.emit(
             events.Reloaded, by=by, added=plan.added, removed=plan.removed,
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
         )  # fmt: skip
         return plan, orders
 
-    def _remove(self, name: str, by: str | None) -> Order:
-        node = self.nodes[name]
-        order = Order(name, "stop", by)
+    def _remove(self, node: Node, by: str | None, cause: str = "removed from the configuration") -> Order:
+        order = Order(node.name, "stop", by)
         node.orders.append(order)
-        node.removing = "removed from the configuration"
+        node.removing = cause
         assert node.parent is not None
         node.parent.post(node.parent.reconsider, node)
         return order
 
-    def _add(self, name: str, config: Config) -> None:
-        """Make a node in a tree that runs already: its supervisor's loop takes it in."""
-        self._make(name, config)
-        parent = self._node_of(config.parents.get(name))
-        parent.post(parent.touch, self.nodes[name])
-
-    def _move(self, name: str, config: Config) -> None:
-        node = self.nodes[name]
-        node.moving_to = self._node_of(config.parents.get(name))
+    def _change(self, node: Node, plan: Plan, by: str | None) -> Iterator[Order]:
+        """Give a node its new spec, and its new place."""
+        spec = self.config.supervisors.get(node.name) or self.config.jobs[node.name]
+        supervisor = self.config.parents.get(node.name)
         assert node.parent is not None
-        node.parent.post(node.parent.reconsider, node)
+        moves = node.name in plan.moved
+        if moves and not self._stays(supervisor):
+            yield self._remove(node, by, f"moves to {supervisor}")
+            return
+        if node.life is not None and (moves or node.name in plan.restarted):
+            yield self._wait_for_restart(node, by)
+        again = "its configuration changed" if node.name in plan.restarted else None
+        node.parent.post(node.parent.update, node, spec, again)
+        if moves:
+            node.moving_to = self._node_of(supervisor)
+            node.parent.post(node.parent.reconsider, node)
 
     def _wait_for_restart(self, node: Node, by: str | None) -> Order:
         order = Order(node.name, "reload", by, after_run=node.runs)
@@ -484,6 +493,7 @@ async def open_supervisor(
 
     `config` is the path of a TOML file, a mapping of the same shape, or a checked `Config`. The block is cancelled when the
     tree ends by itself; then RestartIntensityExceeded or EssentialEnded is raised if it ended because something failed.
+    What the block raises comes out as it is, after the stop; only where more than one thing failed is it a group.
 
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
@@ -492,43 +502,88 @@ async def open_supervisor(
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    instance = instance or secrets.token_hex(8)
+    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort)
+    errors: list[BaseException] = []
+    try:
+        async with trio.open_nursery() as nursery:
+            block = trio.CancelScope()
+            tree: Supervisor = await nursery.start(house, block)
+            try:
+                with _kept_apart(errors), block:
+                    yield tree
+            finally:
+                tree.shutdown("the block that opened it has ended")
+    except BaseException as error:
+        own = _without_cancelled(error)
+        if own is None and not errors:
+            raise
+        errors += [] if own is None else [_bare(own)]
+    else:
+        if tree.failure is not None and not errors:
+            raise tree.failure from None  # not from the cancellation of the block
+        errors += [] if tree.failure is None else [tree.failure]
+    if len(errors) > 1:
+        raise BaseExceptionGroup("a tree and the block that opened it failed", errors)
+    if errors:
+        raise errors[0]
+
+
+async def _house(
+    config: Config,
+    environ: Mapping[str, str],
+    echo: Echo | None,
+    instance: str,
+    journal: Journal,
+    spread: Callable[[float, float], float],
+    last_resort: Callable[[], None] | None,
+    block: trio.CancelScope,
+    task_status: trio.TaskStatus[Supervisor],
+) -> None:
+    """A tree and what it stands on, from the first to the last; then `block` is cancelled.
+
+    Shielded: whoever cancels the block from outside gets an orderly stop, with output kept and orphans reaped to its end.
+    """
 
     def warn(text: str) -> None:
         journal.emit(events.Warned, text=text)
 
-    async with open_children(instance, warn=warn) as children:
-        async with open_outputs(checked.state_dir / "logs", echo=echo) as outputs:
-            resources = Resources(
-                children=children, outputs=outputs, environ={**environ, **checked.daemon.env}, base=checked.base
-            )
-            with _importable([str(checked.base), *checked.daemon.path]):
-                tree = Supervisor(checked, resources, journal, spread)
-                async with _running(tree, last_resort):
-                    yield tree
-    if tree.failure is not None:
-        raise tree.failure
+    with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
+        async with (
+            open_children(instance, warn=warn) as children,
+            open_outputs(config.state_dir / "logs", echo=echo) as outputs,
+        ):
+            inherited = {**environ, **config.daemon.env}
+            resources = Resources(children=children, outputs=outputs, environ=inherited, base=config.base)
+            tree = Supervisor(config, resources, journal, spread)
+            task_status.started(tree)
+            await tree._run(last_resort)
+    block.cancel(reason="the tree has ended")
 
 
-@asynccontextmanager
-async def _running(tree: Supervisor, last_resort: Callable[[], None] | None) -> AsyncIterator[None]:
-    async with trio.open_nursery() as nursery:
-        body = trio.CancelScope()
+@contextmanager
+def _kept_apart(errors: list[BaseException]) -> Iterator[None]:
+    """Keep what the block raises from the nursery round it, which would wrap it; cancellation passes."""
+    try:
+        yield
+    except BaseException as error:
+        own = _without_cancelled(error)
+        if own is None:
+            raise
+        errors.append(own)
 
-        async def live() -> None:
-            # Shielded: whoever cancels us from outside gets an orderly stop, not a torn tree.
-            with trio.CancelScope(shield=True):
-                await tree._run(last_resort)
-            body.cancel(reason="the tree has ended")
 
-        nursery.start_soon(live)
-        try:
-            with body:
-                yield
-        finally:
-            tree.shutdown("the block that opened it has ended")
-            with trio.CancelScope(shield=True):
-                await tree.wait_stopped()
+def _without_cancelled(error: BaseException) -> BaseException | None:
+    """What there is besides cancellation; the error itself where there is none in it."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1]
+    return None if isinstance(error, trio.Cancelled) else error
+
+
+def _bare(error: BaseException) -> BaseException:
+    """An error out of the nurseries that wrapped it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], environ: Mapping[str, str]) -> Config:

@@ -40,6 +40,13 @@ async def start(tree, path, options, *, task_status):
     await serve_control(tree, path, task_status=task_status, **options)
 
 
+async def until(tree, holds):
+    """Wait for the event after which `holds(table)`."""
+    with tree.journal.subscribe() as feed:
+        while not holds(tree.journal.table):
+            await feed.__anext__()
+
+
 class Peer:
     """One connection that sends bytes or objects, and reads lines."""
 

@@ -180,6 +180,7 @@ class Group(Member):
     """The books of the backoff of its group restarts."""
     whole_since: float | None = None
     hurried: bool = False
+    hastened: bool = False  # somebody wants something of it: its next backoff is left out
 
     @property
     def service(self) -> bool:
@@ -191,7 +192,7 @@ class Group(Member):
 
     @property
     def whole(self) -> bool:
-        return self.alive and not self.closing and all(child.satisfied for child in self.children if child.counts)
+        return self.alive and not self.closing and all(child.satisfied or child.succeeded for child in self.children if child.counts)
 
     @property
     def satisfied(self) -> bool:
@@ -310,6 +311,7 @@ class World:
         member.run_wanted = member.run_wanted and not member.wanted
         if isinstance(member, Group):
             member.closing = member.operation = None
+            member.hastened = False
             member.window.clear()
             for child in member.children:
                 child.over = child.succeeded = child.follows_failure = False
@@ -441,7 +443,8 @@ class World:
             self._ends_itself(parent, "failed")
         elif parent.spec.strategy is Strategy.ONE_FOR_ONE:
             ready_for = None if member.ready_since is None or member.overrules else self.now - member.ready_since
-            member.due = self.now + member.backoff(member.spec.backoff, ready_for)
+            wait = member.backoff(member.spec.backoff, ready_for)
+            member.due = None if isinstance(member, Group) and member.hastened else self.now + wait
         else:
             self._restart_group(member, parent)
 
@@ -472,7 +475,8 @@ class World:
     def _no_more_starts(self, group: Group) -> None:
         group.operation = None
         for child in group.children:
-            self.answer(child, STARTING_VERBS, False)
+            for member in within(child):
+                self.answer(member, STARTING_VERBS, False)
 
     # ---- the end of all
 
@@ -520,14 +524,13 @@ class World:
             return False
         above = member.parent
         while above is not None:
-            at_rest = above is not self.root and not above.alive and (not above.wanted or above.over)
-            if self.ending or above.closing or at_rest:
+            if self.ending or (above is not self.root and (not above.wanted or (above.over and not above.alive))):
                 return True
             above = above.parent
         return False
 
     def _overtake(self, member: Member, ask: Ask) -> None:
-        joins = ask.verb in ("start", "stop")
+        joins = ask.verb in ("start", "stop", "run-now")
         for other in member.asks:
             if not (joins and other.verb == ask.verb):
                 other.settle(False)
@@ -549,14 +552,20 @@ class World:
             operation.stay_down.discard(member.name)
             if operation.until is not None:
                 operation.until = self.now
+        self._make_haste(member)
+
+    def _make_haste(self, member: Member) -> None:
+        """What is wanted below a supervisor that is down for now: its backoff is over, or left out when it comes."""
         above = member.parent
-        while above is not None and not above.alive:
-            above.due = None
+        while above is not None and above is not self.root and (not above.alive or above.closing):
+            above.due, above.hastened = None, above.alive
             above = above.parent
 
     def _start(self, member: Member, ask: Ask, now: bool) -> None:
         self._want(member, ask)
-        if member.alive and member.phase != "stopping":
+        operation = member.parent.operation  # type: ignore[union-attr]
+        to_stop = operation is not None and operation.until is None and member.name in operation.members
+        if member.alive and member.phase != "stopping" and not to_stop:
             ask.first_run = member.runs
             if member.ready_since is not None:
                 ask.settle(True)
@@ -591,15 +600,18 @@ class World:
         self._overtake(member, ask)
         member.over = member.succeeded = member.follows_failure = False
         member.due, member.run_wanted = None, True
+        self._make_haste(member)
 
     def _cancel_run(self, member: Member, ask: Ask, now: bool) -> None:
         if not member.alive:
             ask.ok = False
             return
+        if member.asked is not None:
+            member.asks.append(ask)  # it ends already: what was asked for before holds
+            return
         self._overtake(member, ask)
-        if member.asked is None:
-            member.overrules = "cancelled"
-            self.ask(member, "command")
+        member.overrules = "cancelled"
+        self.ask(member, "command")
 
     def answer(self, member: Member, verbs: tuple[str, ...], ok: bool, run: int | None = None) -> None:
         for ask in member.asks:
@@ -631,14 +643,15 @@ class World:
                 member.resting_word = "stopped"
 
     def can_still_start(self, member: Member) -> bool:
-        """Whether it is to start, now or with a supervisor that is to start."""
-        here: Member = member
-        while here is not self.root and not here.alive:
-            if not ((here.wanted and not here.over) or here.run_wanted):
+        """Whether it is to start, now or when the supervisors above it are there again."""
+        if self.ending or not ((member.wanted and not member.over) or member.run_wanted):
+            return False
+        above = member.parent
+        while above is not None and above is not self.root:
+            if not above.wanted or (above.over and not above.alive):
                 return False
-            assert here.parent is not None
-            here = here.parent
-        return not self.ending and isinstance(here, Group) and not here.closing
+            above = above.parent
+        return True
 
     def groups(self) -> list[Group]:
         return [self.root, *(member for member in self.members.values() if isinstance(member, Group))]

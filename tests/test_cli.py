@@ -10,7 +10,7 @@ import click
 import pytest
 import trio
 from click.testing import CliRunner
-from control_serving import JOBS, peer, serving
+from control_serving import JOBS, peer, serving, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -92,8 +92,7 @@ async def test_status_is_5_where_a_wanted_job_is_not_well_and_only_then(tmp_path
         "manual": JOBS["manual"],
     }
     async with serving(tmp_path, jobs, {}) as (tree, path):
-        while tree.journal.table["bad"].word != "failed" or tree.journal.table["good"].state is not State.RUNNING:
-            await trio.sleep(0.01)
+        await until(tree, lambda table: table["bad"].word == "failed" and table["good"].state is State.RUNNING)
         await run(path, "status", code=5)
         await run(path, "status", "good", "manual")
         await run(path, "status", "b*", code=5)
@@ -240,8 +239,7 @@ async def test_ctrl_c_ends_a_wait_with_130_and_leaves_the_order(tmp_path):
         process = await trio.lowlevel.open_process(
             [*SUPERVISOR, "stop", "slow"], env=ENVIRON | {"SUPERVISOR_SOCKET": path}, stderr=subprocess.PIPE
         )
-        while tree.journal.table["slow"].state is not State.STOPPING:
-            await trio.sleep(0.01)
+        await until(tree, lambda table: table["slow"].state is State.STOPPING)
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
         assert await process.stderr.receive_some() == b""

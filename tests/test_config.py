@@ -18,6 +18,7 @@ from supervisor.spec import Backoff, Bytes, Expanded, RestartType, Seconds, Stra
 from supervisor.toml_places import Places
 
 SECRET = "hunter2"
+NUMBER = 7654321
 
 
 @pytest.fixture
@@ -146,6 +147,32 @@ def test_defaults_reach_the_jobs_they_apply_to_and_no_others(load):
     assert db.backoff == Backoff(initial=Seconds(1), max=Seconds(60))
     assert once.restart is None and once.after == ("db",) and once.stop_signal == "INT"
     assert tick.restart is None and tick.grace == Seconds(4) and tick.env == {} and tick.stop_signal == "TERM"
+
+
+def test_a_default_that_makes_no_sense_for_a_job_is_passed_over(load):
+    loaded = load(
+        """
+        [defaults]
+        kind = "thread"
+        give_up = { failures = 1, within = 1 }
+        ready = { log = "up" }
+        once = true
+        [supervisors.all]
+        strategy = "one_for_all"
+        children = ["grouped"]
+        [jobs.grouped]
+        call = "m:f"
+        [jobs.command]
+        command = "x"
+        [jobs.tick]
+        call = "m:f"
+        every = 1
+        """
+    )
+    grouped, command, tick = (loaded.jobs[name] for name in ("grouped", "command", "tick"))
+    assert (grouped.kind, grouped.give_up, grouped.ready, grouped.once) == ("thread", None, None, True)
+    assert command.kind is None and command.give_up is not None and command.ready.log == "up" and command.once
+    assert not tick.once
 
 
 def test_a_fault_in_defaults_is_told_once(faults):
@@ -516,6 +543,7 @@ def test_names_are_expanded_and_the_text_of_the_file_is_kept_for_showing(load):
     description = loaded.jobs["a"].description
     assert description == "of me and no one, ${WHO}"
     assert shown(description) == "of ${WHO} and ${NOBODY:-no one}, $${WHO}"
+    assert load(job('description = "${WHO:-no one}"'), {"WHO": ""}).jobs["a"].description == "no one"
 
 
 def test_a_value_that_is_one_expansion_is_read_as_toml_where_the_key_is_no_string(load):
@@ -541,7 +569,8 @@ def test_an_expansion_in_a_command_stays_one_word(load):
 
 def test_a_command_that_is_one_expansion_may_be_words_or_a_list(load):
     text = job("", what='command = "${CMD}"')
-    assert load(text, {"CMD": "sleep '1 0'"}).jobs["a"].command == ("sleep", "1 0")
+    words = load(text, {"CMD": "sleep '1 0'"}).jobs["a"].command
+    assert words == ("sleep", "1 0") and [shown(word) for word in words] == ["${CMD}", ""]
     words = load(text, {"CMD": '["sleep", "1 0"]'}).jobs["a"].command
     assert words == ("sleep", "1 0") and all(isinstance(word, Expanded) and word.shown == "${CMD}" for word in words)
 
@@ -557,14 +586,16 @@ def test_a_name_that_is_not_set_is_a_fault(faults):
     "keys",
     [
         'grace = "${S}"', 'once = "${S}"', 'start = "${S}"', 'after = ["${S}"]', 'after = "${L}"', 'success_exit_codes = "${L}"',
-        'rotate = { keep = "${S}" }', 'ready = { log = "[${S}" }', 'cwd = "~${S}/${NO}"', 'command = "${Q}"', 'backoff = "${T}"',
-        f"env = {{ A = {len(SECRET)}, B = ['{SECRET}'], C = '{SECRET}${{NO}}' }}", f"env = '{SECRET}'", f"env = ['{SECRET}']",
+        'rotate = { keep = "${S}" }', 'ready = { log = "(?P=${S})" }', 'after = "${N}"', 'backoff = "${K}"', 'call = "${S}"', 'cwd = "~${S}/${NO}"', 'command = "${Q}"', 'backoff = "${T}"',
+        f"env = {{ A = {NUMBER}, B = ['{SECRET}'], C = '{SECRET}${{NO}}' }}", f"env = '{SECRET}'", f"env = ['{SECRET}']",
     ],
 )  # fmt: skip
 def test_no_fault_shows_a_value_of_env_or_of_the_environment(faults, keys):
-    environ = {"S": SECRET, "L": f'["{SECRET}"]', "Q": f"'{SECRET}", "T": f'{{ factor = "{SECRET}" }}'}
-    text = job(keys, what="" if keys.startswith("command") else 'command = "x"')
-    assert SECRET not in "\n".join(faults(text, environ))
+    environ = {"S": SECRET, "L": f'["{SECRET}"]', "N": f"[{NUMBER}]", "Q": f"'{SECRET}"}
+    environ |= {"T": f'{{ factor = "{SECRET}" }}', "K": f"{{ {SECRET} = 1 }}"}
+    text = job(keys, what="" if keys.startswith(("command", "call")) else 'command = "x"')
+    told = "\n".join(faults(text, environ))
+    assert SECRET not in told and str(NUMBER) not in told
 
 
 def test_a_daemon_wide_environment_lies_under_that_of_each_command(load):
@@ -599,6 +630,16 @@ def test_faults_in_included_files_are_placed_there(faults):
         "supervisor.toml:5:1: jobs.a.x: unknown key",
         "b.toml:3:1: jobs.b.y: unknown key",
         "c.toml:1:6: not TOML: expected ']' at the end of a table declaration",
+    ]
+
+
+def test_a_file_that_two_globs_match_is_read_once(load):
+    assert list(load('[daemon]\ninclude = ["b.toml", "*.toml"]', b=job("", "b")).jobs) == ["b"]
+
+
+def test_names_that_a_broken_include_may_define_are_not_missed(faults):
+    assert faults('[daemon]\ninclude = ["b.toml"]\n' + job('after = ["b"]'), b="[jobs.b") == [
+        "b.toml:1:8: not TOML: expected ']' at the end of a table declaration"
     ]
 
 

@@ -55,10 +55,10 @@ def one_life(journal: events.Journal, name: str = "api") -> None:
 
 def test_each_event_is_one_line_with_job_run_and_pid(tmp_path):
     journal = events.Journal()
-    with logging_to(tmp_path / "log") as log:
+    with logging_to(tmp_path / "log", level="debug") as log:
         log.attach(journal)
         one_life(journal)
-    starting, spawned, ready, ended = lines_of(tmp_path / "log")
+    _, starting, spawned, ready, ended = lines_of(tmp_path / "log")
     assert starting["event"] == "starting" and starting["job"] == "api" and starting["run"] == "api#1"
     assert "pid" not in starting
     assert spawned["pid"] == ready["pid"] == ended["pid"] == 4711
@@ -69,19 +69,19 @@ def test_each_event_is_one_line_with_job_run_and_pid(tmp_path):
 def test_events_from_before_the_log_was_attached_are_not_missed(tmp_path):
     journal = events.Journal()
     one_life(journal)
-    with logging_to(tmp_path / "log") as log:
+    with logging_to(tmp_path / "log", level="debug") as log:
         log.attach(journal)
-    assert [line["event"] for line in lines_of(tmp_path / "log")] == ["starting", "spawned", "ready", "ended"]
+    assert [line["event"] for line in lines_of(tmp_path / "log")] == ["added", "starting", "spawned", "ready", "ended"]
 
 
 def test_supervisors_and_workers_are_named_as_what_they_are(tmp_path):
     journal = events.Journal()
-    with logging_to(tmp_path / "log") as log:
+    with logging_to(tmp_path / "log", level="debug") as log:
         log.attach(journal)
         journal.emit(events.Added, name="web", kind="supervisor", supervisor=None, goal=Goal.UP, cause="")
         journal.emit(events.Starting, name="web", run="web#1", cause="it starts by itself")
         one_life(journal, "api:2")
-    web, worker, *_ = lines_of(tmp_path / "log")
+    _, web, _, worker, *_ = lines_of(tmp_path / "log")
     assert web["supervisor"] == "web" and "job" not in web
     assert (worker["job"], worker["worker"], worker["run"]) == ("api", 2, "api:2#1")
 

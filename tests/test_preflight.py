@@ -39,6 +39,7 @@ def check(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bin").mkdir()
     (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/__init__.py").touch()
     (tmp_path / "jobs/beat.py").write_text(BEAT)
 
     def check(text: str, *, imports: bool = True, limit: float = 30.0, **modules: str) -> Findings:

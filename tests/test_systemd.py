@@ -107,3 +107,107 @@ def test_the_unit_runs_this_installation_with_this_file_and_outlasts_its_grace()
     if Path(program).exists():
         assert f'ExecStart={program} run -c "/srv/a b/supervisor.toml"' in lines
     assert {"Type=notify", "ExecReload=kill -HUP $MAINPID", "KillMode=mixed", "Delegate=yes", "TimeoutStopSec=91"} <= set(lines)
+
+
+# -- a real systemd -----------------------------------------------------------------------------------------------------
+
+RIG = Path(os.environ.get("SYSTEMD_RIG", ROOT.parent / "shared" / "systemd-rig"))
+"""Boots a throw-away systemd; a tool of ours that lives beside the repository."""
+
+JOBS = """
+[jobs.a]
+command = ["sleep", "98761"]
+[jobs.b]
+command = ["sh", "-c", "trap '' TERM; setsid sleep 98762 & echo up; while :; do sleep 1; done"]
+ready = { log = "up" }
+grace = "0.2s"
+"""
+
+SESSION = r"""
+supervisor() { "$PYTHON" -P -m supervisor "$@"; }
+show() { systemctl show --value -p "$1" supervisor; }
+pid() { supervisor status --json "$1" | "$PYTHON" -c 'import json, sys; print(json.load(sys.stdin)[0]["pid"])'; }
+event() { grep -m1 "$1" < <(timeout 30 "$PYTHON" -P -m supervisor events --json -f --since 0); }
+eventually() { for _ in $(seq 300); do if "$@"; then return; fi; sleep 0.1; done; echo "never: $*"; return 1; }
+says() { [ "$(show StatusText)" = "$1" ]; }
+is() { [ "$(show "$1")" = "$2" ]; }
+alive() { grep -lsz "$1" /proc/[0-9]*/cmdline; }
+
+echo == start: active only after READY
+systemctl start supervisor
+is ActiveState active
+says "2 jobs from $PWD/supervisor.toml"
+supervisor start a b
+[ -S /run/supervisor/control.sock ] && [ "$(stat -c %a /var/lib/supervisor)" = 700 ]
+
+echo == kill -9 of a child
+before=$(pid a)
+kill -9 "$before"
+event '"run": *"a#2"'
+supervisor start a
+[ "$(pid a)" != "$before" ]
+
+echo == reload of a good file
+{ cat jobs.toml; printf '[jobs.c]\ncommand = ["sleep", "98763"]\n'; } > supervisor.toml
+systemctl reload supervisor
+event '"event": *"reloaded"'
+eventually says "3 jobs from $PWD/supervisor.toml"
+eventually is ActiveState active
+supervisor start c
+
+echo == reload of a broken file
+echo 'broken =' > supervisor.toml
+systemctl reload supervisor
+event '"event": *"reload_refused"'
+eventually says "3 jobs from $PWD/supervisor.toml"
+eventually is ActiveState active
+supervisor status
+cp jobs.toml supervisor.toml
+
+echo == stop leaves no process and is clean
+systemctl stop supervisor
+is Result success; is ExecMainStatus 0; is NRestarts 0
+! alive 9876
+
+echo == kill -9 of the daemon: restarted, and nothing is there twice
+systemctl start supervisor
+supervisor start a b
+old=$(pid a); stuck=$(alive 98762)
+kill -9 "$(show MainPID)"
+eventually is NRestarts 1
+eventually is ActiveState active
+supervisor start a b
+[ ! -e "/proc/$old" ] && [ "$(alive 98761 | wc -l)" = 1 ] && [ "$(alive 98762)" != "$stuck" ]
+systemctl stop supervisor
+! alive 9876
+echo == done
+"""
+
+
+def in_rig(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(RIG), *arguments], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def rig():
+    if not RIG.exists():
+        pytest.skip(f"no systemd-rig at {RIG}")
+    check = in_rig("--check")
+    if check.returncode == 77:
+        pytest.skip(check.stderr.strip().splitlines()[-1])
+    assert check.returncode == 0, check.stderr
+
+
+def test_a_real_systemd_starts_reloads_restarts_and_stops_the_daemon(rig, tmp_path):
+    (tmp_path / "supervisor.toml").write_text(JOBS)
+    (tmp_path / "jobs.toml").write_text(JOBS)
+    (tmp_path / "supervisor.service").write_text(unit("supervisor", tmp_path / "supervisor.toml", 80))
+    drop_in = tmp_path / "supervisor.service.d"
+    drop_in.mkdir()
+    (drop_in / "test.conf").write_text(f"[Service]\nEnvironment=PYTHONPATH={ROOT}\nWatchdogSec=5\n")
+    done = in_rig(
+        "--unit", str(tmp_path / "supervisor.service"), "--unit", str(drop_in), "--bind", str(tmp_path), "--bind-ro", str(ROOT),
+        "--env", f"PYTHON={sys.executable}", "--env", f"PYTHONPATH={ROOT}", "--cwd", str(tmp_path), "--journal-on-failure",
+        "--timeout", "100", "--", "bash", "-euxo", "pipefail", "-c", SESSION,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.endswith("== done\n"), f"{done.stdout}\n{done.stderr[-6000:]}"

@@ -94,7 +94,7 @@ async def test_a_start_below_a_supervisor_that_stops_is_refused_at_any_depth(aut
         await settle()
         assert words(tree) == "g:stopping h:running a:running b:stopping"
         [order] = tree.order("restart", ["a"])
-        assert (await order.wait()).text == "g is stopping: stopped"
+        assert (await order.wait()).text == "its supervisor g is stopping; start that first: supervisor start g"
 
 
 async def test_who_waits_for_a_start_is_told_when_its_waiting_supervisor_is_stopped(autojump_clock, tmp_path):
@@ -107,7 +107,7 @@ async def test_who_waits_for_a_start_is_told_when_its_waiting_supervisor_is_stop
         await tree.stop("g")
         with trio.fail_after(1):
             answer = await waiting.wait()
-        assert (answer.ok, answer.text) == (False, "not started: stopped")
+        assert (answer.ok, answer.text) == (False, "g is stopped: stopped")
 
 
 async def test_who_waits_for_a_start_is_told_when_a_supervisor_on_the_way_is_stopped_that_could_not_run_yet(
@@ -120,7 +120,7 @@ async def test_who_waits_for_a_start_is_told_when_a_supervisor_on_the_way_is_sto
         await tree.stop("h")
         with trio.fail_after(1):
             answer = await waiting.wait()
-        assert (answer.ok, answer.text) == (False, "not started: stopped")
+        assert (answer.ok, answer.text) == (False, "h is stopped: stopped")
 
 
 async def test_who_waits_for_a_start_is_told_when_the_end_begins(autojump_clock, tmp_path):
@@ -133,7 +133,7 @@ async def test_who_waits_for_a_start_is_told_when_the_end_begins(autojump_clock,
         tree.shutdown("enough")
         with trio.fail_after(1):
             answer = await waiting.wait()
-        assert (answer.ok, answer.text) == (False, "not started: enough")
+        assert (answer.ok, answer.text) == (False, "a is stopped: enough")
 
 
 async def test_a_restart_of_what_ends_by_itself_in_the_same_moment_is_one_restart(autojump_clock, tmp_path):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 REFUSED, USAGE, UNREACHABLE, NOT_WELL, INTERRUPTED = 1, 2, 3, 5, 130
 
 _INVALID_PARAMS = -32602
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _GRACE = 5.0
 
 
@@ -42,7 +43,7 @@ class Out:
 
     def json(self, value: object) -> None:
         """Write one value on one line."""
-        self.line(json.dumps(value, ensure_ascii=False))
+        self.line(_encode(value))
 
     def flush(self) -> None:
         """Let the reader have it now."""
@@ -142,7 +143,7 @@ def _show_json(out: Out, result: Any) -> None:
         last = len(result) - 1
         out.line("[")
         for index, item in enumerate(result):
-            out.line(json.dumps(item, ensure_ascii=False) + ("," if index < last else ""))
+            out.line(_encode(item) + ("," if index < last else ""))
         out.line("]")
     else:
         out.json(result)

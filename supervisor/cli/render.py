@@ -54,10 +54,18 @@ def _harmless(char: str) -> str:
 
 def epoch(moment: str) -> float:
     """RFC 3339 in UTC (`2026-11-26T23:25:48.123Z`) as seconds since 1970; the arithmetic spares us importing calendars."""
-    year, month, day = int(moment[:4]), int(moment[5:7]), int(moment[8:10])
+    day = moment[:10]
+    if (midnight := _midnights.get(day)) is None:
+        midnight = _midnights[day] = _midnight(int(day[:4]), int(day[5:7]), int(day[8:]))
+    return midnight + int(moment[11:13]) * 3600 + int(moment[14:16]) * 60 + float(moment[17:-1])
+
+
+_midnights: dict[str, int] = {}
+
+
+def _midnight(year: int, month: int, day: int) -> int:
     year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)  # years from March on: the leap day comes last
-    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 1 - 719468
-    return days * 86400 + int(moment[11:13]) * 3600 + int(moment[14:16]) * 60 + float(moment[17:].rstrip("Z"))
+    return (365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 1 - 719468) * 86400
 
 
 def span(seconds: float) -> str:
@@ -96,27 +104,27 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
         return
     now = _now()
     shaped = list(shape(rows))
-    columns = [_column("NAME", ["  " * depth + row["name"] for depth, row in shaped])]
-    columns.append(_column("STATE", [_state(row) for _, row in shaped]))
-    columns.append(_column("PID", [str(row["pid"] or "-") for _, row in shaped], right=True))
-    columns.append(_column("FOR", [span(now - epoch(row["since"])) for _, row in shaped], right=True))
-    columns.append(_column("RESTARTS", [str(row["restarts"]) for _, row in shaped], right=True))
-    if any(row["next_at"] for row in rows):
-        columns.append(_column("NEXT", [_next(row, now) for _, row in shaped], right=True))
-    columns.append(["CAUSE", *(clean(row["cause"]) for _, row in shaped)])
-    colours = ["bold", *(_COLOURS.get(row["word"], "") for _, row in shaped)]
-    for cells, shade in zip(zip(*columns, strict=True), colours, strict=True):
-        yield _fitted(list(cells), shade, colour, width)
-
-
-def _fitted(cells: list[str], shade: str, colour: bool, width: int) -> str:
-    room = width - sum(len(cell) + 2 for cell in cells[:-1])
-    if width and len(cells[-1]) > room > 0:
-        cells[-1] = cells[-1][: room - 1] + "…"
-    if shade == "bold":
-        return paint("  ".join(cells), shade, colour)
-    cells[1] = paint(cells[1], shade, colour)
-    return "  ".join(cells).rstrip()
+    ordered = [row for _, row in shaped]
+    columns = [
+        _column("NAME", ["  " * depth + row["name"] for depth, row in shaped]),
+        _column("STATE", [_state(row) for row in ordered]),
+        _column("PID", [str(row["pid"] or "-") for row in ordered], right=True),
+        _column("FOR", [span(now - epoch(row["since"])) for row in ordered], right=True),
+        _column("RESTARTS", [str(row["restarts"]) for row in ordered], right=True),
+        ["CAUSE", *(clean(row["cause"]) for row in ordered)],
+    ]
+    if any(row["next_at"] for row in ordered):
+        columns.insert(-1, _column("NEXT", [_next(row, now) for row in ordered], right=True))
+    if width:
+        room = width - sum(len(column[0]) + 2 for column in columns[:-1])
+        columns[-1] = [cause if len(cause) <= room or room < 2 else cause[: room - 1] + "…" for cause in columns[-1]]
+    if colour:
+        columns[1][1:] = [
+            paint(cell, _COLOURS.get(row["word"], ""), True) for cell, row in zip(columns[1][1:], ordered, strict=True)
+        ]
+    head, *lines = map("  ".join, zip(*columns, strict=True))
+    yield paint(head, "bold", colour)
+    yield from lines
 
 
 def _column(title: str, cells: list[str], right: bool = False) -> list[str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import importlib.metadata
 import os
 import pwd
 import select
@@ -31,6 +30,7 @@ import msgspec
 import structlog
 import trio
 
+from supervisor import __version__
 from supervisor.control import messages
 from supervisor.control.listener import Place, SocketTaken
 from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
@@ -98,7 +98,7 @@ class Server:
         self.tree = tree
         self.reload = reload
         self.table = Table(tree.journal)
-        self.version = _version()
+        self.version = __version__
         self._place = place
         self._allowed: dict[int, str] = {}
         self._clients = 0
@@ -461,13 +461,6 @@ def _names_of(uids: set[int]) -> dict[int, str]:
         except KeyError:
             names[uid] = ""
     return names
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("trio-supervisor")
-    except importlib.metadata.PackageNotFoundError:
-        return "0"
 
 
 class Call:

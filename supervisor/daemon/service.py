@@ -16,15 +16,14 @@ from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
 from operator import is_not
 from pathlib import Path
 
 import structlog
 import trio
 
+from supervisor import __version__, preflight
 from supervisor import config as configuration
-from supervisor import preflight
 from supervisor.config import Config, Plan
 from supervisor.control.listener import SocketTaken
 from supervisor.control.server import serve_control
@@ -34,9 +33,10 @@ from supervisor.daemon.selection import select
 from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExceeded, SpecError
 from supervisor.events import Journal, ReloadRefused
 from supervisor.log import Log, open_log
+from supervisor.node import Order
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
-from supervisor.tree import Order, Supervisor, open_supervisor
+from supervisor.tree import Supervisor, open_supervisor
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
@@ -143,7 +143,7 @@ class Daemon:
             _log.warning(str(warning))
         _log.info(
             "running",
-            version=metadata.version("trio-supervisor"),
+            version=__version__,
             pid=os.getpid(),
             file=str(config.file),
             jobs=len(config.jobs),
@@ -187,7 +187,7 @@ class Daemon:
             _log.warning("did not stop in time and were killed", jobs=list(tree.late))
         if tree.survivors:
             _log.error("still alive", jobs=list(tree.survivors))
-        _log.info("ended", cause=tree.ending)
+        _log.info("the daemon has ended", cause=tree.ending)
         return FAILED if tree.survivors else DONE
 
     def _end_at_once(self) -> None:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import typing
 from collections.abc import Callable
 from typing import Any
 
 from supervisor.errors import RunFailed
-from supervisor.inspection import context_parameter, kind_of
+from supervisor.inspection import context_parameter, kind_of, unfit
 
 
 class CallableNotFound(RunFailed):
-    """The module of a `call` does not import, or has no such function."""
+    """The module of a `call` does not import, or has no such function, or what it has is not fit to be a job."""
 
 
-def load(call: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The function that `call` names. Raises CallableNotFound; an exception of the module's own code is its cause."""
-    if not isinstance(call, str):
-        return call
+def load(call: str | Callable[..., Any], kind: str | None = None) -> Callable[..., Any]:
+    """The function that `call` names or is. Raises CallableNotFound if there is none, or none that fits `kind`.
+
+    An exception of the module's own code is its cause.
+    """
+    function = _named(call) if isinstance(call, str) else call
+    for _, fault in unfit(function, kind):
+        raise CallableNotFound(f"{call if isinstance(call, str) else getattr(call, '__qualname__', call)}: {fault}")
+    return function
+
+
+def _named(call: str) -> Callable[..., Any]:
     module_name, _, path = call.partition(":")
+    if module_name not in sys.modules:
+        importlib.invalidate_caches()  # it may have been written a moment ago
     try:
         target: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import trio
+from structlog.contextvars import bound_contextvars
 
 from supervisor.kinds.context import Context, Outcome, Resources, Run
 from supervisor.kinds.function import context_parameter, load
@@ -13,7 +14,7 @@ COMPLETED = Outcome(reason="completed", failed=False)
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """Await the function. A service that takes no `Context` cannot hear a stop, so it is cancelled as soon as it is asked."""
-    function = load(spec.call or "")
+    function = load(spec.call or "", "task")
     args = dict(spec.args or {})
     hears = context_parameter(function)
     if hears:
@@ -23,5 +24,6 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     with trio.CancelScope() as deaf:
         if not hears and spec.service:
             run.on_stopping(lambda: deaf.cancel(reason=f"{run.id} was asked to stop and takes no Context"))
-        await function(**args)
+        with bound_contextvars(job=run.job, run=run.id):
+            await function(**args)
     return COMPLETED

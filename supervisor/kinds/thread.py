@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 import trio
+from structlog.contextvars import bound_contextvars
 
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.function import context_parameter, load
@@ -16,11 +17,15 @@ from supervisor.state import Phase
 
 
 class ThreadContext:
-    """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited."""
+    """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited.
+
+    A parameter annotated `Context` gets one too; this name is for those whose type checker should know.
+    """
 
     def __init__(self, run: Run, stopping: threading.Event) -> None:
         self._run = run
         self._stopping = stopping
+        self._token = trio.lowlevel.current_trio_token()  # so that threads which the function starts may speak up too
         self.log: Any = structlog.get_logger("job").bind(job=run.job, run=run.id)
 
     @property
@@ -53,11 +58,11 @@ class ThreadContext:
 
     def ready(self) -> None:
         """Say that the job is ready (`ready = { notify = true }`)."""
-        trio.from_thread.run_sync(self._run.ready, "it said so")
+        trio.from_thread.run_sync(self._run.ready, "it said so", trio_token=self._token)
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Say how far the run is."""
-        trio.from_thread.run_sync(self._run.progress, done, total)
+        trio.from_thread.run_sync(self._run.progress, done, total, trio_token=self._token)
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
@@ -66,7 +71,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     A limiter of its own, so that blocked jobs never use up the threads that others need. A thread cannot be killed: the
     tree cancels this only to abandon it, when the daemon ends.
     """
-    function = load(spec.call or "")
+    function = load(spec.call or "", "thread")
     args = dict(spec.args or {})
     stopping = threading.Event()
     hears = context_parameter(function)
@@ -75,7 +80,8 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     run.on_stopping(stopping.set)
     if spec.ready is None:
         run.ready("started")
-    await trio.to_thread.run_sync(
-        lambda: function(**args), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=run.id
-    )
+    with bound_contextvars(job=run.job, run=run.id):
+        await trio.to_thread.run_sync(
+            lambda: function(**args), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=run.id
+        )
     return COMPLETED
