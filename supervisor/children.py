@@ -1,13 +1,13 @@
 """Child processes and nothing else: spawn, wait, signal, and leave nothing behind.
 
-A child is spawned in the Trio thread (a worker thread's end would take it along) into a session of its own, and watched
-through its pidfd. It stays a zombie until `destroy` has ended everything else of it: until then its pid, which is also the
-number of its group and session, cannot become somebody else's.
+A child gets a session of its own and is watched through its pidfd. It stays a zombie until `destroy` has ended everything
+else of it: until then its pid, which is also the number of its group and session, cannot become somebody else's.
 
 We are a *subreaper*: when a process below us dies, its children become ours. So once a child is dead, what is left of it,
-double-forked or not, is in the kernel's list of our own children, and whoever is there without having been spawned here is
-attributed by session or mark (`guardian.py` explains the marks). Killing those hands us their children in turn, until none
-is left. No walk of /proc, nothing periodic, and every signal goes to a process that only we can reap.
+double-forked or not, is in the kernel's list of our own children. There is such a list for each thread, and orphans come to
+the main thread's; so we spawn in another thread, and the list to look at is nearly always empty. Who is in it is attributed
+by session or mark (`guardian.py` explains the marks). Killing those hands us their children in turn, until none is left. No
+walk of /proc, nothing periodic, and every signal goes to a process that only we can reap.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import trio
 
@@ -129,7 +131,7 @@ class Child:
     async def end_rest(self, number: int) -> None:
         """Once the main process is dead: signal what it left behind, and what that leaves, until nothing is left."""
         told: set[int] = set()
-        while left := (await self._children.survey()).get(self._serial):
+        while left := self._children.adopted().get(self._serial):
             for pid in left - told:
                 self._children.signal_adopted(pid, number)
             told = left
@@ -170,13 +172,13 @@ class Children:
     def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
         self.instance = instance
         self._tag = zlib.crc32(instance.encode()) >> 1
-        self._guardian = _Guardian(instance, self._tag, warn)
+        self._spawner = _Spawner()
+        self._guardian = _Guardian(instance, self._tag, self._spawner, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
         self._serials = itertools.count(1)
         self._spawned: dict[int, Child] = {}
         self._adopted: dict[int, int] = {}
-        self._asked: _Survey | None = None
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._list = _open_children_list()
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -215,20 +217,17 @@ class Children:
     def _spawn(
         self, argv: Sequence[str], env: dict[str, str], cwd: str | None, stdout: int | None, stderr: int | None, run: str
     ) -> Child:
-        serial = next(self._serials)
-        with _limit_mark(self._tag, serial), _signals_blocked(()):
-            process = subprocess.Popen(
-                argv, stdin=self.null, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
-            )
-        process.returncode = 0  # else Popen's own clean-up would reap the child behind our back
+        serial = next(self._serials) & 0xFFFFFFFF
+        mark = self._tag << 32 | serial
+        pid = self._spawner.popen(argv, (), mark, stdin=self.null, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
         try:
-            pidfd = os.pidfd_open(process.pid)
+            pidfd = os.pidfd_open(pid)
         except OSError:
-            os.killpg(process.pid, signal.SIGKILL)
-            os.waitpid(process.pid, 0)
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
             raise
-        self._give_back_file_limit(process.pid)
-        child = self._spawned[process.pid] = Child(self, process.pid, pidfd, serial, run)
+        self._give_back_file_limit(pid)
+        child = self._spawned[pid] = Child(self, pid, pidfd, serial, run)
         return child
 
     def _give_back_file_limit(self, pid: int) -> None:
@@ -239,9 +238,16 @@ class Children:
             pass  # dead already, or a set-uid program
 
     def adopted(self) -> dict[int, set[int]]:
-        """Look once: the orphans that are ours now and alive, by the serial of the child they came from. Reaps dead ones."""
+        """The orphans that are ours now and alive, by the serial of the child they came from. Reaps the dead ones."""
+        while (left := self._look()) is None:
+            pass
+        return left
+
+    def _look(self) -> dict[int, set[int]] | None:
+        """One look at the list; None if somebody was reaped, who may have handed over children just before."""
         left: dict[int, set[int]] = {}
-        for pid in _listed(self._list) - self._spawned.keys() - {self._guardian.pid}:
+        reaped = False
+        for pid in (_listed(self._list) | self._adopted.keys()) - self._spawned.keys() - {self._guardian.pid}:
             serial = self._adopted.get(pid) or self._with_reserve(self._owner, pid)
             if serial is None:
                 continue  # a child of other code in this process: its exit status is not ours to take
@@ -250,19 +256,8 @@ class Children:
                 left.setdefault(serial, set()).add(pid)
             else:
                 self._adopted.pop(pid, None)
-        return left
-
-    async def survey(self) -> dict[int, set[int]]:
-        """`adopted`, shared by everyone who asks in the same pass of the loop: many children may have died at once."""
-        if (asked := self._asked) is None:
-            asked = self._asked = _Survey()
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            self._asked = None
-            asked.left = self.adopted()
-            asked.done.set()
-        else:
-            await asked.done.wait()
-        return asked.left
+                reaped = True
+        return None if reaped else left
 
     def signal_adopted(self, pid: int, number: int) -> None:
         """Signal an orphan of ours, which nobody else can reap. SIGKILL takes its whole group along, faster than it forks."""
@@ -287,11 +282,15 @@ class Children:
         tag, serial = guardian.limit_mark(pid) or (0, 0)
         if tag == self._tag:
             return serial
-        return next((child._serial for child in self._spawned.values() if self._bears_name_of(pid, child)), None)
+        run = self._run_mark(pid)
+        return next((child._serial for child in self._spawned.values() if pid in child._descendants or child.run == run), None)
 
-    def _bears_name_of(self, pid: int, child: Child) -> bool:
-        marks = (f"SUPERVISOR_INSTANCE={self.instance}", f"SUPERVISOR_RUN={child.run}")
-        return pid in child._descendants or guardian.environ_mark(pid, *map(os.fsencode, marks))
+    def _run_mark(self, pid: int) -> str | None:
+        """The run that the environment of `pid` names, if it is one of ours."""
+        environ = dict(entry.partition(b"=")[::2] for entry in guardian.read(f"/proc/{pid}/environ").split(b"\0"))
+        if environ.get(b"SUPERVISOR_INSTANCE") != os.fsencode(self.instance):
+            return None
+        return os.fsdecode(environ.get(b"SUPERVISOR_RUN", b"")) or None
 
     def _with_reserve(self, look: Callable[[int], int | None], pid: int) -> int | None:
         """`look(pid)`, also when there is no descriptor left but the one kept for this."""
@@ -307,24 +306,12 @@ class Children:
             self._reserve = os.dup(self.null)
 
     async def reap_adopted(self) -> None:
-        """Reap orphans as they die, by pid. Needs SIGCHLD, so the main thread; elsewhere they stay until the next survey."""
+        """Reap orphans as they die, by pid. Needs SIGCHLD, so the main thread; elsewhere they stay until the next look."""
         if threading.current_thread() is not threading.main_thread():
             return
         with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
             async for _ in deaths:
-                if self._stranger_dead():
-                    self.adopted()
-
-    def _stranger_dead(self) -> bool:
-        """Whether the first zombie of ours is none that its own `destroy` is about to see to."""
-        try:
-            first = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        if first is None:
-            return False
-        child = self._spawned.get(first.si_pid)
-        return child is None or child.dead
+                self.adopted()
 
     def _bury(self, child: Child, survivors: set[int]) -> ExitReport:
         """Reap the main process and forget the child. What would not die is reaped when it does."""
@@ -367,24 +354,56 @@ class Children:
         """End the guardian: there is nothing left to guard."""
         with trio.CancelScope(shield=True):
             await self._guardian.close()
+        self._spawner.close()
         for fd in (self._list, self.null, self._reserve):
             if fd >= 0:
                 os.close(fd)
 
 
-class _Survey:
-    __slots__ = ("done", "left")
+class _Spawner:
+    """The thread that spawns. It lives as long as the children are open, deaf to the process's signals."""
 
     def __init__(self) -> None:
-        self.done = trio.Event()
-        self.left: dict[int, set[int]] = {}
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
+        self._thread.start()
+
+    @trio.lowlevel.enable_ki_protection
+    def popen(self, argv: Sequence[str], mask: Collection[signal.Signals], mark: int | None, **options: Any) -> int:
+        """Spawn with this signal mask and limit mark, and return the pid. Blocks for as long as that takes, as Popen does."""
+        done = SimpleQueue[int | BaseException]()
+
+        def work() -> None:
+            try:
+                with _limit_mark(mark), _signals_blocked(mask):
+                    process = subprocess.Popen(argv, start_new_session=True, **options)
+                process.returncode = 0  # else Popen's own clean-up would reap the child behind our back
+                done.put(process.pid)
+            except BaseException as error:
+                done.put(error)
+
+        self._work.put(work)
+        if isinstance(result := done.get(), BaseException):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """End the thread."""
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while (work := self._work.get()) is not None:
+            work()
 
 
 class _Guardian:
     """Our side of the guardian: the table of groups that it reads after our death, and its process."""
 
-    def __init__(self, instance: str, tag: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, instance: str, tag: int, spawner: _Spawner, warn: Callable[[str], None]) -> None:
         self.pid = 0
+        self._spawner = spawner
         self._instance = instance
         self._tag = tag
         self._warn = warn
@@ -422,13 +441,10 @@ class _Guardian:
     def _start(self) -> None:
         command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), self._instance, str(self._tag)]
         null = subprocess.DEVNULL
-        with _limit_mark(None, 0), _signals_blocked(_GUARDED):  # deaf to the terminal, and nobody's to an outer supervisor
-            process = subprocess.Popen(
-                command, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/", start_new_session=True
-            )
-        process.returncode = 0
-        self._pidfd = os.pidfd_open(process.pid)
-        self.pid = process.pid
+        # deaf to the terminal, and without a mark: an outer supervisor shall not take it for a leftover of ours
+        pid = self._spawner.popen(command, _GUARDED, None, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
+        self._pidfd = os.pidfd_open(pid)
+        self.pid = pid
 
     def _bury(self) -> None:
         _reap(self.pid)
@@ -508,11 +524,11 @@ def _file_limit_raised() -> Iterator[None]:
 
 
 @contextmanager
-def _limit_mark(tag: int | None, serial: int) -> Iterator[None]:
+def _limit_mark(mark: int | None) -> Iterator[None]:
     """What is spawned inside bears this mark (None: none, whatever we bear ourselves). Where limits may not be set, none."""
     soft, hard = resource.getrlimit(guardian.RLIMIT_LOCKS)
     try:
-        resource.setrlimit(guardian.RLIMIT_LOCKS, (hard if tag is None else tag << 32 | serial & 0xFFFFFFFF, hard))
+        resource.setrlimit(guardian.RLIMIT_LOCKS, (hard if mark is None else mark, hard))
     except (ValueError, OSError):  # a lower hard limit, or a filter of system calls: the environment alone must do
         yield
         return
@@ -523,7 +539,7 @@ def _limit_mark(tag: int | None, serial: int) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_blocked(mask: Sequence[signal.Signals]) -> Iterator[None]:
+def _signals_blocked(mask: Collection[signal.Signals]) -> Iterator[None]:
     """What is spawned inside starts with exactly this signal mask."""
     before = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
@@ -541,7 +557,7 @@ def _open_children_list() -> int:
 
 
 def _listed(fd: int) -> set[int]:
-    """Our children, adopted ones included. Exact, since only we take entries off the list, by reaping."""
+    """Orphans, and what other code spawned in the main thread. Exact, since only this process takes entries off the list."""
     if fd < 0:
         return _children_of(os.getpid())
     parts, at = [], 0

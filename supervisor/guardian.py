@@ -7,7 +7,8 @@ in a session of its own and deaf to the terminal's signals; an orderly daemon ki
 A process is the instance's if it is in a group or session of the table, bears the mark, or descends from one that is. The
 mark is double. The environment is the mark that people can read; a program may clear it. The other is the soft limit of
 RLIMIT_LOCKS, which Linux has not enforced since 2.4 and hands down over fork, exec, `setsid` and `env -i`; anyone may read
-it, even of a zombie. Its upper half is the instance's tag, its lower half the serial number of the child.
+it, even of a zombie. Its upper half is the instance's tag, its lower half the serial number of the child. Where a filter of
+system calls forbids to set limits, only the environment tells, and only of the living.
 
 Imports next to nothing, so as to weigh little.
 """

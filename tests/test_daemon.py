@@ -548,8 +548,10 @@ async def test_directories_of_systemd_are_used(tmp_path):
     async with daemon(tmp_path, STATE_DIRECTORY=str(state), RUNTIME_DIRECTORY=f"{runtime}:/other") as under_test:
         running = await under_test.said("running")
         assert running["socket"] == str(runtime / "control.sock") and (runtime / "control.sock").is_socket()
-        await under_test.said("ready", job="a")
-        assert (state / "lock").exists() and (state / "logs").is_dir()
+        await under_test.said("ready", job="b")
+        under_test.signal(signal.SIGTERM)
+        assert await under_test.ended() == 0
+        assert (state / "lock").exists() and (state / "logs" / "b.log").read_text() == "up\n"
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
@@ -567,4 +569,7 @@ async def test_as_the_first_process_of_a_container_it_works_and_leaves_no_zombie
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it ended meanwhile
+        return 0

@@ -14,7 +14,7 @@ from supervisor.children import Children, open_children
 from supervisor.errors import RunFailed, SpawnFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run
 from supervisor.output import Outputs, open_outputs
-from supervisor.probes import FreshFile, Ready
+from supervisor.probes import Ready
 from supervisor.state import Phase
 
 
@@ -26,7 +26,6 @@ class Notes:
         self.cause = None
         self.lost = []
         self.is_ready = trio.Event()
-        self.has_pid = trio.Event()
 
     def ready(self, run, cause):
         self.cause = cause
@@ -34,7 +33,6 @@ class Notes:
 
     def spawned(self, run, pid):
         self.pid = pid
-        self.has_pid.set()
 
     def stuck(self, run, cause, pids):
         raise AssertionError(cause)
@@ -50,7 +48,9 @@ class House:
     """What a run lives in, and the runs that a test makes."""
 
     def __init__(self, children: Children, outputs: Outputs, logs: Path, nursery: trio.Nursery) -> None:
-        self.resources = Resources(children=children, outputs=outputs, environ={**os.environ, "NOTIFY_SOCKET": "/not/yours"})
+        self.resources = Resources(
+            children=children, outputs=outputs, environ={**os.environ, "NOTIFY_SOCKET": "/not/yours"}, base=logs.parent
+        )
         self.outputs = outputs
         self.logs = logs
         self.nursery = nursery
@@ -72,7 +72,7 @@ class Life:
 
     def __init__(self, house: House, spec: JobSpec, number: int) -> None:
         self.notes = Notes()
-        self.run = Run("job", number, self.notes)
+        self.run = Run("job", number, self.notes, trio.Event())
         self.scope = trio.CancelScope()
         self.outcome = None
         self.error = None
@@ -180,9 +180,11 @@ async def test_the_environment_is_the_daemons_and_the_jobs_and_the_marks(house):
     assert "NOTIFY_SOCKET" not in env
 
 
-async def test_the_working_directory_is_the_jobs(house, tmp_path):
-    await house.finish(command=("pwd",), cwd=str(tmp_path))
-    assert house.log().decode().strip() == str(tmp_path)
+async def test_the_working_directory_is_the_jobs_or_that_of_the_file(house, tmp_path):
+    (tmp_path / "own").mkdir()
+    await house.finish(command=("pwd",), cwd=str(tmp_path / "own"))
+    await house.finish(command=("pwd",))
+    assert house.log().decode().split() == [str(tmp_path / "own"), str(tmp_path)]
 
 
 async def test_output_can_go_to_a_file_or_nowhere(house, tmp_path):
@@ -257,6 +259,7 @@ async def test_when_grace_is_over_everything_is_killed(house):
     life.run.advance(Phase.STOPPING)
     await life.kill()
     assert life.scope.cancelled_caught
+    assert life.run.outcome.signal == "SIGKILL"
     assert not alive(pid)
     assert not alive(logged_pid(house))
 
@@ -276,6 +279,15 @@ async def test_output_of_a_grandchild_that_holds_the_pipe_does_not_delay_the_end
     assert trio.current_time() - started < 10
 
 
+async def test_a_run_can_be_sent_a_signal_from_outside(house):
+    life = house.start(command=sh("trap 'echo usr1' USR1; echo up; while :; do sleep 0.01; done"), ready=Ready(log="up"))
+    await life.ready()
+    with house.outputs.follow("job") as follower:
+        life.run.send_signal(signal.SIGUSR1, False)
+        assert await anext(follower) == b"usr1\n"
+    await life.stop()
+
+
 async def test_many_runs_leave_no_descriptor_task_or_zombie(house):
     await house.finish(command=("echo", "warm"))
     fds, tasks = len(os.listdir("/proc/self/fd")), trio.lowlevel.current_statistics().tasks_living
@@ -293,50 +305,6 @@ async def test_ready_by_a_line_of_output(house):
     await life.ready()
     assert life.notes.cause == "its output said so"
     await life.stop()
-
-
-async def test_ready_by_a_file_in_a_directory_that_is_not_there_yet(house, tmp_path):
-    path = tmp_path / "a" / "b" / "ready"
-    life = house.start(command=sh(f"mkdir -p {path.parent}; sleep 0.05; touch {path}; sleep 100"), ready=Ready(file=str(path)))
-    await life.ready()
-    assert path.exists()
-    assert life.notes.cause == "its file is there"
-    await life.stop()
-
-
-@pytest.mark.parametrize("renewal", ["touch {0}", "echo x > {0}", "rm {0}; touch {0}", "touch {0}.new; mv {0}.new {0}"])
-async def test_a_file_of_an_earlier_run_does_not_count_until_it_is_renewed(house, tmp_path, renewal):
-    path, go = tmp_path / "ready", tmp_path / "go"
-    path.write_text("old")
-    os.mkfifo(go)
-    life = house.start(command=sh(f"read x < {go}; {renewal.format(path)}; sleep 100"), ready=Ready(file=str(path)))
-    await life.notes.has_pid.wait()
-    await trio.testing.wait_all_tasks_blocked()
-    (tmp_path / "another").touch()
-    await trio.testing.wait_all_tasks_blocked(0.02)
-    assert not life.run.is_ready
-    await trio.to_thread.run_sync(go.write_text, "go\n")
-    await life.ready()
-    await life.stop()
-
-
-async def test_a_file_is_found_when_its_directory_is_moved_away_and_back(tmp_path):
-    (tmp_path / "run").mkdir()
-    fresh = FreshFile(tmp_path / "run" / "ready")
-    with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(fresh.wait)
-            await trio.testing.wait_all_tasks_blocked()
-            (tmp_path / "run").rename(tmp_path / "away")
-            await trio.testing.wait_all_tasks_blocked()
-            (tmp_path / "away" / "ready").touch()
-            (tmp_path / "away").rename(tmp_path / "run")
-
-
-async def test_a_run_that_ends_before_its_file_is_there_is_not_ready(house, tmp_path):
-    life = house.start(command=("true",), ready=Ready(file=str(tmp_path / "never")))
-    assert not (await life.end()).failed
-    assert not life.run.is_ready
 
 
 async def test_a_python_child_that_prints_and_exits_at_once_loses_nothing(house):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from supervisor import output
 from supervisor.events import Lagged
-from supervisor.output import FOLLOW, LINE, RING, Lines, LogFile, Ring, Rotate, open_outputs
+from supervisor.output import FOLLOW, LINE, RING, Follower, Lines, LogFile, Ring, Rotate, open_outputs
 from supervisor.spec import Bytes
 
 
@@ -208,6 +208,30 @@ async def test_a_slow_follower_is_told_how_much_it_missed_and_gets_the_rest(outp
         assert 0 < got <= FOLLOW
         await run(outputs.open("job"), "echo", "again")
         assert await anext(follower) == b"again\n"
+
+
+async def test_a_follower_hears_of_its_loss_where_it_happened():
+    follower = Follower()
+    follower.put(b"first")
+    follower.put(bytes(FOLLOW))
+    assert await anext(follower) == b"first"
+    follower.put(b"there is room again")
+    assert await anext(follower) == Lagged(FOLLOW + len(b"there is room again"))
+    follower.put(b"last")
+    assert await anext(follower) == b"last"
+
+
+async def test_slow_lines_are_gathered(outputs):
+    capture = outputs.open("job")
+    with outputs.follow("job") as follower:
+        for _ in range(100):
+            write(capture, b"line\n")
+            await trio.sleep(0.001)
+        capture.finish()
+        chunks = [await anext(follower)]
+        while sum(map(len, chunks)) < 500:
+            chunks.append(await anext(follower))
+    assert len(chunks) < 50
 
 
 async def test_lines_are_echoed_with_the_name_of_their_job(tmp_path):

@@ -922,6 +922,7 @@ async def test_start_or_restart_of_a_member_ends_the_backoff_of_its_group(autoju
 async def test_restart_of_a_member_does_not_restart_its_group(autojump_clock, tmp_path):
     jobs = {"a": job(slow(1)), "b": job(slow(1))}
     async with forest(tmp_path, jobs, {"g": group("a", "b", strategy=Strategy.ONE_FOR_ALL)}) as f:
+        await settle()
         await f.tree.restart("a")
         assert f.happened(Ended) == [(1.0, "a")]
 

@@ -187,7 +187,7 @@ class Daemon:
             _log.warning("did not stop in time and were killed", jobs=list(tree.late))
         if tree.survivors:
             _log.error("still alive", jobs=list(tree.survivors))
-        _log.info("ended", cause=tree.ending)
+        _log.info("the daemon has ended", cause=tree.ending)
         return FAILED if tree.survivors else DONE
 
     def _end_at_once(self) -> None:
