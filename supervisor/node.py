@@ -1137,9 +1137,7 @@ class SupervisorNode(Node):
 
     def _ending(self, child: Node, life: Life) -> bool:
         """Whether its run is on its way out, or will be when it is its turn in the group."""
-        return child.stopping or (
-            self._group is not None and self._group.stopping and child.name in self._group.affected
-        )
+        return child.stopping or (self._group is not None and self._group.stopping and child.name in self._group.affected)
 
     def _stop_command(self, child: Node, order: Order, now: bool = False) -> None:
         child.overtake(order)
