@@ -392,9 +392,9 @@ class Journal:
 
         A sink that raises is our own fault, not the job's: it comes out as an InternalError, and ends us loudly.
         """
-        self.seq += 1
-        event = kind(seq=self.seq, at=self._now(), **fields)
+        event = kind(seq=self.seq + 1, at=self._now(), **fields)
         apply(self.table, event)
+        self.seq = event.seq
         self._ring.append(event)
         for sink in self._sinks:
             _feed(sink, event)

@@ -155,6 +155,11 @@ class Node:
         return self.spec.restart or RestartType.PERMANENT
 
     @property
+    def temporary(self) -> bool:
+        """Whether an end of its run is its end. A schedule goes on, although each of its runs is temporary."""
+        return self.restart_type is RestartType.TEMPORARY
+
+    @property
     def grace(self) -> float:
         """Seconds from being asked to being killed."""
         raise NotImplementedError
@@ -181,6 +186,16 @@ class Node:
         """End the grace of a stop under way."""
         if self.life is not None:
             self.life.hurry()
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs, or is to run as soon as nothing keeps it."""
+        return self.life is not None or (self.goal is Goal.UP and not self.finished)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether its run is on its way to the end."""
+        return self.life is not None and self.row.state is State.STOPPING
 
     @property
     def counts(self) -> bool:
@@ -210,6 +225,11 @@ class Node:
         if goal is not self.goal:
             self.goal = goal
             self.emit(events.GoalSet, goal=goal, cause=cause, by=by)
+
+    def forget_failures(self) -> None:
+        """An operator has taken over: what failed before counts for nothing."""
+        self.due_at = self.restarting = None
+        self.delays.reset()
 
     def revive(self) -> None:
         """Forget how it ended: it may run again."""
@@ -295,6 +315,10 @@ class JobNode(Node):
         return self.spec.restart_type
 
     @property
+    def temporary(self) -> bool:
+        return self.restart_type is RestartType.TEMPORARY and not self.spec.scheduled
+
+    @property
     def grace(self) -> float:
         return self.spec.grace
 
@@ -342,6 +366,10 @@ class JobNode(Node):
             self.disarm()
         if old.start != self.spec.start:
             self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
+
+    def forget_failures(self) -> None:
+        super().forget_failures()
+        self._failures = None
 
     # schedule
 
@@ -418,6 +446,8 @@ class Group:
         self.affected = set(affected)
         self.wait = wait
         self.until: float | None = None
+        self.let_down: set[str] = set()
+        """The temporary ones that it stops: they do not start again with it."""
 
     @property
     def stopping(self) -> bool:
@@ -450,7 +480,6 @@ class SupervisorNode(Node):
         self._ready_since: float | None = None
         self._window: restart.Window | None = None
         self._group_delays = restart.Delays(tree.spread)
-        self._ended_significant: set[str] = set()
         self._dirty: dict[str, Node] = {}
         self._timers: list[tuple[float, int, Node | None]] = []
         self._timer_count = 0
@@ -472,7 +501,7 @@ class SupervisorNode(Node):
 
     @property
     def satisfied(self) -> bool:
-        return self._ready_since is not None
+        return self.row.ready
 
     def turn_down(self, text: str, own: bool = True) -> None:
         if own:
@@ -507,13 +536,12 @@ class SupervisorNode(Node):
         self._nursery = nursery
         self._group = self.closing = None
         self._hurrying = False
-        self._ended_significant.clear()
         self._timers.clear()
         self._window = None if self.spec.limit is None else restart.Window(self.spec.limit, self.spec.period)
         self._pending = {name for name, child in self.children.items() if child.counts}
         for child in self.children.values():
             child.revive()
-            child.due_at = None
+            child.due_at = child.restarting = None
         self.touch_all()
         run.on_stopping(lambda: self.post(self._asked_to_close))
 
@@ -796,7 +824,7 @@ class SupervisorNode(Node):
 
     def on_ready(self, child: Node, life: Life, cause: str) -> None:
         """A run says that it is ready."""
-        if child.life is not life or life.asked is not None:
+        if child.life is not life or child.stopping:
             return
         if life.ready_at is None:
             life.ready_at = trio.current_time()
@@ -809,7 +837,7 @@ class SupervisorNode(Node):
 
     def on_unready(self, child: Node, life: Life, cause: str) -> None:
         """A supervisor below has a child that is not ready any more."""
-        if child.life is life and life.asked is None:
+        if child.life is life and not child.stopping:
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
@@ -875,9 +903,9 @@ class SupervisorNode(Node):
             cause = f"{limit.failures} failures within {limit.within:g} s, the last: {outcome.reason}"
             child.emit(events.Stopped, cause=cause, why=Why.GAVE_UP)
             self._ended_for_good(child, cause, failure=True)
+        elif isinstance(child, SupervisorNode) and child.spec.essential and outcome.failed:
+            self._essential_ended(child.name, outcome.reason, failure=True)
         else:
-            if isinstance(child, SupervisorNode) and child.spec.essential:
-                self._essential_ended(child.name, outcome.reason, failure=True)
             self._restart(child, outcome.reason, ready_for, now)
 
     def _has_other_plans(self, child: Node) -> bool:
@@ -909,6 +937,9 @@ class SupervisorNode(Node):
         if self.parent is None:
             self.tree.end(cause, failure)
         else:
+            if self.closing is None and self.life is not None:
+                self.emit(events.Stopping, run=self.life.run.id, cause=cause)
+                self.parent.post(self.parent.touch, self)
             self.close(cause, Outcome(reason=cause, failed=failure is not None))
 
     def _restart_group(self, failed: Node, reason: str, now: float) -> None:
@@ -917,11 +948,17 @@ class SupervisorNode(Node):
         wait = self._group_delays.after_failure(self.spec.backoff, ready_for)
         cause = f"{failed.name} failed: {reason}"
         self._emit_own(events.GroupRestarting, cause, affected=names, wait=wait)
-        self._group = Group(cause, names if self._group is None else self._group.affected.union(names), wait)
-        for name in names:
-            if self.children[name].life is not None:
-                self.children[name].restarting = cause
-            self.touch(self.children[name])
+        group = Group(cause, names, wait)
+        if self._group is not None:
+            group.affected |= self._group.affected
+            group.let_down |= self._group.let_down
+        self._group = group
+        for child in map(self.children.__getitem__, names):
+            if child.life is not None and child.temporary:
+                group.let_down.add(child.name)
+            elif child.life is not None:
+                child.restarting = cause
+            self.touch(child)
 
     def _settle_group(self, group: Group, now: float) -> None:
         """Move the group operation on: all gone -> wait -> those whose goal is up may start."""
@@ -932,16 +969,12 @@ class SupervisorNode(Node):
         if group.until is not None and group.until <= now:
             self._group = None
             for name in group.affected & self.children.keys():
-                self._release(self.children[name])
-
-    def _release(self, child: Node) -> None:
-        """Let a child of a group start again; a temporary one that has had its run stays down."""
-        scheduled = isinstance(child, JobNode) and child.spec.scheduled
-        if child.restart_type is RestartType.TEMPORARY and not scheduled and child.runs:
-            child.finished = True
-        else:
-            child.revive()
-        self.touch(child)
+                child = self.children[name]
+                if name in group.let_down:
+                    child.finished = True
+                elif not child.temporary:
+                    child.revive()
+                self.touch(child)
 
     def _essential_ended(self, name: str, reason: str, failure: bool) -> None:
         error = EssentialEnded(name, reason) if failure else None
@@ -951,9 +984,8 @@ class SupervisorNode(Node):
         if child.spec.essential:
             self._essential_ended(child.name, reason, failure)
         if child.spec.significant and restart.significant_end(child.restart_type, failure):
-            self._ended_significant.add(child.name)
-            significant = {name for name, other in self.children.items() if other.spec.significant}
-            if restart.shuts_down(self.spec.auto_shutdown, self._ended_significant & significant, significant):
+            others_active = any(other.spec.significant and other.active for other in self.children.values())
+            if restart.shuts_down(self.spec.auto_shutdown, others_active):
                 which = "all" if self.spec.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT else "one"
                 self._end_by_itself(f"{which} of its significant children ended")
 
@@ -970,7 +1002,7 @@ class SupervisorNode(Node):
         """Ask a run to end. It hears it at once; the rest of the ladder is a task of its own."""
         assert self._nursery is not None
         life.asked = ask
-        grace = 0.0 if self._hurrying else child.grace
+        grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
         life.patience = trio.CancelScope(deadline=trio.current_time() + grace)
         child.emit(events.Stopping, run=life.run.id, cause=ask.cause, why=ask.why)
         life.run.advance(Phase.STOPPING)
@@ -1071,13 +1103,12 @@ class SupervisorNode(Node):
         """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
         child.overtake(order)
         child.set_goal(Goal.UP, _said("started", order), order.by)
-        child.due_at = None
-        child.restarting = None
-        child.delays.reset()
+        child.forget_failures()
         if child.life is None:
             child.revive()
         if self._group is not None and child.name in self._group.affected:
             self._group.wait = 0.0
+            self._group.let_down.discard(child.name)
             if self._group.until is not None:
                 self._group.until = trio.current_time()
         self._hasten_self()
@@ -1097,8 +1128,8 @@ class SupervisorNode(Node):
         self._want_up(child, order)
         life = child.life
         order.after_run = child.runs if life is None or self._ending(child, life) else child.runs - 1
-        if life is not None and life.asked is not None:
-            child.again = child.goal_cause
+        if child.stopping:
+            child.again = child.again or child.goal_cause
         if life is not None and isinstance(child, JobNode) and child.spec.scheduled:
             child.answer(("start",), True, "its schedule runs")
         elif life is not None and not self._ending(child, life) and life.ready_at is not None:
@@ -1106,9 +1137,7 @@ class SupervisorNode(Node):
 
     def _ending(self, child: Node, life: Life) -> bool:
         """Whether its run is on its way out, or will be when it is its turn in the group."""
-        return life.asked is not None or (
-            self._group is not None and self._group.stopping and child.name in self._group.affected
-        )
+        return child.stopping or (self._group is not None and self._group.stopping and child.name in self._group.affected)
 
     def _stop_command(self, child: Node, order: Order, now: bool = False) -> None:
         child.overtake(order)
@@ -1118,6 +1147,7 @@ class SupervisorNode(Node):
         if isinstance(child, JobNode):
             child.requested = False
         if child.life is None:
+            child.turn_down(f"{child.name} is stopped: {child.goal_cause}")
             child.answer(("stop",), True, "stopped" if child.row.state is State.WAITING else "already stopped")
         elif now:
             if child.life.asked is None:
@@ -1212,8 +1242,7 @@ class SupervisorNode(Node):
         if again is not None and child.life is not None:
             child.again = again
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
-            child.due_at = child.restarting = None  # what it waits for, or failed of, was another job
-            child.delays.reset()
+            child.forget_failures()  # they were those of another job
             child.revive()
         if isinstance(child, SupervisorNode):
             child.post(child.respec)

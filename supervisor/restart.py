@@ -49,7 +49,7 @@ class Delays:
         if self._next is None or ready_for >= spec.reset_after:
             self._next = spec.initial
         wait = min(self._next, spec.max)
-        self._next = min(max(wait, spec.initial) * spec.factor, spec.max)
+        self._next = min(max(wait, spec.initial) * spec.factor, spec.max) if wait else spec.initial
         return min(wait * self._spread(1 - spec.jitter, 1 + spec.jitter), spec.max)
 
     def reset(self) -> None:
@@ -79,11 +79,9 @@ def significant_end(restart: RestartType, failure: bool) -> bool:
     return restart is RestartType.TEMPORARY or (restart is RestartType.TRANSIENT and not failure)
 
 
-def shuts_down(auto: AutoShutdown, ended: Collection[str], significant: Collection[str]) -> bool:
-    """Whether a supervisor ends by itself, now that these of its significant children have ended."""
-    if auto is AutoShutdown.ANY_SIGNIFICANT:
-        return bool(ended)
-    return auto is AutoShutdown.ALL_SIGNIFICANT and bool(significant) and set(ended) >= set(significant)
+def shuts_down(auto: AutoShutdown, others_active: bool) -> bool:
+    """Whether a supervisor ends by itself, now that one of its significant children has; `others_active`: not the last."""
+    return auto is AutoShutdown.ANY_SIGNIFICANT or (auto is AutoShutdown.ALL_SIGNIFICANT and not others_active)
 
 
 def affected(strategy: Strategy, children: Sequence[str], failed: str) -> tuple[str, ...]:

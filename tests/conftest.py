@@ -9,8 +9,12 @@ import traceback
 from contextlib import suppress
 from functools import partial
 
+import hypothesis
 import pytest
 import trio
+
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True)  # a slow machine, or bad luck, fails no test
+hypothesis.settings.load_profile("house")
 
 CORE = f"{os.sep}trio{os.sep}_core{os.sep}"
 LIMIT = 60.0
