@@ -22,6 +22,7 @@ from supervisor.errors import EssentialEnded, InternalError, RestartIntensityExc
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.probes import FreshFile
+from supervisor.shapes import duration
 from supervisor.spec import AutoShutdown, ChildSpec, RestartType, Strategy, SupervisorSpec
 from supervisor.state import Answer, Exit, Goal, JobStatus, Phase, State, Why
 
@@ -378,6 +379,11 @@ class JobNode(Node):
         self.anchor = now
         self.next_tick = now if self.spec.run_on_start else now + self.spec.every
 
+    @property
+    def rhythm(self) -> str:
+        """The schedule in words."""
+        return f"runs every {duration(self.spec.every or 0)}"
+
     def disarm(self) -> None:
         """No more ticks."""
         self.anchor = self.next_tick = None
@@ -397,7 +403,7 @@ class JobNode(Node):
             self.arm(now)
         assert self.next_tick is not None
         if now < self.next_tick:
-            return Hold(f"runs every {self.spec.every:g} s", Why.SCHEDULED, self.next_tick)
+            return Hold(self.rhythm, Why.SCHEDULED, self.next_tick)
         return None
 
 
@@ -786,7 +792,9 @@ class SupervisorNode(Node):
     def _start_cause(self, child: Node) -> str:
         if isinstance(child, JobNode) and child.requested:
             return "a run was asked for"
-        return f"restart: {child.restarting}" if child.restarting else child.goal_cause
+        if child.restarting:
+            return f"restart: {child.restarting}"
+        return child.rhythm if isinstance(child, JobNode) and child.spec.scheduled else child.goal_cause
 
     async def _live(self, child: Node, life: Life) -> None:
         """One run of a child, from start to gone."""
@@ -1129,9 +1137,7 @@ class SupervisorNode(Node):
 
     def _ending(self, child: Node, life: Life) -> bool:
         """Whether its run is on its way out, or will be when it is its turn in the group."""
-        return child.stopping or (
-            self._group is not None and self._group.stopping and child.name in self._group.affected
-        )
+        return child.stopping or (self._group is not None and self._group.stopping and child.name in self._group.affected)
 
     def _stop_command(self, child: Node, order: Order, now: bool = False) -> None:
         child.overtake(order)

@@ -192,7 +192,11 @@ class Group(Member):
 
     @property
     def whole(self) -> bool:
-        return self.alive and not self.closing and all(child.satisfied or child.succeeded for child in self.children if child.counts)
+        return (
+            self.alive
+            and not self.closing
+            and all(child.satisfied or child.succeeded for child in self.children if child.counts)
+        )
 
     @property
     def satisfied(self) -> bool:
