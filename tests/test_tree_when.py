@@ -49,7 +49,7 @@ async def test_ticks_during_a_run_are_skipped_and_said(autojump_clock, tmp_path)
 async def test_a_run_of_a_schedule_and_the_wait_for_it_say_so(autojump_clock, tmp_path):
     async with forest(tmp_path, {"a": job(lasting(1), every=5400)}) as f:
         await trio.sleep(6000)
-        assert {event.cause for event in f.events(Starting, Waiting) if event.name == "a"} == {"runs every 1.5h"}
+        assert {event.cause for event in f.events(Starting, Waiting) if event.name == "a"} == {"runs every 90m"}
 
 
 async def test_a_failed_run_waits_for_the_next_tick(autojump_clock, tmp_path):
