@@ -646,6 +646,17 @@ class SupervisorNode(Node):
     def _at(self, when: float, child: Node | None) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (when, self._timer_count, child))
+        if len(self._timers) > 4 * len(self.children) + 64:
+            self._drop_idle_timers()
+
+    def _drop_idle_timers(self) -> None:
+        """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
+        waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
+        for when, count, child in self._timers:
+            if child is None or when in (child.hold and child.hold.until, isinstance(child, JobNode) and child.next_tick):
+                waited[when, child.name if child is not None else ""] = (when, count, child)
+        self._timers = list(waited.values())
+        heapq.heapify(self._timers)
 
     def _fire_timers(self) -> None:
         now = trio.current_time()
