@@ -163,7 +163,7 @@ async def test_the_scenario_of_the_faults_is_as_rich_as_it_says(autojump_clock, 
     assert 80 < len(told) < 200
 
 
-@pytest.mark.parametrize(("error", "step"), [(ValueError("no room"), 1), (InternalError("ours"), 9), (MemoryError(), 9)], ids=repr)
+@pytest.mark.parametrize(("error", "step"), [(ValueError("no room"), 1), (InternalError("ours"), 9), (MemoryError(), 9)])
 async def test_a_sink_that_raises_at_any_event_ends_everything_and_nothing_hangs(error, step, autojump_clock, tmp_path):
     """Once, at the n-th event, for every n."""
     at = 1
