@@ -19,6 +19,7 @@ _HEADS = {"daemon": "[daemon]", "log": "[log]", "supervisors": "[supervisors.NAM
 _EFFECTS = {
     "a change is applied live": "live",
     "a change restarts the job": "restarts the job",
+    "a change restarts every job with `command`": "restarts every command",
     "a change needs a restart of the daemon": "needs a new daemon",
 }
 

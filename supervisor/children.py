@@ -656,9 +656,7 @@ def _why_not_this(program: str, env: Mapping[str, str], cwd: str | None, number:
         searched = [Path(cwd or "", entry, program) for entry in os.get_exec_path(dict(env))]
         path = next((each for each in searched if each.exists()), None)
         if path is None:
-            return (
-                f"no program {program!r} in the job's PATH ({env.get('PATH', os.defpath)}): install it, or give its full path"
-            )
+            return f"no program {program!r} in the job's PATH: install it, or give its full path"
     else:
         path = Path(cwd or "", program)
     if not path.exists():

@@ -18,7 +18,7 @@ import structlog
 import trio
 
 from supervisor import events, restart
-from supervisor.errors import EssentialEnded, InternalError, RestartIntensityExceeded, RunFailed, SupervisorError
+from supervisor.errors import EssentialEnded, InternalError, RestartIntensityExceeded, RunFailed, SpawnFailed, SupervisorError
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.probes import FreshFile
@@ -434,9 +434,9 @@ def _failure(run: Run, error: BaseException) -> Outcome:
     """The outcome of a run that raised. Its traceback goes to the log, once; expected failures have none to show."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    if isinstance(error, RunFailed) and error.__cause__ is None:
-        return Outcome(reason=str(error), failed=True)
-    log.error("job raised", job=run.job, run=run.id, exc_info=error)
+    raised = error.__cause__ if isinstance(error, RunFailed) else error
+    if raised is not None and not isinstance(error, SpawnFailed):
+        log.error("job raised", job=run.job, run=run.id, exc_info=raised)
     if isinstance(error, RunFailed):
         return Outcome(reason=str(error), failed=True)
     first_line = _text(error).partition("\n")[0][:200]

@@ -170,6 +170,7 @@ def _reload(topic: Topic, field: Field) -> str:
     owner = _SPECS[table].fields[key.partition(".")[0]]
     return {
         "restart": "a change restarts the job",
+        "commands": "a change restarts every job with `command`",
         "daemon": "a change needs a restart of the daemon",
     }.get(owner.extra.get("reload", ""), "a change is applied live")
 

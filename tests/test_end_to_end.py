@@ -227,6 +227,19 @@ async def test_the_starter_file_runs_as_it_is_written(tmp_path):
         assert await daemon.ended() == 0 and daemon.family() == set()
 
 
+async def test_a_program_that_is_not_there_fails_that_job_alone_with_one_line_of_log_and_no_traceback(tmp_path):
+    write(tmp_path, '[jobs.lost]\ncommand = ["no-such-program"]\n[jobs.found]\ncommand = ["sleep", "1000"]')
+    async with running(tmp_path, program=PROGRAM) as daemon:
+        ended = await daemon.said("ended", job="lost")
+        assert ended["cause"] == "no program 'no-such-program' in the job's PATH: install it, or give its full path"
+        await daemon.until(lambda table: table["found"].ready)
+        assert "backing off" in await daemon("status", "lost", code=5)
+        assert [line["event"] for line in daemon.log if line["level"] in ("error", "critical")] == []
+        assert "Traceback" not in repr(daemon.log)
+        await daemon("shutdown")
+        assert await daemon.ended() == 0
+
+
 # -- many ---------------------------------------------------------------------------------------------------------------
 
 
