@@ -419,10 +419,15 @@ def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
 
 
 def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What must pass through a boundary, and what stops at it."""
+    """What must pass through a boundary, and what stops at it.
+
+    A Cancelled passes where the run is being cancelled. Elsewhere it was kept from another time: an error like any other.
+    """
+    cancelled = trio.current_effective_deadline() == -math.inf
+    passing = PASSING if cancelled else tuple(kind for kind in PASSING if kind is not trio.Cancelled)
     if isinstance(error, BaseExceptionGroup):
-        return error.split(PASSING)
-    return (error, None) if isinstance(error, PASSING) else (None, error)
+        return error.split(passing)
+    return (error, None) if isinstance(error, passing) else (None, error)
 
 
 def _failure(run: Run, error: BaseException) -> Outcome:
@@ -434,8 +439,16 @@ def _failure(run: Run, error: BaseException) -> Outcome:
         log.error("job raised", job=run.job, run=run.id, exc_info=raised)
     if isinstance(error, RunFailed):
         return Outcome(reason=str(error), failed=True)
-    first_line = str(error).partition("\n")[0][:200]
+    first_line = _text(error).partition("\n")[0][:200]
     return Outcome(reason=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__, failed=True)
+
+
+def _text(error: BaseException) -> str:
+    """What an exception of foreign code says; its `__str__` is foreign code too, and may give what is no UTF-8."""
+    try:
+        return str(error).encode("utf-8", "backslashreplace").decode()
+    except Exception as worse:
+        return f"its text cannot be had: {type(worse).__name__}"
 
 
 class Group:
@@ -639,6 +652,17 @@ class SupervisorNode(Node):
     def _at(self, when: float, child: Node | None) -> None:
         self._timer_count += 1
         heapq.heappush(self._timers, (when, self._timer_count, child))
+        if len(self._timers) > 4 * len(self.children) + 64:
+            self._drop_idle_timers()
+
+    def _drop_idle_timers(self) -> None:
+        """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
+        waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
+        for when, count, child in self._timers:
+            if child is None or when in (child.hold and child.hold.until, isinstance(child, JobNode) and child.next_tick):
+                waited[when, child.name if child is not None else ""] = (when, count, child)
+        self._timers = list(waited.values())
+        heapq.heapify(self._timers)
 
     def _fire_timers(self) -> None:
         now = trio.current_time()

@@ -362,6 +362,7 @@ class Supervisor:
                 await self._drain()
                 self._enter(Phase.STOPPING)
                 self._root_run.advance(Phase.STOPPING)
+                self.look_whether_only_stuck()
                 await self._only_stuck.wait()
         await self._kill()
         await trio.sleep(LAST_RESORT)

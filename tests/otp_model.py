@@ -276,15 +276,15 @@ class World:
                 raise Tie(together)
             self.now = at
             for _, what, member in together:
-                self._due(what, member)
+                self.happens(what, member)
             self.settle()
         self.now = to
 
-    def _due(self, what: str, member: Member | None) -> None:
+    def happens(self, what: str, member: Member | None) -> None:
         if what == "out of time":
             self.kill()
         elif what == "survivors":
-            self.survivors = {member.name for member in self._living_jobs()}
+            self.survivors = {member.name for member in self.living_jobs()}
             self.killing_until = NEVER
         elif member is None:
             raise AssertionError(what)
@@ -344,7 +344,7 @@ class World:
                 self.asked_in_order.add((member.name, member.runs))
             if isinstance(member, Group):
                 member.closing = member.closing or "asked"
-                self._no_more_starts(member)
+                self.no_more_starts(member)
             else:
                 self._hear(member)
         if hurry and not isinstance(member, Group) and member.alive:
@@ -474,9 +474,9 @@ class World:
             self.end_all("intensity" if how == "failed" else None)
         elif not group.closing:
             group.closing, group.operation = how, None
-            self._no_more_starts(group)
+            self.no_more_starts(group)
 
-    def _no_more_starts(self, group: Group) -> None:
+    def no_more_starts(self, group: Group) -> None:
         group.operation = None
         for child in group.children:
             for member in within(child):
@@ -494,11 +494,11 @@ class World:
             self.phase, self.hurry = "killing", True
             self.root.closing = self.root.closing or "asked"
             self.killing_until = self.now + KILL_LIMIT
-            for job in self._living_jobs():
+            for job in self.living_jobs():
                 self.ask(job, "command")
                 self.kill_one(job)
 
-    def _living_jobs(self) -> list[Member]:
+    def living_jobs(self) -> list[Member]:
         return [member for member in self.members.values() if member.alive and not isinstance(member, Group)]
 
     # ---- commands
@@ -586,14 +586,14 @@ class World:
             ask.settle(True)
         elif now:
             self.ask(member, "command")
-            self._hurry(member)
+            self.hasten_stop(member)
 
-    def _hurry(self, member: Member) -> None:
+    def hasten_stop(self, member: Member) -> None:
         if isinstance(member, Group):
             member.hurried = True
             for child in member.children:
                 if child.alive:
-                    self._hurry(child)
+                    self.hasten_stop(child)
         elif member.asked is not None:
             self.kill_one(member)
 
@@ -682,7 +682,7 @@ def rule_of_the_phases(world: World) -> bool:
     if world.phase == "running":
         world.phase = "draining"
         world.stopped_by = world.now + world.grace
-        for job in world._living_jobs():
+        for job in world.living_jobs():
             if not job.service:
                 world.draining_until[job.name] = world.now + job.spec.grace
                 world.ask(job, "drain")
@@ -694,9 +694,9 @@ def rule_of_the_phases(world: World) -> bool:
             raise Tie("a supervisor ends by itself in the moment in which it would be asked to")
         world.phase = "stopping"
         world.root.closing = world.root.closing or "asked"
-        world._no_more_starts(world.root)
+        world.no_more_starts(world.root)
         return True
-    living = world._living_jobs()
+    living = world.living_jobs()
     if world.phase == "stopping" and living and all(job.stuck for job in living):
         world.kill()
         return True
@@ -723,7 +723,7 @@ def rule_who_must_stop(world: World) -> bool:
             if child.name in stopping and not (later_than(world, group, child) & stopping):
                 world.ask(child, "order")
                 if group.hurried:
-                    world._hurry(child)
+                    world.hasten_stop(child)
                 return True
     return False
 
@@ -733,7 +733,7 @@ def rule_what_is_due_at_once(world: World) -> bool:
     for member in world.members.values():
         for at, what in member.timers():
             if at <= world.now + SAME and what not in ("due", "operation"):
-                world._due(what, member)
+                world.happens(what, member)
                 return True
     return False
 

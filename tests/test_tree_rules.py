@@ -17,6 +17,7 @@ from supervisor.config import Config, DaemonSpec
 from supervisor.errors import EssentialEnded
 from supervisor.kinds import JobSpec
 from supervisor.spec import AutoShutdown, Backoff, GiveUp, RestartType, Seconds, Strategy, SupervisorSpec
+from supervisor.state import Phase
 from supervisor.tree import Supervisor, open_supervisor
 
 AT_ONCE = Backoff(initial=Seconds(0))
@@ -306,3 +307,14 @@ async def test_a_job_that_gave_up_and_is_started_has_all_its_failures_again(auto
         bench.fail("a")
         await settle()
         assert words(tree) == "a:running"
+
+
+async def test_the_end_does_not_wait_for_what_has_been_stuck_since_before_it_began(autojump_clock, tmp_path):
+    bench = Bench()
+    async with running(tmp_path, {"a": bench.job("a", Part(lag=1000, stubborn=100))}) as tree:
+        tree.order("stop", ["a"], now=True)
+        await trio.sleep(10)
+        assert words(tree) == "a:stuck"
+        tree.shutdown("enough")
+        await settle()
+        assert tree.phase.value is Phase.KILLING
