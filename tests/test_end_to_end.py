@@ -211,11 +211,8 @@ async def test_a_second_daemon_is_refused_with_73_and_told_by_whom(tmp_path):
 
 
 async def test_a_shutdown_says_who_had_to_be_killed(tmp_path):
-    stubborn = """["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"]"""
-    write(
-        tmp_path,
-        f'[jobs.bad]\ncommand = {stubborn}\nready = {{ log = "up" }}\ngrace = "100ms"\n[jobs.good]\ncommand = ["sleep", "1000"]',
-    )
+    bad = """command = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"]\nready = { log = "up" }\n"""
+    write(tmp_path, f'[jobs.bad]\n{bad}grace = "100ms"\n[jobs.good]\ncommand = ["sleep", "1000"]')
     async with running(tmp_path, program=PROGRAM) as daemon:
         await daemon.until(lambda table: table["bad"].ready)
         assert await daemon("shutdown") == "did not stop in time and were killed: bad\nthe daemon has stopped\n"
