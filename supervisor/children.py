@@ -142,6 +142,8 @@ class Child:
 
         What is still alive after `KILL_LIMIT` is told to `stuck`, once, and waited for until `abandoned` is set.
         """
+        if self.dead and not self._children.adopted().get(self._serial):
+            return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
                 self._descendants |= _descendants(self.pid)

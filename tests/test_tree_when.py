@@ -10,7 +10,7 @@ import trio
 from supervisor.events import Ended, Ready, Skipped, Starting, Waiting
 from supervisor.kinds import Context
 from supervisor.kinds.job import JobSpec
-from supervisor.node import JobNode
+from supervisor.nodes import JobNode
 from supervisor.probes import Ready as ReadySpec
 from supervisor.spec import Backoff, GiveUp, RestartType, Seconds, Strategy
 from supervisor.state import Goal
