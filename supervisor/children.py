@@ -142,6 +142,8 @@ class Child:
 
         What is still alive after `KILL_LIMIT` is told to `stuck`, once, and waited for until `abandoned` is set.
         """
+        if self.dead and not self._children.adopted().get(self._serial):
+            return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
                 self._descendants |= _descendants(self.pid)
@@ -656,9 +658,7 @@ def _why_not_this(program: str, env: Mapping[str, str], cwd: str | None, number:
         searched = [Path(cwd or "", entry, program) for entry in os.get_exec_path(dict(env))]
         path = next((each for each in searched if each.exists()), None)
         if path is None:
-            return (
-                f"no program {program!r} in the job's PATH ({env.get('PATH', os.defpath)}): install it, or give its full path"
-            )
+            return f"no program {program!r} in the job's PATH: install it, or give its full path"
     else:
         path = Path(cwd or "", program)
     if not path.exists():

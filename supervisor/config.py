@@ -48,7 +48,10 @@ class DaemonSpec(Spec, frozen=True, kw_only=True):
         Seconds(80)
     )
     include: Annotated[tuple[str, ...], Meta(description="globs of more TOML files to merge, relative to this one")] = ()
-    env: Annotated[dict[str, str], Meta(description="environment for every child. Values are never shown anywhere")] = {}
+    env: Annotated[
+        dict[str, str],
+        Meta(description="environment for every child. Values are never shown anywhere", extra={"reload": "commands"}),
+    ] = {}
     intensity: Annotated[
         int | None,
         Meta(

@@ -65,6 +65,16 @@ class Topic:
     description: str
     field: Field | None = None
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What is true of it besides its description: its type, its default, and what a change of it does."""
+        if (field := self.field) is None:
+            return {}
+        facts = {"type": _type(field.shape)}
+        if not isinstance(field.shape, Table):
+            facts["default"] = "none, it must be given" if field.required else written(field.default)
+        return {**facts, "reload": _reload(self, field)}
+
 
 def topics() -> dict[str, Topic]:
     """Every key of the file by its dotted path, `jobs.backoff.initial`."""
@@ -124,12 +134,9 @@ def _explained(same: list[Topic]) -> str:
     head = f"{' · '.join(each.path for each in same)}\n  {topic.description}\n\n"
     if (field := topic.field) is None:
         return f"{head}  not supported yet"
-    facts = [("type", _type(field.shape))]
-    if not isinstance(field.shape, Table):
-        facts.append(("default", "none, it must be given" if field.required else written(field.default)))
-    facts.append(("where", _where(same, field)))
-    facts.append(("reload", _reload(topic, field)))
-    text = head + "\n".join(_aligned(facts))
+    facts = topic.facts
+    reload = facts.pop("reload")
+    text = head + "\n".join(_aligned([*facts.items(), ("where", _where(same, field)), ("reload", reload)]))
     if isinstance(field.shape, Table):
         keys = ((name, f"{_sentence(each.description)} ({_default(each)})") for name, each in field.shape.fields.items())
         text += "\n\n" + "\n".join(_aligned(keys))
@@ -163,6 +170,7 @@ def _reload(topic: Topic, field: Field) -> str:
     owner = _SPECS[table].fields[key.partition(".")[0]]
     return {
         "restart": "a change restarts the job",
+        "commands": "a change restarts every job with `command`",
         "daemon": "a change needs a restart of the daemon",
     }.get(owner.extra.get("reload", ""), "a change is applied live")
 

@@ -19,7 +19,7 @@ import msgspec
 from supervisor.errors import InternalError
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """Where a child is."""
 
     STOPPED = "stopped"
@@ -29,7 +29,7 @@ class State(enum.Enum):
     STOPPING = "stopping"
 
 
-class Goal(enum.Enum):
+class Goal(enum.StrEnum):
     """Where its operator wants it."""
 
     UP = "up"
@@ -60,7 +60,7 @@ LEGAL: dict[State, frozenset[State]] = {
 """The steps that may be taken. Staying is always allowed: the cause may change."""
 
 
-class Why(enum.Enum):
+class Why(enum.StrEnum):
     """The kind of a cause, as far as it changes the word that people read."""
 
     PLAIN = "plain"

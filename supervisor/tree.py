@@ -28,7 +28,7 @@ from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
 from supervisor.kinds import Resources, Run
-from supervisor.node import COMMANDS, JobNode, Node, Order, SupervisorNode
+from supervisor.nodes import COMMANDS, JobNode, Node, Order, SupervisorNode, obey
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.spec import SupervisorSpec
@@ -70,6 +70,8 @@ class Supervisor:
         self._begun = trio.Event()
         self._hurry = trio.CancelScope()
         self._ended = trio.Event()
+        self.stuck = False
+        """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         self._complete()
@@ -230,7 +232,7 @@ class Supervisor:
         node = self.nodes[name]
         order = Order(name, verb, by)
         assert node.parent is not None
-        node.parent.post(node.parent.command, node, order, options)
+        node.parent.post(obey, node.parent, node, order, options)
         return order
 
     async def _obeyed(self, verb: str, names: Sequence[str], **options: Any) -> list[Answer]:
@@ -396,10 +398,10 @@ class Supervisor:
 
     def look_whether_only_stuck(self) -> None:
         """Cut the wait short once nothing is left that could still end: a stop does not wait for what will not come."""
-        if self.phase.value is Phase.STOPPING:
-            living = self._living()
-            if living and all(node.row.word == Why.STUCK.value for node in living):
-                self._only_stuck.set()
+        if not self.stuck or self.phase.value is not Phase.STOPPING:
+            return
+        if all(node.row.word == Why.STUCK.value for node in self._living()):
+            self._only_stuck.set()
 
     async def _kill(self) -> None:
         """No more grace for anybody; name who needed it, and at last who survived even that."""

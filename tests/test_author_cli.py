@@ -153,6 +153,13 @@ def test_explain_tells_type_default_place_and_reload_of_a_key(run):
     ]
 
 
+def test_a_change_of_the_daemons_env_restarts_every_command_and_explain_says_so(run, tmp_path):
+    assert "a change restarts every job with `command`" in run(author.explain, "daemon.env").output
+    jobs = {"child": {"command": "true"}, "function": {"call": "m:f"}}
+    old, new = (config.from_mapping({"daemon": {"env": {"A": value}}, "jobs": jobs}, tmp_path, {}) for value in "12")
+    assert config.diff(old, new) == config.Plan(restarted=("child",))
+
+
 @pytest.mark.parametrize(
     ("key", "said"),
     [

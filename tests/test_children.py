@@ -275,6 +275,12 @@ async def test_a_failed_spawn_says_what_to_do_and_leaves_nothing(children, tmp_p
     assert not zombies()
 
 
+async def test_a_failed_spawn_gives_no_value_of_the_environment_away(children):
+    with pytest.raises(SpawnFailed) as failed:
+        await children.spawn(["no-such-program"], env={"PATH": "/s3cr3t"})
+    assert "s3cr3t" not in str(failed.value)
+
+
 async def test_the_program_is_looked_up_in_the_path_of_the_job(children, tmp_path):
     (tmp_path / "greet").write_text("#!/bin/sh\nexit 5\n")
     (tmp_path / "greet").chmod(0o755)

@@ -265,6 +265,8 @@ async def test_logs_name_their_job_unless_only_one_was_asked_for(tmp_path):
         assert (await run(path, "logs"))[0] == "talker | hello\n"
         out, _ = await run(path, "logs", "--json")
         assert json.loads(out) == {"name": "talker", "line": "hello"}
+        out, err = await run(path, "logs", "other")
+        assert out == "" and "in the daemon's own log" in err
 
 
 async def test_tables_are_coloured_on_a_terminal_and_plain_in_a_pipe(tmp_path):

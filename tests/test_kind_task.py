@@ -247,6 +247,15 @@ async def test_what_cannot_be_called_fails_that_job_alone_with_a_sentence(autoju
         assert f.tree.status("a")[0].exit.reason == reason
 
 
+@pytest.mark.parametrize(("call", "shown"), [("no_such_module:f", []), ("broken_on_import:f", [ZeroDivisionError])])
+async def test_a_traceback_is_in_the_log_only_where_code_of_the_job_raised(autojump_clock, tmp_path, call, shown):
+    (tmp_path / "broken_on_import.py").write_text("1 / 0")
+    async with forest(tmp_path, {"a": JobSpec(once=True, backoff=SIXTY, call=call, kind="task")}) as f:
+        await settle()
+        assert f.word("a") == "backing off"
+        assert [type(line["exc_info"]) for line in f.logs] == shown
+
+
 async def test_a_module_that_has_been_mended_is_imported_by_the_next_start(autojump_clock, tmp_path):
     async with forest(tmp_path, {"a": job("comes_later_to_the_task:f", backoff=SIXTY)}) as f:
         await settle()

@@ -103,7 +103,7 @@ async def test_a_child_that_fills_its_pipe_goes_on(outputs, tmp_path):
 
 async def test_a_child_that_closes_its_output_early_lives_on(outputs):
     capture = outputs.open("job")
-    child = start(capture, "sh", "-c", "echo bye; exec >&- 2>&-; sleep 100")
+    child = start(capture, "sh", "-c", "echo bye; exec >&- 2>&-; exec sleep 100")
     await closed(capture)
     assert child.poll() is None
     assert await outputs.tail("job", 10) == b"bye\n"
@@ -114,7 +114,7 @@ async def test_a_child_that_closes_its_output_early_lives_on(outputs):
 
 async def test_a_grandchild_that_holds_the_pipe_delays_nothing_and_is_read_until_it_is_silent(outputs):
     capture = outputs.open("job")
-    child = start(capture, "sh", "-c", "(echo first; sleep 0.05; echo second; sleep 100) & echo $!")
+    child = start(capture, "sh", "-c", "(echo first; sleep 0.05; echo second; exec sleep 100) & echo $!")
     await ended(child)
     started = trio.current_time()
     capture.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ import trio
 
 from supervisor.config import Config
 from supervisor.errors import EssentialEnded, InternalError, RestartIntensityExceeded
-from supervisor.events import Ended, Killing, PhaseChanged, Starting, Stopping, Stuck
+from supervisor.events import Draining, Ended, Event, Killing, PhaseChanged, Starting, Stopping, Stuck
 from supervisor.kinds import Context
 from supervisor.spec import AutoShutdown, RestartType, Strategy
-from supervisor.state import Phase
+from supervisor.state import Phase, State
 from supervisor.tree import open_supervisor
 from tests.forest import SIXTY, Forest, crash, crashing_at, forest, group, job, lasting, serve, settle, slow
 
@@ -409,3 +410,38 @@ async def test_a_task_that_ignores_its_cancellation_calls_for_the_last_resort(au
         await trio.sleep(10)
     assert tree.survivors == ("a (still there 5 s after it was killed)",)
     assert trio.current_time() == 23.0
+
+
+# ---- commands in hand ----
+
+
+def shell(script: str, **keys: Any) -> dict[str, Any]:
+    return {"command": ["sh", "-c", script], "once": True, "ready": {"log": "here"}, **keys}
+
+
+async def drained(tmp_path: Path, spec: dict[str, Any]) -> tuple[str, list[tuple[float, Event]]]:
+    """End the tree while this command is in hand: what it wrote, and what has happened since."""
+    history: list[tuple[float, Event]] = []
+    with trio.fail_after(30):
+        async with open_supervisor({"jobs": {"a": {**spec, "output": str(tmp_path / "out")}}}) as tree:
+            with tree.journal.subscribe() as events:
+                while tree.status("a")[0].state is not State.RUNNING:
+                    await anext(events)
+            tree.journal.add_sink(lambda event: history.append((trio.current_time(), event)))
+    return (tmp_path / "out").read_text(), history
+
+
+async def test_draining_leaves_a_command_in_hand_alone(tmp_path):
+    said, history = await drained(tmp_path, shell("trap 'echo asked' TERM; echo here; sleep 0.2; echo done"))
+    assert said == "here\ndone\n"
+    kinds = [type(event) for _, event in history]
+    assert kinds == [PhaseChanged, Draining, Ended, PhaseChanged]
+    assert [event.failed for _, event in history if isinstance(event, Ended)] == [False]
+
+
+async def test_a_command_in_hand_gets_the_ladder_when_its_grace_for_draining_is_over(tmp_path):
+    script = "trap 'echo asked; exit 3' TERM; echo here; while :; do sleep 0.05; done"
+    said, history = await drained(tmp_path, shell(script, grace=0.5))
+    assert said == "here\nasked\n"
+    assert [type(event) for _, event in history] == [PhaseChanged, Draining, PhaseChanged, Stopping, Ended]
+    assert history[3][0] - history[0][0] >= 0.5

@@ -487,6 +487,7 @@ async def test_a_command_posted_in_the_moment_of_a_move_reaches_the_job(autojump
         f.tree.apply(f.config(jobs))
         (order,) = f.tree.order("start", ["a"])
         assert (await order.wait()).ok
+        await settle()
         assert supervisors_of(f) == {"a": None}
 
 

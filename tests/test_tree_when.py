@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import trio
 
-from supervisor.events import Ended, Ready, Skipped, Starting
+from supervisor.events import Ended, Ready, Skipped, Starting, Waiting
 from supervisor.kinds import Context
 from supervisor.kinds.job import JobSpec
-from supervisor.node import JobNode
+from supervisor.nodes import JobNode
 from supervisor.probes import Ready as ReadySpec
 from supervisor.spec import Backoff, GiveUp, RestartType, Seconds, Strategy
 from supervisor.state import Goal
@@ -44,6 +44,12 @@ async def test_ticks_during_a_run_are_skipped_and_said(autojump_clock, tmp_path)
         (50.0, "a#2 is still running"),
         (60.0, "a#2 is still running"),
     ]
+
+
+async def test_a_run_of_a_schedule_and_the_wait_for_it_say_so(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": job(lasting(1), every=5400)}) as f:
+        await trio.sleep(6000)
+        assert {event.cause for event in f.events(Starting, Waiting) if event.name == "a"} == {"runs every 90m"}
 
 
 async def test_a_failed_run_waits_for_the_next_tick(autojump_clock, tmp_path):

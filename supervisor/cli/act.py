@@ -86,6 +86,7 @@ def _ask(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_js
     connection.send(verb.name, given)
     timeout = values.get("timeout")
     show_item = ITEMS.get(verb.name)
+    empty = True
     while not out.closed:
         try:
             line = connection.read_line(None if timeout is None else timeout + _GRACE)
@@ -98,8 +99,11 @@ def _ask(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_js
         if "error" in reply:
             return _failed(out, verb, reply["error"], as_json)
         if "result" in reply:
+            if verb.name == "logs" and empty:
+                complain("logs: nothing is captured of it; what functions log is in the daemon's own log")
             return show(out, verb, reply["result"], values, as_json)
         if show_item:
+            empty = False
             item = reply["params"]["item"]
             out.json(item) if as_json else show_item(out, item, values)
             out.flush()

@@ -33,7 +33,7 @@ from supervisor.daemon.selection import select
 from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExceeded, SpecError
 from supervisor.events import Journal, ReloadRefused
 from supervisor.log import Log, open_log
-from supervisor.node import Order
+from supervisor.nodes import Order
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
 from supervisor.tree import Supervisor, open_supervisor

@@ -34,7 +34,9 @@ def _named(call: str) -> Callable[..., Any]:
     try:
         target: Any = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise CallableNotFound(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
+        itself = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        told = None if itself else error  # a traceback of what its code raised; of a module that is not there, none
+        raise CallableNotFound(f"cannot import {module_name}: {type(error).__name__}: {error}") from told
     for part in path.split("."):
         try:
             target = getattr(target, part)

@@ -1,11 +1,4 @@
-"""The nodes of the tree: a supervisor, and the children it keeps. Only `tree.py` knows them.
-
-A supervisor is one task with one inbox. What happens to its children (a run is ready, a run is over, a timer is due, an
-operator asks) is posted there; the loop updates its books, *touches* the children concerned and *settles* each of them: it
-compares what the child should be doing with what it does, and starts or asks it to stop. Settling is level-triggered, so a
-command is nothing but a changed goal, and every command is answered in every state. Nothing is awaited in the loop: runs,
-stop ladders and readiness waits are tasks of their own that report back through the inbox.
-"""
+"""A supervisor in the tree: the books of its children, and the loop that keeps them as they should be."""
 
 from __future__ import annotations
 
@@ -14,435 +7,24 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import structlog
 import trio
 
 from supervisor import events, restart
-from supervisor.errors import EssentialEnded, InternalError, RestartIntensityExceeded, RunFailed, SupervisorError
-from supervisor.kinds import KINDS, JobSpec, Outcome, Run
-from supervisor.kinds.function import kind_of, load
+from supervisor.errors import EssentialEnded, RestartIntensityExceeded, RunFailed, SupervisorError
+from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.nodes.job import JobNode
+from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
 from supervisor.probes import FreshFile
-from supervisor.spec import AutoShutdown, ChildSpec, RestartType, Strategy, SupervisorSpec
-from supervisor.state import Answer, Exit, Goal, JobStatus, Phase, State, Why
+from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
+from supervisor.state import Exit, Goal, Phase, State, Why
 
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
-
-log = structlog.get_logger("supervisor")
 
 STUCK_AFTER = 5.0
 """Seconds after a kill at which what is still there is called stuck."""
 
 NEVER_READY = -1.0
-
-PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
-"""What no boundary round foreign code may stop."""
-
-
-class Order:
-    """One command on one name. `wait` gives what it came to; the command itself has already been obeyed."""
-
-    def __init__(self, name: str, verb: str, by: str | None, after_run: int = 0) -> None:
-        self.name = name
-        self.verb = verb
-        self.by = by
-        self.after_run = after_run
-        self._answer: Answer | None = None
-        self._done = trio.Event()
-
-    def resolve(self, ok: bool, text: str) -> Order:
-        """Settle it; only the first time counts."""
-        if self._answer is None:
-            self._answer = Answer(name=self.name, ok=ok, text=text)
-            self._done.set()
-        return self
-
-    async def wait(self) -> Answer:
-        """Wait until the command has had its effect, was refused, or was overtaken. Cancelling the wait undoes nothing."""
-        await self._done.wait()
-        assert self._answer is not None
-        return self._answer
-
-
-class Ask(NamedTuple):
-    """Why a run is asked to end. `verdict` overrides its own outcome: it failed (a timeout), or was cancelled."""
-
-    cause: str
-    verdict: Outcome | None = None
-    why: Why = Why.PLAIN
-
-
-class Hold(NamedTuple):
-    """Why a child does not run although nothing of it is alive; `until` is on Trio's clock. `rest`: nor will it by itself."""
-
-    cause: str
-    why: Why = Why.PLAIN
-    until: float | None = None
-    rest: bool = False
-
-
-class Life:
-    """One run of a child, from start to gone."""
-
-    __slots__ = ("asked", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
-
-    def __init__(self, run: Run, number: int) -> None:
-        self.run = run
-        self.number = number
-        self.asked: Ask | None = None
-        self.ready_at: float | None = None
-        self.gone = trio.Event()
-        self.killed_after: float | None = None
-        """Seconds from being asked to being killed."""
-        self.scope = trio.CancelScope(shield=True)
-        """Only the ladder cancels it: a tree that is cancelled from outside still drains."""
-        self.patience: trio.CancelScope | None = None
-        self.starting: trio.CancelScope | None = None
-
-    def hurry(self) -> None:
-        """End the grace now."""
-        if self.patience is not None:
-            self.patience.cancel(reason="told to hurry")
-
-
-class Node:
-    """The child of a supervisor: what a job and a supervisor have in common."""
-
-    # A thousand children are common: slots halve what a node weighs.
-    __slots__ = (
-        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted",
-        "orders", "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
-    )  # fmt: skip
-
-    killable = True
-
-    def __init__(self, tree: Supervisor, name: str, spec: ChildSpec, goal: Goal) -> None:
-        self.tree = tree
-        self.name = name
-        self.spec = spec
-        self.parent: SupervisorNode | None = None
-        self.goal = goal
-        self.goal_cause = "starts with its supervisor" if goal is Goal.UP else "starts when told to"
-        self.life: Life | None = None
-        self.runs = 0
-        self.finished = False
-        self.succeeded = False
-        self.restarting: str | None = None
-        """The failure that its next start answers, in one sentence; None where it is no restart."""
-        self.again: str | None = None
-        """Why it starts anew once its run is gone, whatever that ended as: an operator said so, or a reload."""
-        self.due_at: float | None = None
-        self.hastened = False
-        """Whether its next backoff is to be left out."""
-        self.delays = restart.Delays(tree.spread)
-        self.orders: list[Order] = []
-        self.hold: Hold | None = None
-        self.removing: str | None = None
-        self.moving_to: SupervisorNode | None = None
-        self.noted: tuple[bool, str] | None = None
-
-    # what differs between a job and a supervisor
-
-    @property
-    def kind(self) -> str:
-        """The word for it in `status`."""
-        raise NotImplementedError
-
-    @property
-    def restart_type(self) -> RestartType:
-        """The restart type in force."""
-        return self.spec.restart or RestartType.PERMANENT
-
-    @property
-    def temporary(self) -> bool:
-        """Whether an end of its run is its end. A schedule goes on, although each of its runs is temporary."""
-        return self.restart_type is RestartType.TEMPORARY
-
-    @property
-    def grace(self) -> float:
-        """Seconds from being asked to being killed."""
-        raise NotImplementedError
-
-    @property
-    def satisfied(self) -> bool:
-        """Whether what comes `after` it may start."""
-        raise NotImplementedError
-
-    @property
-    def description(self) -> str:
-        """One line for people."""
-        return ""
-
-    async def body(self, run: Run) -> Outcome:
-        """One run."""
-        raise NotImplementedError
-
-    def hold_of_its_own(self, now: float) -> Hold | None:
-        """What else keeps it from starting: a schedule."""
-        return None
-
-    def hurry(self) -> None:
-        """End the grace of a stop under way."""
-        if self.life is not None:
-            self.life.hurry()
-
-    @property
-    def active(self) -> bool:
-        """Whether it runs, or is to run as soon as nothing keeps it."""
-        return self.life is not None or (self.goal is Goal.UP and not self.finished)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether its run is on its way to the end."""
-        return self.life is not None and self.row.state is State.STOPPING
-
-    @property
-    def counts(self) -> bool:
-        """Whether its supervisor is ready only when it is."""
-        return self.goal is Goal.UP
-
-    # what is the same
-
-    @property
-    def trouble(self) -> str:
-        """What may keep it from getting ready, to append to a sentence; empty where it is simply on its way."""
-        hopeless = self.goal is Goal.DOWN or self.finished or self.row.word == Why.BACKOFF.value
-        return f", which is {self.row.word}" if hopeless else ""
-
-    @property
-    def row(self) -> JobStatus:
-        """Its status."""
-        return self.tree.journal.table[self.name]
-
-    def emit(self, kind: type[events.ChildEvent], /, **fields: Any) -> None:
-        """Record that something happened to it."""
-        self.tree.journal.emit(kind, name=self.name, **fields)
-
-    def set_goal(self, goal: Goal, cause: str, by: str | None) -> None:
-        """Want it up or down from now on."""
-        self.goal_cause = cause
-        if goal is not self.goal:
-            self.goal = goal
-            self.emit(events.GoalSet, goal=goal, cause=cause, by=by)
-
-    def forget_failures(self) -> None:
-        """An operator has taken over: what failed before counts for nothing."""
-        self.due_at = self.restarting = None
-        self.delays.reset()
-
-    def revive(self) -> None:
-        """Forget how it ended: it may run again."""
-        self.finished = self.succeeded = False
-
-    def overtake(self, order: Order) -> None:
-        """Let `order` take over from what others have asked for. The same wish joins theirs instead."""
-        joins = order.verb in ("start", "stop", "run-now")
-        for other in self.orders:
-            if not (joins and other.verb == order.verb):
-                other.resolve(False, f"overtaken by {order.verb}" + (f" ({order.by})" if order.by else ""))
-        self.orders = [other for other in self.orders if joins and other.verb == order.verb] + [order]
-
-    def answer(self, verbs: Iterable[str], ok: bool, text: str, run: float = math.inf) -> None:
-        """Settle the orders of these verbs that a run numbered `run` can settle."""
-        for order in [order for order in self.orders if order.verb in verbs and order.after_run < run]:
-            order.resolve(ok, text)
-            self.orders.remove(order)
-
-    def turn_down(self, text: str) -> None:
-        """Tell those who wait for a run that there will be none."""
-        self.answer(STARTS, False, text)
-
-    # Reporter: a run's facts
-
-    def ready(self, run: Run, cause: str) -> None:
-        """See `Reporter`."""
-        if self.life is not None and self.life.run is run and self.parent is not None:
-            self.parent.post(self.parent.on_ready, self, self.life, cause)
-
-    def spawned(self, run: Run, pid: int) -> None:
-        """See `Reporter`."""
-        self.emit(events.Spawned, run=run.id, pid=pid)
-
-    def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
-        """See `Reporter`."""
-        self.emit(events.Stuck, run=run.id, cause=cause, pids=pids)
-        self.tree.look_whether_only_stuck()
-
-    def progress(self, run: Run, done: float, total: float | None) -> None:
-        """See `Reporter`."""
-        self.emit(events.Progress, run=run.id, done=done, total=total)
-
-    def output_lost(self, run: Run, count: int, cause: str) -> None:
-        """See `Reporter`."""
-        self.emit(events.OutputLost, cause=cause, bytes=count)
-
-
-class JobNode(Node):
-    """A job."""
-
-    __slots__ = ("_failures", "_kind", "anchor", "next_tick", "paused", "requested")
-
-    spec: JobSpec
-
-    def __init__(self, tree: Supervisor, name: str, spec: JobSpec, goal: Goal) -> None:
-        super().__init__(tree, name, spec, goal)
-        self.paused = False
-        self.requested = False
-        self.anchor: float | None = None
-        self.next_tick: float | None = None
-        self._failures: restart.Window | None = None
-        self._kind: str | None = None
-
-    @property
-    def kind(self) -> str:
-        return self._kind or self.spec.kind or ("command" if self.spec.command is not None else self.infer_kind())
-
-    def infer_kind(self) -> str:
-        """Look at the function. One that does not import is called a task; its run will say what is wrong."""
-        try:
-            self._kind = kind_of(load(self.spec.call or ""))
-        except RunFailed:
-            return "task"
-        return self._kind
-
-    @property
-    def killable(self) -> bool:  # type: ignore[override]
-        return KINDS[self.kind].killable
-
-    @property
-    def restart_type(self) -> RestartType:
-        return self.spec.restart_type
-
-    @property
-    def temporary(self) -> bool:
-        return self.restart_type is RestartType.TEMPORARY and not self.spec.scheduled
-
-    @property
-    def grace(self) -> float:
-        return self.spec.grace
-
-    @property
-    def description(self) -> str:
-        return self.spec.description
-
-    @property
-    def satisfied(self) -> bool:
-        if self.spec.scheduled:
-            return self.next_tick is not None and not self.paused
-        if self.spec.once:
-            return self.succeeded
-        return self.life is not None and self.life.ready_at is not None and self.life.asked is None
-
-    @property
-    def counts(self) -> bool:
-        return self.goal is Goal.UP and self.spec.start == "auto"
-
-    @property
-    def in_hand(self) -> bool:
-        """Whether it has a run that is to come to an end by itself."""
-        return self.life is not None and not self.spec.service
-
-    async def body(self, run: Run) -> Outcome:
-        """One run, fenced: whatever foreign code raises becomes an outcome."""
-        try:
-            return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
-        except BaseException as error:
-            return stopped_at_fence(run, error)
-
-    def gives_up(self, now: float) -> bool:
-        """Count a failure; True when `give_up` says that it was the last."""
-        limit = self.spec.give_up
-        if limit is None:
-            return False
-        if self._failures is None or (self._failures.limit, self._failures.period) != (limit.failures - 1, limit.within):
-            self._failures = restart.Window(limit.failures - 1, limit.within)
-        return self._failures.add(now)
-
-    def respecified(self, old: JobSpec) -> None:
-        """Take in what a new spec changes beyond the run itself."""
-        self._kind = None
-        if old.every != self.spec.every:
-            self.disarm()
-        if old.start != self.spec.start:
-            self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
-
-    def forget_failures(self) -> None:
-        super().forget_failures()
-        self._failures = None
-
-    # schedule
-
-    def arm(self, now: float) -> None:
-        """Begin the schedule here: the ticks are whole intervals from now, the first one now with `run_on_start`."""
-        assert self.spec.every is not None
-        self.anchor = now
-        self.next_tick = now if self.spec.run_on_start else now + self.spec.every
-
-    def disarm(self) -> None:
-        """No more ticks."""
-        self.anchor = self.next_tick = None
-
-    def advance(self, now: float) -> None:
-        """Go on to the first tick after now, in step with the anchor."""
-        assert self.anchor is not None and self.spec.every is not None
-        passed = math.floor((now - self.anchor) / self.spec.every)
-        self.next_tick = self.anchor + (passed + 1) * self.spec.every
-        if self.next_tick <= now:  # the division was rounded down
-            self.next_tick = self.anchor + (passed + 2) * self.spec.every
-
-    def hold_of_its_own(self, now: float) -> Hold | None:
-        if self.requested or not self.spec.scheduled:
-            return None
-        if self.next_tick is None:
-            self.arm(now)
-        assert self.next_tick is not None
-        if now < self.next_tick:
-            return Hold(f"runs every {self.spec.every:g} s", Why.SCHEDULED, self.next_tick)
-        return None
-
-
-def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
-    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C are raised again."""
-    passing, own = _split(error)
-    if own is None:
-        raise error
-    run.outcome = _failure(run, own)
-    if passing is not None:
-        raise passing from None
-    return run.outcome
-
-
-def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What must pass through a boundary, and what stops at it.
-
-    A Cancelled passes where the run is being cancelled. Elsewhere it was kept from another time: an error like any other.
-    """
-    cancelled = trio.current_effective_deadline() == -math.inf
-    passing = PASSING if cancelled else tuple(kind for kind in PASSING if kind is not trio.Cancelled)
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(passing)
-    return (error, None) if isinstance(error, passing) else (None, error)
-
-
-def _failure(run: Run, error: BaseException) -> Outcome:
-    """The outcome of a run that raised. Its traceback goes to the log, once; expected failures have none to show."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, RunFailed) and error.__cause__ is None:
-        return Outcome(reason=str(error), failed=True)
-    log.error("job raised", job=run.job, run=run.id, exc_info=error)
-    if isinstance(error, RunFailed):
-        return Outcome(reason=str(error), failed=True)
-    first_line = _text(error).partition("\n")[0][:200]
-    return Outcome(reason=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__, failed=True)
-
-
-def _text(error: BaseException) -> str:
-    """What an exception of foreign code says; its `__str__` is foreign code too, and may give what is no UTF-8."""
-    try:
-        return str(error).encode("utf-8", "backslashreplace").decode()
-    except Exception as worse:
-        return f"its text cannot be had: {type(worse).__name__}"
 
 
 class Group:
@@ -480,7 +62,7 @@ class SupervisorNode(Node):
         self.precedence = restart.Precedence(Strategy.ONE_FOR_ONE, (), {})
         self.closing: Closing | None = None
         self.alive: set[str] = set()
-        self._group: Group | None = None
+        self.group: Group | None = None
         self._hurrying = False
         self._pending: set[str] = set()
         self._places: dict[str, int] = {}
@@ -541,7 +123,7 @@ class SupervisorNode(Node):
 
     def _begin(self, run: Run, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self._group = self.closing = None
+        self.group = self.closing = None
         self._hurrying = False
         self._timers.clear()
         self._window = None if self.spec.limit is None else restart.Window(self.spec.limit, self.spec.period)
@@ -607,7 +189,7 @@ class SupervisorNode(Node):
         """Stop every child in reverse order, then end with `outcome`. The first call decides."""
         if self.closing is None:
             self.closing = Closing(cause, outcome)
-            self._group = None
+            self.group = None
             self.turn_down(f"overtaken: {cause}", own=False)
             self.touch_all()
 
@@ -631,14 +213,14 @@ class SupervisorNode(Node):
                 if child.kind == "command":
                     child.emit(events.Draining, run=life.run.id, cause=self.tree.ending)
                 else:
-                    self._ask(child, life, Ask(self.tree.ending, why=Why.DRAINING))
+                    self.ask(child, life, Ask(self.tree.ending, why=Why.DRAINING))
         self.touch_all()
 
     def kill(self, child: Node, cause: str) -> None:
         """Go to the end of the ladder with one child, whatever it is doing."""
         if child.life is not None:
             if child.life.asked is None:
-                self._ask(child, child.life, Ask(cause))
+                self.ask(child, child.life, Ask(cause))
             child.life.hurry()
 
     # ---- timers: one heap, read by the loop ----
@@ -674,9 +256,9 @@ class SupervisorNode(Node):
             return
         if child.next_tick is not None and child.next_tick <= now:
             child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
-            self._advance(child, now)
+            self.move_tick(child, now)
 
-    def _advance(self, child: JobNode, now: float) -> None:
+    def move_tick(self, child: JobNode, now: float) -> None:
         child.advance(now)
         if child.next_tick is not None:
             self._at(child.next_tick, child)
@@ -690,15 +272,15 @@ class SupervisorNode(Node):
             for child in dirty.values():
                 if child.parent is self:
                     self._settle_child(child, now)
-            if self._group is not None:
-                self._settle_group(self._group, now)
+            if self.group is not None:
+                self._settle_group(self.group, now)
         self._announce()
 
     def _settle_child(self, child: Node, now: float) -> None:
         if child.life is not None:
             ask = self._reason_to_stop(child)
             if ask is not None and child.life.asked is None:
-                self._ask(child, child.life, ask)
+                self.ask(child, child.life, ask)
         elif child.removing or child.moving_to:
             self._depart(child)
             return
@@ -722,7 +304,7 @@ class SupervisorNode(Node):
             return Ask(child.goal_cause)
         if self.closing is not None and self.precedence.may_stop(child.name, self.alive):
             return Ask(self.closing.cause)
-        group = self._group
+        group = self.group
         if group is None or not group.stopping or child.name not in group.affected:
             return None
         return Ask(group.cause) if self.precedence.may_stop(child.name, self.alive & group.affected) else None
@@ -743,8 +325,8 @@ class SupervisorNode(Node):
             return Hold(child.goal_cause, rest=True)
         if isinstance(child, JobNode) and child.paused and not child.requested:
             return Hold("paused", Why.PAUSED)
-        if self._group is not None and child.name in self._group.affected:
-            return Hold(self._group.cause, Why.BACKOFF, self._group.until)
+        if self.group is not None and child.name in self.group.affected:
+            return Hold(self.group.cause, Why.BACKOFF, self.group.until)
         if child.due_at is not None and now < child.due_at:
             return Hold(child.row.exit.reason if child.row.exit else "", Why.BACKOFF, child.due_at)
         return self._unmet(child) or child.hold_of_its_own(now)
@@ -792,7 +374,7 @@ class SupervisorNode(Node):
         if isinstance(child, JobNode):
             child.requested = child.requested and child.goal is Goal.DOWN
             if child.next_tick is not None and child.next_tick <= now:
-                self._advance(child, now)
+                self.move_tick(child, now)
         child.runs += 1
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
         if isinstance(child, JobNode) and child.spec.ready is not None:
@@ -810,7 +392,9 @@ class SupervisorNode(Node):
     def _start_cause(self, child: Node) -> str:
         if isinstance(child, JobNode) and child.requested:
             return "a run was asked for"
-        return f"restart: {child.restarting}" if child.restarting else child.goal_cause
+        if child.restarting:
+            return f"restart: {child.restarting}"
+        return child.rhythm if isinstance(child, JobNode) and child.spec.scheduled else child.goal_cause
 
     async def _live(self, child: Node, life: Life) -> None:
         """One run of a child, from start to gone."""
@@ -859,7 +443,7 @@ class SupervisorNode(Node):
 
     def _on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
         if child.life is life and life.asked is None and life.ready_at is None:
-            self._ask(child, life, Ask(reason, Outcome(reason=reason, failed=True)))
+            self.ask(child, life, Ask(reason, Outcome(reason=reason, failed=True)))
 
     def _on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
         """A run is over and nothing of it is alive: judge it, and decide what follows."""
@@ -885,7 +469,7 @@ class SupervisorNode(Node):
             child.finished = True  # cancelled: no failure, and not tried again
         self.tree.look_whether_only_stuck()
         self.touch(child)
-        if self.precedence.orders and (self.closing is not None or self._group is not None or child.removing):
+        if self.precedence.orders and (self.closing is not None or self.group is not None or child.removing):
             self.touch_all()
 
     def _record_end(self, child: Node, life: Life, outcome: Outcome, failure: bool, why: Why) -> None:
@@ -930,7 +514,7 @@ class SupervisorNode(Node):
             return True
         if child.goal is Goal.DOWN or child.removing or child.moving_to:
             return True
-        return self._group is not None and child.name in self._group.affected
+        return self.group is not None and child.name in self.group.affected
 
     def _restart(self, child: Node, reason: str, ready_for: float, now: float) -> None:
         child.restarting = reason
@@ -965,10 +549,10 @@ class SupervisorNode(Node):
         cause = f"{failed.name} failed: {reason}"
         self._emit_own(events.GroupRestarting, cause, affected=names, wait=wait)
         group = Group(cause, names, wait)
-        if self._group is not None:
-            group.affected |= self._group.affected
-            group.let_down |= self._group.let_down
-        self._group = group
+        if self.group is not None:
+            group.affected |= self.group.affected
+            group.let_down |= self.group.let_down
+        self.group = group
         for child in map(self.children.__getitem__, names):
             if child.life is not None and child.temporary:
                 group.let_down.add(child.name)
@@ -983,7 +567,7 @@ class SupervisorNode(Node):
             self._at(group.until, None)
             self._dirty.update({name: self.children[name] for name in group.affected & self.children.keys()})
         if group.until is not None and group.until <= now:
-            self._group = None
+            self.group = None
             for name in group.affected & self.children.keys():
                 child = self.children[name]
                 if name in group.let_down:
@@ -1014,7 +598,7 @@ class SupervisorNode(Node):
 
     # ---- stopping: one ladder for every kind ----
 
-    def _ask(self, child: Node, life: Life, ask: Ask) -> None:
+    def ask(self, child: Node, life: Life, ask: Ask) -> None:
         """Ask a run to end. It hears it at once; the rest of the ladder is a task of its own."""
         assert self._nursery is not None
         life.asked = ask
@@ -1074,38 +658,7 @@ class SupervisorNode(Node):
                 waiting = sorted(self._pending)
                 self.parent.post(self.parent.on_unready, self, self.life, f"not ready: {', '.join(waiting[:5])}")
 
-    # ---- commands: each changes what is wanted, and lets settling do the rest ----
-
-    def command(self, child: Node, order: Order, options: dict[str, Any]) -> None:
-        """Obey one order about one child, at once."""
-        if child.parent is not self:  # it has left since this was posted
-            if child.parent is None:
-                order.resolve(False, f"{child.name} is gone: {child.removing}")
-            else:
-                child.parent.post(child.parent.command, child, order, options)
-            return
-        refusal = self._refusal(child, order.verb)
-        if refusal is not None:
-            order.resolve(False, refusal)
-            return
-        COMMANDS[order.verb](self, child, order, **options)
-        self.touch(child)
-
-    def _refusal(self, child: Node, verb: str) -> str | None:
-        """Why this verb makes no sense for this child; None where it does."""
-        if isinstance(child, SupervisorNode):
-            if verb not in ("start", "stop", "restart", "reload"):
-                return f"{child.name} is a supervisor"
-        elif isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
-            return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
-        if verb in STARTS:
-            if self.tree.ending:
-                return f"the daemon is stopping: {self.tree.ending}"
-            if (down := (child.moving_to or self).down()) is not None:
-                return f"its supervisor {down.name} is {down.row.word}; start that first: supervisor start {down.name}"
-            if child.removing:
-                return f"{child.name} is leaving: {child.removing}"
-        return None
+    # ---- what commands need ----
 
     def down(self) -> SupervisorNode | None:
         """The supervisor, this one or one above it, without which nothing starts here: it is down, or will be, and stays so."""
@@ -1115,21 +668,7 @@ class SupervisorNode(Node):
             return self
         return self.parent.down()
 
-    def _want_up(self, child: Node, order: Order) -> None:
-        """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
-        child.overtake(order)
-        child.set_goal(Goal.UP, _said("started", order), order.by)
-        child.forget_failures()
-        if child.life is None:
-            child.revive()
-        if self._group is not None and child.name in self._group.affected:
-            self._group.wait = 0.0
-            self._group.let_down.discard(child.name)
-            if self._group.until is not None:
-                self._group.until = trio.current_time()
-        self._hasten_self()
-
-    def _hasten_self(self) -> None:
+    def hasten_self(self) -> None:
         if (not self.running or self.closing is not None) and self.parent is not None:
             self.parent.post(self.parent.hasten, self)
 
@@ -1138,95 +677,7 @@ class SupervisorNode(Node):
         child.due_at = None
         child.hastened = child.life is not None
         self.touch(child)
-        self._hasten_self()
-
-    def _start_command(self, child: Node, order: Order, with_after: bool = False) -> None:
-        self._want_up(child, order)
-        life = child.life
-        order.after_run = child.runs if life is None or self._ending(child, life) else child.runs - 1
-        if child.stopping:
-            child.again = child.again or child.goal_cause
-        if life is not None and isinstance(child, JobNode) and child.spec.scheduled:
-            child.answer(("start",), True, "its schedule runs")
-        elif life is not None and not self._ending(child, life) and life.ready_at is not None:
-            child.answer(("start",), True, "already running" + (f", pid {child.row.pid}" if child.row.pid else ""))
-
-    def _ending(self, child: Node, life: Life) -> bool:
-        """Whether its run is on its way out, or will be when it is its turn in the group."""
-        return child.stopping or (
-            self._group is not None and self._group.stopping and child.name in self._group.affected
-        )
-
-    def _stop_command(self, child: Node, order: Order, now: bool = False) -> None:
-        child.overtake(order)
-        child.set_goal(Goal.DOWN, _said("stopped", order), order.by)
-        child.again = None
-        child.restarting = None
-        if isinstance(child, JobNode):
-            child.requested = False
-        if child.life is None:
-            child.turn_down(f"{child.name} is stopped: {child.goal_cause}")
-            child.answer(("stop",), True, "stopped" if child.row.state is State.WAITING else "already stopped")
-        elif now:
-            if child.life.asked is None:
-                self._ask(child, child.life, Ask(child.goal_cause))
-            child.hurry()
-
-    def _restart_command(self, child: Node, order: Order) -> None:
-        self._want_up(child, order)
-        order.after_run = child.runs
-        if child.life is not None:
-            child.again = _said("restarted", order)
-        if isinstance(child, JobNode) and child.spec.scheduled:
-            child.disarm()
-
-    def _run_now_command(self, child: Node, order: Order) -> None:
-        assert isinstance(child, JobNode)
-        if child.life is not None:
-            order.resolve(False, f'{child.life.run.id} is in hand, and overlap is "skip"')
-            return
-        child.overtake(order)
-        order.after_run = child.runs
-        child.revive()
-        child.due_at = None
-        child.restarting = None
-        child.requested = True
-        self._hasten_self()
-
-    def _pause_command(self, child: Node, order: Order) -> None:
-        assert isinstance(child, JobNode)
-        child.paused = True
-        goes_on = child.life is not None and child.life.asked is None
-        order.resolve(True, "paused" + (f"; {child.row.run} goes on" if goes_on else ""))
-
-    def _resume_command(self, child: Node, order: Order) -> None:
-        assert isinstance(child, JobNode)
-        if child.paused and child.anchor is not None:
-            self._advance(child, trio.current_time())
-        child.paused = False
-        order.resolve(True, "resumed")
-
-    def _cancel_command(self, child: Node, order: Order, run: str | None = None) -> None:
-        life = child.life
-        if life is None or run not in (None, life.run.id):
-            order.resolve(False, "no run in hand" if run is None else f"{run} is not in hand")
-            return
-        if life.asked is not None:
-            child.orders.append(order)  # it ends already; what was asked for before holds
-            return
-        child.overtake(order)
-        self._ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
-
-    def _signal_command(self, child: Node, order: Order, signal: int = 0, group: bool = False) -> None:
-        if child.life is None or child.life.run.send_signal is None:
-            order.resolve(False, f"{child.name} has no process to signal")
-            return
-        try:
-            child.life.run.send_signal(signal, group)
-        except ProcessLookupError:
-            order.resolve(False, f"the process of {child.name} has just ended")
-        else:
-            order.resolve(True, "signalled" + (" (the whole group)" if group else f", pid {child.row.pid}"))
+        self.hasten_self()
 
     # ---- reload: children come, change and go ----
 
@@ -1302,7 +753,7 @@ class SupervisorNode(Node):
             return
         child.emit(events.Removed, cause=child.removing or "removed")
         child.answer(("stop",), True, "stopped and removed")
-        child.answer(COMMANDS, False, f"overtaken: {child.removing}")
+        child.dismiss(f"overtaken: {child.removing}")
         self.tree.forget(child)
 
 
@@ -1311,27 +762,3 @@ def _killed(after: float | None) -> str:
     if after is None:
         return ""
     return f" (killed after {after:.3g} s)" if after >= 0.05 else " (killed at once)"
-
-
-def _said(done: str, order: Order) -> str:
-    return f"{done} by {order.by}" if order.by else done
-
-
-SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
-"""What a service refuses, and the word to use instead."""
-
-STARTS = ("start", "restart", "reload", "run-now")
-"""What asks for a new run, or for a run to be there."""
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "start": SupervisorNode._start_command,
-    "stop": SupervisorNode._stop_command,
-    "restart": SupervisorNode._restart_command,
-    "reload": SupervisorNode._restart_command,
-    "run-now": SupervisorNode._run_now_command,
-    "pause": SupervisorNode._pause_command,
-    "resume": SupervisorNode._resume_command,
-    "cancel": SupervisorNode._cancel_command,
-    "signal": SupervisorNode._signal_command,
-}
-"""The verbs that change a child."""

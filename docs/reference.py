@@ -1,0 +1,62 @@
+"""Write the reference of keys into docs/configuration.md, from the specs: `python docs/reference.py`.
+
+A test runs it and compares, so that a key that is added or changed is documented or the tests fail.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from supervisor import later
+from supervisor.config import TABLES
+from supervisor.schema import Topic, topics
+
+PAGE = Path(__file__).with_name("configuration.md")
+_PART = re.compile(r"(?<=<!-- reference: begin -->\n).*?(?=<!-- reference: end -->)", re.DOTALL)
+_HEADS = {"daemon": "[daemon]", "log": "[log]", "supervisors": "[supervisors.NAME]", "jobs": "[jobs.NAME]"}
+_EFFECTS = {
+    "a change is applied live": "live",
+    "a change restarts the job": "restarts the job",
+    "a change restarts every job with `command`": "restarts every command",
+    "a change needs a restart of the daemon": "needs a new daemon",
+}
+
+
+def reference() -> str:
+    """The reference as Markdown: a table of keys for each table of the file."""
+    known = topics()
+    return "\n".join(line for name in TABLES if name != "defaults" for line in _section(name, known)) + "\n"
+
+
+def _section(name: str, known: dict[str, Topic]) -> Iterator[str]:
+    own = {path.partition(".")[2]: topic for path, topic in known.items() if path.startswith(f"{name}.")}
+    yield from ("", f"### `{_HEADS[name]}`", "")
+    yield from ("| key | what it says | type | default | a change |", "|---|---|---|---|---|")
+    for key, topic in own.items():
+        if topic.field is not None:
+            yield _row(key, topic)
+    if missing := [f"`{key}`" for key, topic in own.items() if topic.field is None]:
+        yield from ("", f"Not supported yet: {', '.join(missing)}.")
+    if name == "jobs":
+        yield from ("", "Tables that are not supported yet: " + ", ".join(f"`[{table}]`" for table in later.TABLES) + ".")
+
+
+def _row(key: str, topic: Topic) -> str:
+    facts = topic.facts
+    needed = topic.field.extra.get("for") if topic.field else None
+    only = f" *(only with `{needed}`)*" if needed else ""
+    default = facts.get("default", "")
+    shown = "required" if default.startswith("none,") else default if default in ("", "none") else f"`{default}`"
+    cells = (f"`{key}`", topic.description + only, facts["type"].partition(":")[0], shown, _EFFECTS[facts["reload"]])
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def page(text: str) -> str:
+    """`text`, the page, with the reference as it should be now."""
+    return _PART.sub(lambda _: reference(), text)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))

@@ -1,0 +1,180 @@
+"""What an operator may ask of a child. Each command changes what is wanted, at once, and lets settling do the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from supervisor.kinds import Outcome
+from supervisor.nodes.job import JobNode
+from supervisor.nodes.node import STARTS, Ask, Life, Node, Order
+from supervisor.nodes.supervisor import SupervisorNode
+from supervisor.state import Goal, State
+
+
+def obey(supervisor: SupervisorNode, child: Node, order: Order, options: dict[str, Any]) -> None:
+    """Obey one order about one child, at once."""
+    if child.parent is not supervisor:  # it has left since this was posted
+        if child.parent is None:
+            order.resolve(False, f"{child.name} is gone: {child.removing}")
+        else:
+            child.parent.post(obey, child.parent, child, order, options)
+        return
+    refusal = _refusal(supervisor, child, order.verb)
+    if refusal is not None:
+        order.resolve(False, refusal)
+        return
+    COMMANDS[order.verb](supervisor, child, order, **options)
+    supervisor.touch(child)
+
+
+def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
+    """Why this verb makes no sense for this child; None where it does."""
+    if isinstance(child, SupervisorNode):
+        if verb not in ("start", "stop", "restart", "reload"):
+            return f"{child.name} is a supervisor"
+    elif isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
+        return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
+    if verb in STARTS:
+        if supervisor.tree.ending:
+            return f"the daemon is stopping: {supervisor.tree.ending}"
+        if (down := (child.moving_to or supervisor).down()) is not None:
+            return f"its supervisor {down.name} is {down.row.word}; start that first: supervisor start {down.name}"
+        if child.removing:
+            return f"{child.name} is leaving: {child.removing}"
+    return None
+
+
+def _want_up(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
+    child.overtake(order)
+    child.set_goal(Goal.UP, _said("started", order), order.by)
+    child.forget_failures()
+    if child.life is None:
+        child.revive()
+    if supervisor.group is not None and child.name in supervisor.group.affected:
+        supervisor.group.wait = 0.0
+        supervisor.group.let_down.discard(child.name)
+        if supervisor.group.until is not None:
+            supervisor.group.until = trio.current_time()
+    supervisor.hasten_self()
+
+
+def _start(supervisor: SupervisorNode, child: Node, order: Order, with_after: bool = False) -> None:
+    _want_up(supervisor, child, order)
+    life = child.life
+    order.after_run = child.runs if life is None or _ending(supervisor, child, life) else child.runs - 1
+    if child.stopping:
+        child.again = child.again or child.goal_cause
+    if life is not None and isinstance(child, JobNode) and child.spec.scheduled:
+        child.answer(("start",), True, "its schedule runs")
+    elif life is not None and not _ending(supervisor, child, life) and life.ready_at is not None:
+        child.answer(("start",), True, "already running" + (f", pid {child.row.pid}" if child.row.pid else ""))
+
+
+def _ending(supervisor: SupervisorNode, child: Node, life: Life) -> bool:
+    """Whether its run is on its way out, or will be when it is its turn in the group."""
+    return child.stopping or (
+        supervisor.group is not None and supervisor.group.stopping and child.name in supervisor.group.affected
+    )
+
+
+def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = False) -> None:
+    child.overtake(order)
+    child.set_goal(Goal.DOWN, _said("stopped", order), order.by)
+    child.again = None
+    child.restarting = None
+    if isinstance(child, JobNode):
+        child.requested = False
+    if child.life is None:
+        child.turn_down(f"{child.name} is stopped: {child.goal_cause}")
+        child.answer(("stop",), True, "stopped" if child.row.state is State.WAITING else "already stopped")
+    elif now:
+        if child.life.asked is None:
+            supervisor.ask(child, child.life, Ask(child.goal_cause))
+        child.hurry()
+
+
+def _restart(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    _want_up(supervisor, child, order)
+    order.after_run = child.runs
+    if child.life is not None:
+        child.again = _said("restarted", order)
+    if isinstance(child, JobNode) and child.spec.scheduled:
+        child.disarm()
+
+
+def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    assert isinstance(child, JobNode)
+    if child.life is not None:
+        order.resolve(False, f'{child.life.run.id} is in hand, and overlap is "skip"')
+        return
+    child.overtake(order)
+    order.after_run = child.runs
+    child.revive()
+    child.due_at = None
+    child.restarting = None
+    child.requested = True
+    supervisor.hasten_self()
+
+
+def _pause(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    assert isinstance(child, JobNode)
+    child.paused = True
+    goes_on = child.life is not None and child.life.asked is None
+    order.resolve(True, "paused" + (f"; {child.row.run} goes on" if goes_on else ""))
+
+
+def _resume(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    assert isinstance(child, JobNode)
+    if child.paused and child.anchor is not None:
+        supervisor.move_tick(child, trio.current_time())
+    child.paused = False
+    order.resolve(True, "resumed")
+
+
+def _cancel(supervisor: SupervisorNode, child: Node, order: Order, run: str | None = None) -> None:
+    life = child.life
+    if life is None or run not in (None, life.run.id):
+        order.resolve(False, "no run in hand" if run is None else f"{run} is not in hand")
+        return
+    if life.asked is not None:
+        child.orders.append(order)  # it ends already; what was asked for before holds
+        return
+    child.overtake(order)
+    supervisor.ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
+
+
+def _signal(supervisor: SupervisorNode, child: Node, order: Order, signal: int = 0, group: bool = False) -> None:
+    if child.life is None or child.life.run.send_signal is None:
+        order.resolve(False, f"{child.name} has no process to signal")
+        return
+    try:
+        child.life.run.send_signal(signal, group)
+    except ProcessLookupError:
+        order.resolve(False, f"the process of {child.name} has just ended")
+    else:
+        order.resolve(True, "signalled" + (" (the whole group)" if group else f", pid {child.row.pid}"))
+
+
+def _said(done: str, order: Order) -> str:
+    return f"{done} by {order.by}" if order.by else done
+
+
+SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
+"""What a service refuses, and the word to use instead."""
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "start": _start,
+    "stop": _stop,
+    "restart": _restart,
+    "reload": _restart,
+    "run-now": _run_now,
+    "pause": _pause,
+    "resume": _resume,
+    "cancel": _cancel,
+    "signal": _signal,
+}
+"""The verbs that change a child."""

@@ -1,0 +1,199 @@
+"""A job in the tree: its schedule, and the fence round its runs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from supervisor import restart
+from supervisor.errors import InternalError, RunFailed, SpawnFailed
+from supervisor.kinds import KINDS, JobSpec, Outcome, Run
+from supervisor.kinds.function import kind_of, load
+from supervisor.nodes.node import Hold, Node
+from supervisor.shapes import duration
+from supervisor.spec import RestartType
+from supervisor.state import Goal, Why
+
+if TYPE_CHECKING:
+    from supervisor.tree import Supervisor
+
+log = structlog.get_logger("supervisor")
+
+PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
+"""What no boundary round foreign code may stop."""
+
+
+class JobNode(Node):
+    """A job."""
+
+    __slots__ = ("_failures", "_kind", "anchor", "next_tick", "paused", "requested")
+
+    spec: JobSpec
+
+    def __init__(self, tree: Supervisor, name: str, spec: JobSpec, goal: Goal) -> None:
+        super().__init__(tree, name, spec, goal)
+        self.paused = False
+        self.requested = False
+        self.anchor: float | None = None
+        self.next_tick: float | None = None
+        self._failures: restart.Window | None = None
+        self._kind: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return self._kind or self.spec.kind or ("command" if self.spec.command is not None else self.infer_kind())
+
+    def infer_kind(self) -> str:
+        """Look at the function. One that does not import is called a task; its run will say what is wrong."""
+        try:
+            self._kind = kind_of(load(self.spec.call or ""))
+        except RunFailed:
+            return "task"
+        return self._kind
+
+    @property
+    def killable(self) -> bool:  # type: ignore[override]
+        return KINDS[self.kind].killable
+
+    @property
+    def restart_type(self) -> RestartType:
+        return self.spec.restart_type
+
+    @property
+    def temporary(self) -> bool:
+        return self.restart_type is RestartType.TEMPORARY and not self.spec.scheduled
+
+    @property
+    def grace(self) -> float:
+        return self.spec.grace
+
+    @property
+    def description(self) -> str:
+        return self.spec.description
+
+    @property
+    def satisfied(self) -> bool:
+        if self.spec.scheduled:
+            return self.next_tick is not None and not self.paused
+        if self.spec.once:
+            return self.succeeded
+        return self.life is not None and self.life.ready_at is not None and self.life.asked is None
+
+    @property
+    def counts(self) -> bool:
+        return self.goal is Goal.UP and self.spec.start == "auto"
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether it has a run that is to come to an end by itself."""
+        return self.life is not None and not self.spec.service
+
+    async def body(self, run: Run) -> Outcome:
+        """One run, fenced: whatever foreign code raises becomes an outcome."""
+        try:
+            return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
+        except BaseException as error:
+            return stopped_at_fence(run, error)
+
+    def gives_up(self, now: float) -> bool:
+        """Count a failure; True when `give_up` says that it was the last."""
+        limit = self.spec.give_up
+        if limit is None:
+            return False
+        if self._failures is None or (self._failures.limit, self._failures.period) != (limit.failures - 1, limit.within):
+            self._failures = restart.Window(limit.failures - 1, limit.within)
+        return self._failures.add(now)
+
+    def respecified(self, old: JobSpec) -> None:
+        """Take in what a new spec changes beyond the run itself."""
+        self._kind = None
+        if old.every != self.spec.every:
+            self.disarm()
+        if old.start != self.spec.start:
+            self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
+
+    def forget_failures(self) -> None:
+        super().forget_failures()
+        self._failures = None
+
+    # schedule
+
+    def arm(self, now: float) -> None:
+        """Begin the schedule here: the ticks are whole intervals from now, the first one now with `run_on_start`."""
+        assert self.spec.every is not None
+        self.anchor = now
+        self.next_tick = now if self.spec.run_on_start else now + self.spec.every
+
+    @property
+    def rhythm(self) -> str:
+        """The schedule in words."""
+        return f"runs every {duration(self.spec.every or 0)}"
+
+    def disarm(self) -> None:
+        """No more ticks."""
+        self.anchor = self.next_tick = None
+
+    def advance(self, now: float) -> None:
+        """Go on to the first tick after now, in step with the anchor."""
+        assert self.anchor is not None and self.spec.every is not None
+        passed = math.floor((now - self.anchor) / self.spec.every)
+        self.next_tick = self.anchor + (passed + 1) * self.spec.every
+        if self.next_tick <= now:  # the division was rounded down
+            self.next_tick = self.anchor + (passed + 2) * self.spec.every
+
+    def hold_of_its_own(self, now: float) -> Hold | None:
+        if self.requested or not self.spec.scheduled:
+            return None
+        if self.next_tick is None:
+            self.arm(now)
+        assert self.next_tick is not None
+        if now < self.next_tick:
+            return Hold(self.rhythm, Why.SCHEDULED, self.next_tick)
+        return None
+
+
+def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
+    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C are raised again."""
+    passing, own = _split(error)
+    if own is None:
+        raise error
+    run.outcome = _failure(run, own)
+    if passing is not None:
+        raise passing from None
+    return run.outcome
+
+
+def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """What must pass through a boundary, and what stops at it.
+
+    A Cancelled passes where the run is being cancelled. Elsewhere it was kept from another time: an error like any other.
+    """
+    cancelled = trio.current_effective_deadline() == -math.inf
+    passing = PASSING if cancelled else tuple(kind for kind in PASSING if kind is not trio.Cancelled)
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(passing)
+    return (error, None) if isinstance(error, passing) else (None, error)
+
+
+def _failure(run: Run, error: BaseException) -> Outcome:
+    """The outcome of a run that raised. Its traceback goes to the log, once; expected failures have none to show."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    raised = error.__cause__ if isinstance(error, RunFailed) else error
+    if raised is not None and not isinstance(error, SpawnFailed):
+        log.error("job raised", job=run.job, run=run.id, exc_info=raised)
+    if isinstance(error, RunFailed):
+        return Outcome(reason=str(error), failed=True)
+    first_line = _text(error).partition("\n")[0][:200]
+    return Outcome(reason=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__, failed=True)
+
+
+def _text(error: BaseException) -> str:
+    """What an exception of foreign code says; its `__str__` is foreign code too, and may give what is no UTF-8."""
+    try:
+        return str(error).encode("utf-8", "backslashreplace").decode()
+    except Exception as worse:
+        return f"its text cannot be had: {type(worse).__name__}"

@@ -1,0 +1,264 @@
+"""What a job and a supervisor have in common as the child of a supervisor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+from supervisor import events, restart
+from supervisor.kinds import Outcome, Run
+from supervisor.spec import ChildSpec, RestartType
+from supervisor.state import Answer, Goal, JobStatus, State, Why
+
+if TYPE_CHECKING:
+    from supervisor.nodes.supervisor import SupervisorNode
+    from supervisor.tree import Supervisor
+
+STARTS = ("start", "restart", "reload", "run-now")
+"""What asks for a new run, or for a run to be there."""
+
+
+class Order:
+    """One command on one name. `wait` gives what it came to; the command itself has already been obeyed."""
+
+    def __init__(self, name: str, verb: str, by: str | None, after_run: int = 0) -> None:
+        self.name = name
+        self.verb = verb
+        self.by = by
+        self.after_run = after_run
+        self._answer: Answer | None = None
+        self._done = trio.Event()
+
+    def resolve(self, ok: bool, text: str) -> Order:
+        """Settle it; only the first time counts."""
+        if self._answer is None:
+            self._answer = Answer(name=self.name, ok=ok, text=text)
+            self._done.set()
+        return self
+
+    async def wait(self) -> Answer:
+        """Wait until the command has had its effect, was refused, or was overtaken. Cancelling the wait undoes nothing."""
+        await self._done.wait()
+        assert self._answer is not None
+        return self._answer
+
+
+class Ask(NamedTuple):
+    """Why a run is asked to end. `verdict` overrides its own outcome: it failed (a timeout), or was cancelled."""
+
+    cause: str
+    verdict: Outcome | None = None
+    why: Why = Why.PLAIN
+
+
+class Hold(NamedTuple):
+    """Why a child does not run although nothing of it is alive; `until` is on Trio's clock. `rest`: nor will it by itself."""
+
+    cause: str
+    why: Why = Why.PLAIN
+    until: float | None = None
+    rest: bool = False
+
+
+class Life:
+    """One run of a child, from start to gone."""
+
+    __slots__ = ("asked", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
+
+    def __init__(self, run: Run, number: int) -> None:
+        self.run = run
+        self.number = number
+        self.asked: Ask | None = None
+        self.ready_at: float | None = None
+        self.gone = trio.Event()
+        self.killed_after: float | None = None
+        """Seconds from being asked to being killed."""
+        self.scope = trio.CancelScope(shield=True)
+        """Only the ladder cancels it: a tree that is cancelled from outside still drains."""
+        self.patience: trio.CancelScope | None = None
+        self.starting: trio.CancelScope | None = None
+
+    def hurry(self) -> None:
+        """End the grace now."""
+        if self.patience is not None:
+            self.patience.cancel(reason="told to hurry")
+
+
+class Node:
+    """The child of a supervisor: what a job and a supervisor have in common."""
+
+    # A thousand children are common: slots halve what a node weighs.
+    __slots__ = (
+        "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted",
+        "orders", "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
+    )  # fmt: skip
+
+    killable = True
+
+    def __init__(self, tree: Supervisor, name: str, spec: ChildSpec, goal: Goal) -> None:
+        self.tree = tree
+        self.name = name
+        self.spec = spec
+        self.parent: SupervisorNode | None = None
+        self.goal = goal
+        self.goal_cause = "starts with its supervisor" if goal is Goal.UP else "starts when told to"
+        self.life: Life | None = None
+        self.runs = 0
+        self.finished = False
+        self.succeeded = False
+        self.restarting: str | None = None
+        """The failure that its next start answers, in one sentence; None where it is no restart."""
+        self.again: str | None = None
+        """Why it starts anew once its run is gone, whatever that ended as: an operator said so, or a reload."""
+        self.due_at: float | None = None
+        self.hastened = False
+        """Whether its next backoff is to be left out."""
+        self.delays = restart.Delays(tree.spread)
+        self.orders: list[Order] = []
+        self.hold: Hold | None = None
+        self.removing: str | None = None
+        self.moving_to: SupervisorNode | None = None
+        self.noted: tuple[bool, str] | None = None
+
+    # what differs between a job and a supervisor
+
+    @property
+    def kind(self) -> str:
+        """The word for it in `status`."""
+        raise NotImplementedError
+
+    @property
+    def restart_type(self) -> RestartType:
+        """The restart type in force."""
+        return self.spec.restart or RestartType.PERMANENT
+
+    @property
+    def temporary(self) -> bool:
+        """Whether an end of its run is its end. A schedule goes on, although each of its runs is temporary."""
+        return self.restart_type is RestartType.TEMPORARY
+
+    @property
+    def grace(self) -> float:
+        """Seconds from being asked to being killed."""
+        raise NotImplementedError
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether what comes `after` it may start."""
+        raise NotImplementedError
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        return ""
+
+    async def body(self, run: Run) -> Outcome:
+        """One run."""
+        raise NotImplementedError
+
+    def hold_of_its_own(self, now: float) -> Hold | None:
+        """What else keeps it from starting: a schedule."""
+        return None
+
+    def hurry(self) -> None:
+        """End the grace of a stop under way."""
+        if self.life is not None:
+            self.life.hurry()
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs, or is to run as soon as nothing keeps it."""
+        return self.life is not None or (self.goal is Goal.UP and not self.finished)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether its run is on its way to the end."""
+        return self.life is not None and self.row.state is State.STOPPING
+
+    @property
+    def counts(self) -> bool:
+        """Whether its supervisor is ready only when it is."""
+        return self.goal is Goal.UP
+
+    # what is the same
+
+    @property
+    def trouble(self) -> str:
+        """What may keep it from getting ready, to append to a sentence; empty where it is simply on its way."""
+        hopeless = self.goal is Goal.DOWN or self.finished or self.row.word == Why.BACKOFF.value
+        return f", which is {self.row.word}" if hopeless else ""
+
+    @property
+    def row(self) -> JobStatus:
+        """Its status."""
+        return self.tree.journal.table[self.name]
+
+    def emit(self, kind: type[events.ChildEvent], /, **fields: Any) -> None:
+        """Record that something happened to it."""
+        self.tree.journal.emit(kind, name=self.name, **fields)
+
+    def set_goal(self, goal: Goal, cause: str, by: str | None) -> None:
+        """Want it up or down from now on."""
+        self.goal_cause = cause
+        if goal is not self.goal:
+            self.goal = goal
+            self.emit(events.GoalSet, goal=goal, cause=cause, by=by)
+
+    def forget_failures(self) -> None:
+        """An operator has taken over: what failed before counts for nothing."""
+        self.due_at = self.restarting = None
+        self.delays.reset()
+
+    def revive(self) -> None:
+        """Forget how it ended: it may run again."""
+        self.finished = self.succeeded = False
+
+    def overtake(self, order: Order) -> None:
+        """Let `order` take over from what others have asked for. The same wish joins theirs instead."""
+        joins = order.verb in ("start", "stop", "run-now")
+        for other in self.orders:
+            if not (joins and other.verb == order.verb):
+                other.resolve(False, f"overtaken by {order.verb}" + (f" ({order.by})" if order.by else ""))
+        self.orders = [other for other in self.orders if joins and other.verb == order.verb] + [order]
+
+    def answer(self, verbs: Iterable[str], ok: bool, text: str, run: float = math.inf) -> None:
+        """Settle the orders of these verbs that a run numbered `run` can settle."""
+        for order in [order for order in self.orders if order.verb in verbs and order.after_run < run]:
+            order.resolve(ok, text)
+            self.orders.remove(order)
+
+    def turn_down(self, text: str) -> None:
+        """Tell those who wait for a run that there will be none."""
+        self.answer(STARTS, False, text)
+
+    def dismiss(self, text: str) -> None:
+        """Tell all who still wait for something that it will not come."""
+        self.answer({order.verb for order in self.orders}, False, text)
+
+    # Reporter: a run's facts
+
+    def ready(self, run: Run, cause: str) -> None:
+        """See `Reporter`."""
+        if self.life is not None and self.life.run is run and self.parent is not None:
+            self.parent.post(self.parent.on_ready, self, self.life, cause)
+
+    def spawned(self, run: Run, pid: int) -> None:
+        """See `Reporter`."""
+        self.emit(events.Spawned, run=run.id, pid=pid)
+
+    def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
+        """See `Reporter`."""
+        self.emit(events.Stuck, run=run.id, cause=cause, pids=pids)
+        self.tree.stuck = True
+        self.tree.look_whether_only_stuck()
+
+    def progress(self, run: Run, done: float, total: float | None) -> None:
+        """See `Reporter`."""
+        self.emit(events.Progress, run=run.id, done=done, total=total)
+
+    def output_lost(self, run: Run, count: int, cause: str) -> None:
+        """See `Reporter`."""
+        self.emit(events.OutputLost, cause=cause, bytes=count)

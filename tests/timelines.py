@@ -1,0 +1,74 @@
+"""The timelines of docs/restarts.md: a file of the page, run in virtual time, as the page prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import structlog.testing
+import trio
+
+from supervisor import events
+from supervisor.cli.render import epoch
+from supervisor.errors import EssentialEnded, RestartIntensityExceeded
+from supervisor.events import Event, Journal
+from supervisor.state import Why
+from supervisor.tree import open_supervisor
+
+
+async def timeline(file: Path, until: float, commands: list[tuple[float, str, str]]) -> str:
+    """What happens from the start of `file` until then, an event a line; commands are (moment, verb, name). No jitter."""
+    told: list[tuple[float, str, str]] = []
+    begin = trio.current_time()
+    journal = Journal()
+
+    def note(event: Event) -> None:
+        now = trio.current_time() - begin
+        told.extend((now, name, text) for name, text in _told(event, now))
+
+    journal.add_sink(note)
+    with structlog.testing.capture_logs(), suppress(EssentialEnded, RestartIntensityExceeded), trio.move_on_after(until):
+        async with open_supervisor(file, journal=journal, spread=lambda low, high: 1.0) as tree:
+            for moment, verb, name in commands:
+                await trio.sleep_until(begin + moment)
+                tree.order(verb, [name], by="an operator")
+            await trio.sleep_forever()
+    lasting = [each for at, each in enumerate(told) if each[0] < until and not _passing(each, told[at + 1 :])]
+    return "".join(f"{now:6.1f} s  {name:<8}  {text}\n" for now, name, text in lasting)
+
+
+def _passing(each: tuple[float, str, str], later: list[tuple[float, str, str]]) -> bool:
+    """Whether it is a wait that was over in the moment in which it began: whether that is seen at all is left to chance."""
+    now, name, text = each
+    return text.startswith("waits for ") and any(other[:2] == (now, name) for other in later)
+
+
+def _told(event: Event, now: float) -> Iterator[tuple[str, str]]:
+    match event:
+        case events.Ready(name=name):
+            yield name, "ready"
+        case events.Waiting(name=name, why=Why.BACKOFF, cause=cause, next_at=str(moment)):
+            yield name, f"backing off, starts at {now + _seconds(event.at, moment):.1f} s"
+        case events.Waiting(name=name, cause=cause, why=Why.PLAIN):
+            yield name, cause
+        case events.Ended(name=name, cause=cause, why=Why.PLAIN):
+            yield name, f"stopped: {cause}"
+        case events.Ended(name=name, cause=cause, why=why):
+            yield name, f"{why.value}: {cause}" if why.value != cause else why.value
+        case events.Stopped(name=name, cause=cause, why=why):
+            yield name, f"{why.value}: {cause}" if why is not Why.PLAIN else f"stopped: {cause}"
+        case events.GroupRestarting(name=name, affected=affected):
+            yield name, f"restarts {', '.join(affected)}"
+        case events.IntensityExceeded(name=name, cause=cause):
+            yield name, f"too often: {cause}"
+        case events.Warned(text=text):
+            yield "(root)", text
+        case events.PhaseChanged(phase=phase, cause=cause):
+            yield "(daemon)", f"{phase.value}: {cause}"
+        case _:
+            pass
+
+
+def _seconds(earlier: str, later: str) -> float:
+    return epoch(later) - epoch(earlier)
