@@ -101,6 +101,11 @@ class Member:
         return self.wanted and self.spec.start == "auto"
 
     @property
+    def missing(self) -> bool:
+        """Whether its supervisor is not ready because of it."""
+        return self.counts and not self.satisfied and not self.succeeded
+
+    @property
     def satisfied(self) -> bool:
         """Whether what comes after it may start."""
         if not self.service:
@@ -493,6 +498,7 @@ class World:
         if self.phase != "killing":
             self.phase, self.hurry = "killing", True
             self.root.closing = self.root.closing or "asked"
+            self.no_more_starts(self.root)
             self.killing_until = self.now + KILL_LIMIT
             for job in self.living_jobs():
                 self.ask(job, "command")
@@ -830,8 +836,8 @@ def within(member: Member) -> Iterator[Member]:
 
 RULES: tuple[Callable[[World], bool], ...] = (
     rule_readiness_of_a_whole,
-    rule_of_the_phases,
     rule_who_must_stop,
+    rule_of_the_phases,
     rule_what_is_due_at_once,
     rule_a_closed_group_ends,
     rule_operations_go_on,
