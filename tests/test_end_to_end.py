@@ -92,6 +92,7 @@ async def _a_killed_child_is_back_within_the_second(daemon, name):
         table = await watch.until(lambda table: table[name].pid not in (None, row.pid))
         assert trio.current_time() - killed < 10  # the machine may be busy; what was decided is exact:
         assert table[name].restarts == row.restarts + 1
+        await watch.until(lambda table: table[name].ready)  # `python3` may be a script that starts more than one process
     said = [json.loads(line) for line in (await daemon("events", "--json")).splitlines()]
     (wait,) = [each for each in said if each["event"] == "waiting" and each["name"] == name and each["seq"] > event.seq]
     assert 0.4 <= seconds(event.at, wait["next_at"]) < 0.7
