@@ -84,7 +84,7 @@ _TIMEOUT = Param(
 
 ALL = (
     Verb("status", "show what every job is doing, and why", _SOME),
-    Verb("tree", "draw supervisors, jobs and workers as they hang together"),
+    Verb("tree", "draw supervisors and jobs as they hang together"),
     Verb(
         "start",
         "start jobs or whole supervisors, and wait until they are ready",
@@ -121,14 +121,12 @@ ALL = (
         Param("group", bool, "to its whole process group", False),
         changes=True,
     ),
-    Verb(
-        "run-now", "run a once, every or cron job now, and wait for the end of the run", _NAMES, _WAIT, _TIMEOUT, changes=True
-    ),
-    Verb("pause", "make no new runs of a once, every or cron job", _NAMES, changes=True),
+    Verb("run-now", "run a `once` or `every` job now, and wait for the end of the run", _NAMES, _WAIT, _TIMEOUT, changes=True),
+    Verb("pause", "make no new runs of a `once` or `every` job", _NAMES, changes=True),
     Verb("resume", "end a pause", _NAMES, changes=True),
     Verb(
         "cancel",
-        "end the run in hand of a once, every or cron job: no failure, no retry",
+        "end the run in hand of a `once` or `every` job: no failure, no retry",
         Param("names", list[str], "jobs, or runs such as nightly#7", positional="NAME|RUN"),
         _WAIT,
         _TIMEOUT,
