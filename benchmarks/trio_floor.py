@@ -32,7 +32,7 @@ class Job:
         """Run, wait, run again, until the floor is stopping."""
         while True:
             # In Trio's own thread: `trio.lowlevel.open_process` hops to a worker thread, twice the cost.
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: ASYNC220
                 self.argv, stdin=floor.null, stdout=floor.null, stderr=floor.null, process_group=0, env=floor.environ
             )
             # Encoded when it changes, not when it is asked for: an answer is then a join.

@@ -337,7 +337,7 @@ async def test_shutdown_is_answered_when_everything_has_stopped(tmp_path):
     async with serving(tmp_path, {"idle": {"call": "control_jobs:idle"}}, {}) as (tree, path):
         with trio.CancelScope(shield=True):
             async with peer(path) as client:
-                assert (await client.ask("shutdown", {}))["result"] == {"survivors": []}
+                assert (await client.ask("shutdown", {}))["result"] == {"late": [], "survivors": []}
         assert tree.journal.table["idle"].state is State.STOPPED
 
 

@@ -210,6 +210,15 @@ async def test_a_second_daemon_is_refused_with_73_and_told_by_whom(tmp_path):
         assert await daemon.ended() == 0 and daemon.family() == set()
 
 
+async def test_a_shutdown_says_who_had_to_be_killed(tmp_path):
+    bad = """command = ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"]\nready = { log = "up" }\n"""
+    write(tmp_path, f'[jobs.bad]\n{bad}grace = "100ms"\n[jobs.good]\ncommand = ["sleep", "1000"]')
+    async with running(tmp_path, program=PROGRAM) as daemon:
+        await daemon.until(lambda table: table["bad"].ready)
+        assert await daemon("shutdown") == "did not stop in time and were killed: bad\nthe daemon has stopped\n"
+        assert await daemon.ended() == 0 and daemon.family() == set()
+
+
 async def test_without_a_daemon_a_command_says_where_it_looked_and_ends_with_3(tmp_path):
     asked = await command(PROGRAM, "status", directory=tmp_path)
     assert asked.returncode == 3

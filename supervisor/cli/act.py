@@ -200,8 +200,10 @@ def _answers_of(result: Any) -> Any:
 
 
 def _show_shutdown(out: Out, result: Any, values: dict[str, Any]) -> None:
+    if late := result["late"]:
+        out.line("did not stop in time and were killed: " + ", ".join(late))
     if left := result["survivors"]:
-        out.line("did not stop in time: " + ", ".join(left))
+        out.line("still alive: " + ", ".join(left))
     else:
         out.line("the daemon has stopped" if values.get("wait", True) else "shutdown accepted")
 

@@ -126,8 +126,9 @@ class Version(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True):
-    """How a shutdown came out: who did not stop in time."""
+    """How a shutdown came out: who did not stop in time and was killed, and what survived even that."""
 
+    late: tuple[str, ...] = ()
     survivors: tuple[str, ...] = ()
 
 

@@ -637,7 +637,7 @@ async def _shutdown(call: Call, now: bool, wait: bool, timeout: float | None) ->
         await call.tree.wait_stopped()
     if waiting.cancelled_caught:
         raise Refused(ControlError.TIMED_OUT, f"shutdown: not done after {timeout:g} s; it goes on")
-    return Shutdown(survivors=call.tree.survivors)
+    return Shutdown(late=call.tree.late, survivors=call.tree.survivors)
 
 
 async def _who(call: Call) -> Version:
