@@ -4,10 +4,10 @@ A child gets a session of its own and is watched through its pidfd. It stays a z
 else of it: until then its pid, which is also the number of its group and session, cannot become somebody else's.
 
 We are a *subreaper*: when a process below us dies, its children become ours. So once a child is dead, what is left of it,
-double-forked or not, is in the kernel's list of our own children. There is such a list for each thread, and orphans come to
-the main thread's; so we spawn in another thread, and the list to look at is nearly always empty. Who is in it is attributed
-by session or mark (`guardian.py` explains the marks). Killing those hands us their children in turn, until none is left. No
-walk of /proc, nothing periodic, and every signal goes to a process that only we can reap.
+double-forked or not, is in the kernel's list of our own children. Who is in it and was not spawned here is attributed by
+session or mark (`guardian.py` explains the marks). Killing those hands us their children in turn, until none is left. One
+look at the list serves all deaths of a pass of the loop. No walk of /proc, nothing periodic, and every signal goes to a
+process that only we can reap.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import trio
@@ -40,6 +39,9 @@ SPAWNS_A_PASS = 16
 
 KILL_LIMIT = 5.0
 """Seconds after SIGKILL from which on a process counts as stuck."""
+
+REAP_PAUSE = 0.1
+"""Orphans that died are reaped after so many seconds: deaths come in crowds, and one look serves all of them."""
 
 GUARDIAN_PAUSE = 1.0
 """A guardian is started at most once in so many seconds."""
@@ -142,7 +144,7 @@ class Child:
 
         What is still alive after `KILL_LIMIT` is told to `stuck`, once, and waited for until `abandoned` is set.
         """
-        if self.dead and not self._children.adopted().get(self._serial):
+        if self.dead and not self._children.left_by(self._serial):
             return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
@@ -174,8 +176,7 @@ class Children:
     def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
         self.instance = instance
         self._tag = zlib.crc32(instance.encode()) >> 1
-        self._spawner = _Spawner()
-        self._guardian = _Guardian(instance, self._tag, self._spawner, warn)
+        self._guardian = _Guardian(instance, self._tag, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
         self._serials = itertools.count(1)
@@ -183,6 +184,8 @@ class Children:
         self._adopted: dict[int, int] = {}
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._list = _open_children_list()
+        self._looked = _ThisPass()
+        self._masked = bool(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._reserve = os.dup(self.null)
 
@@ -216,12 +219,14 @@ class Children:
             except (OSError, ValueError) as error:
                 raise SpawnFailed(_why(error, argv, env, cwd)) from error
 
+    @trio.lowlevel.enable_ki_protection
     def _spawn(
         self, argv: Sequence[str], env: dict[str, str], cwd: str | None, stdout: int | None, stderr: int | None, run: str
     ) -> Child:
         serial = next(self._serials) & 0xFFFFFFFF
         mark = self._tag << 32 | serial
-        pid = self._spawner.popen(argv, (), mark, stdin=self.null, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
+        with _signals_blocked(()) if self._masked else nullcontext():
+            pid = _popen(argv, mark, stdin=self.null, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -244,6 +249,14 @@ class Children:
         while (left := self._look()) is None:
             pass
         return left
+
+    def left_by(self, serial: int) -> bool:
+        """Whether a child that was seen dead has left anything alive. Whoever asks again in this pass need not look again:
+        all deaths that a pass tells of had come, and had made their orphans ours, before it began."""
+        if not self._looked.set:
+            self.adopted()
+            self._looked.set = True
+        return serial in self._adopted.values()
 
     def _look(self) -> dict[int, set[int]] | None:
         """One look at the list; None if somebody was reaped, who may have handed over children just before."""
@@ -313,6 +326,7 @@ class Children:
             return
         with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
             async for _ in deaths:
+                await trio.sleep(REAP_PAUSE)
                 self.adopted()
 
     def _bury(self, child: Child, survivors: set[int]) -> ExitReport:
@@ -356,56 +370,25 @@ class Children:
         """End the guardian: there is nothing left to guard."""
         with trio.CancelScope(shield=True):
             await self._guardian.close()
-        self._spawner.close()
         for fd in (self._list, self.null, self._reserve):
             if fd >= 0:
                 os.close(fd)
 
 
-class _Spawner:
-    """The thread that spawns. It lives as long as the children are open, deaf to the process's signals."""
+class _ThisPass(trio.abc.Instrument):
+    """A flag that falls when the loop waits for the next events."""
 
-    def __init__(self) -> None:
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
-        self._thread.start()
+    set = False
 
-    @trio.lowlevel.enable_ki_protection
-    def popen(self, argv: Sequence[str], mask: Collection[signal.Signals], mark: int | None, **options: Any) -> int:
-        """Spawn with this signal mask and limit mark, and return the pid. Blocks for as long as that takes, as Popen does."""
-        done = SimpleQueue[int | BaseException]()
-
-        def work() -> None:
-            try:
-                with _limit_mark(mark), _signals_blocked(mask):
-                    process = subprocess.Popen(argv, start_new_session=True, **options)
-                process.returncode = 0  # else Popen's own clean-up would reap the child behind our back
-                done.put(process.pid)
-            except BaseException as error:
-                done.put(error)
-
-        self._work.put(work)
-        if isinstance(result := done.get(), BaseException):
-            raise result
-        return result
-
-    def close(self) -> None:
-        """End the thread."""
-        self._work.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while (work := self._work.get()) is not None:
-            work()
+    def before_io_wait(self, timeout: float) -> None:
+        self.set = False
 
 
 class _Guardian:
     """Our side of the guardian: the table of groups that it reads after our death, and its process."""
 
-    def __init__(self, instance: str, tag: int, spawner: _Spawner, warn: Callable[[str], None]) -> None:
+    def __init__(self, instance: str, tag: int, warn: Callable[[str], None]) -> None:
         self.pid = 0
-        self._spawner = spawner
         self._instance = instance
         self._tag = tag
         self._warn = warn
@@ -444,7 +427,8 @@ class _Guardian:
         command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), self._instance, str(self._tag)]
         null = subprocess.DEVNULL
         # deaf to the terminal, and without a mark: an outer supervisor shall not take it for a leftover of ours
-        pid = self._spawner.popen(command, _GUARDED, None, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
+        with _signals_blocked(_GUARDED):
+            pid = _popen(command, None, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
         self._pidfd = os.pidfd_open(pid)
         self.pid = pid
 
@@ -476,6 +460,8 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
         children = Children(instance, warn)
         process.push_async_callback(children.close)
         process.enter_context(_file_limit_raised())
+        trio.lowlevel.add_instrument(children._looked)
+        process.callback(trio.lowlevel.remove_instrument, children._looked)
         async with trio.open_nursery() as nursery:
             children.nursery = nursery
             nursery.start_soon(children.reap_adopted, name="reaper of adopted orphans")
@@ -523,6 +509,14 @@ def _file_limit_raised() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _popen(argv: Sequence[str], mark: int | None, **options: Any) -> int:
+    """Spawn in a session of its own and with this limit mark; returns the pid."""
+    with _limit_mark(mark):
+        process = subprocess.Popen(argv, start_new_session=True, **options)
+    process.returncode = 0  # else Popen's own clean-up would reap the child behind our back
+    return process.pid
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from supervisor.children import open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
-from supervisor.kinds import Resources, Run
+from supervisor.kinds import Resources, Run, inherited
 from supervisor.nodes import COMMANDS, JobNode, Node, Order, SupervisorNode, obey
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
@@ -555,8 +555,8 @@ async def _house(
             open_children(instance, warn=warn) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
         ):
-            inherited = {**environ, **config.daemon.env}
-            resources = Resources(children=children, outputs=outputs, environ=inherited, base=config.base)
+            passed_on = inherited({**environ, **config.daemon.env})
+            resources = Resources(children=children, outputs=outputs, environ=passed_on, base=config.base)
             tree = Supervisor(config, resources, journal, spread)
             task_status.started(tree)
             await tree._run(last_resort)

@@ -12,7 +12,7 @@ import trio
 from supervisor import guardian
 from supervisor.children import Children, open_children
 from supervisor.errors import RunFailed, SpawnFailed
-from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run
+from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.output import Outputs, open_outputs
 from supervisor.probes import Ready
 from supervisor.state import Phase
@@ -49,7 +49,10 @@ class House:
 
     def __init__(self, children: Children, outputs: Outputs, logs: Path, nursery: trio.Nursery) -> None:
         self.resources = Resources(
-            children=children, outputs=outputs, environ={**os.environ, "NOTIFY_SOCKET": "/not/yours"}, base=logs.parent
+            children=children,
+            outputs=outputs,
+            environ=inherited({**os.environ, "NOTIFY_SOCKET": "/not/yours"}),
+            base=logs.parent,
         )
         self.outputs = outputs
         self.logs = logs

@@ -15,23 +15,6 @@ from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture
 
-NOT_PASSED_ON = frozenset(
-    {
-        "FDSTORE",
-        "JOURNAL_STREAM",
-        "LISTEN_FDNAMES",
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "LISTEN_PIDFDID",
-        "MAINPID",
-        "NOTIFY_SOCKET",
-        "SYSTEMD_EXEC_PID",
-        "WATCHDOG_PID",
-        "WATCHDOG_USEC",
-    }
-)
-"""What a service manager told the daemon, and nobody else."""
-
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """One run of a command. Raises SpawnFailed if there was none.
@@ -115,8 +98,7 @@ def _argv(spec: JobSpec) -> tuple[str, ...]:
 
 
 def _environ(spec: JobSpec, run: Run, resources: Resources) -> dict[str, str]:
-    inherited = {name: value for name, value in resources.environ.items() if name not in NOT_PASSED_ON}
-    return {**inherited, **spec.env, "SUPERVISOR_JOB": run.job, "SUPERVISOR_WORKER": "0"}
+    return {**resources.environ, **spec.env, "SUPERVISOR_JOB": run.job, "SUPERVISOR_WORKER": "0"}
 
 
 def _stop_signal(spec: JobSpec) -> signal.Signals:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,6 +46,29 @@ class Reporter(Protocol):
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
         """Captured bytes that could not be kept."""
+
+
+NOT_PASSED_ON = frozenset(
+    {
+        "FDSTORE",
+        "JOURNAL_STREAM",
+        "LISTEN_FDNAMES",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_PIDFDID",
+        "MAINPID",
+        "NOTIFY_SOCKET",
+        "SYSTEMD_EXEC_PID",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    }
+)
+"""What a service manager told the daemon, and nobody else."""
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment the children get."""
+    return {name: value for name, value in environ.items() if name not in NOT_PASSED_ON}
 
 
 @dataclass(frozen=True, kw_only=True)
