@@ -302,7 +302,7 @@ def test_the_tree_does_what_the_model_says(case, tmp_path_factory):
 
 
 @pytest.mark.long
-@settings(max_examples=3000, derandomize=False, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(case=cases(longest=80))
 def test_the_tree_does_what_the_model_says_for_long(case, tmp_path_factory):
     run_case(case, tmp_path_factory.getbasetemp())

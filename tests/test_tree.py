@@ -783,7 +783,7 @@ async def test_a_stop_of_the_whole_daemon_overtakes_a_start(autojump_clock, tmp_
         (order,) = f.tree.order("start", ["a"])
         await settle()
         f.tree.shutdown("a test", by="ann")
-        assert said(await order.wait()) == "no, a is stopped: a test (ann)"
+        assert said(await order.wait()) == "no, overtaken: a test (ann)"
 
 
 async def test_a_stop_of_a_supervisor_answers_who_waits_for_its_children(autojump_clock, tmp_path):
@@ -804,7 +804,7 @@ async def test_the_end_answers_who_waits_below_a_supervisor_that_waits(autojump_
         (order,) = f.tree.order("start", ["a"])
         await settle()
         f.tree.shutdown("a test")
-        assert said(await order.wait()) == "no, p is stopped: a test"
+        assert said(await order.wait()) == "no, overtaken: a test"
         assert trio.current_time() == 0.0  # not only when the runs in hand have ended
 
 

@@ -134,7 +134,7 @@ async def test_who_waits_for_a_start_is_told_when_the_end_begins(autojump_clock,
         tree.shutdown("enough")
         with trio.fail_after(1):
             answer = await waiting.wait()
-        assert (answer.ok, answer.text) == (False, "a is stopped: enough")
+        assert (answer.ok, answer.text) == (False, "overtaken: enough")
 
 
 async def test_a_restart_of_what_ends_by_itself_in_the_same_moment_is_one_restart(autojump_clock, tmp_path):

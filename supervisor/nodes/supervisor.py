@@ -352,7 +352,8 @@ class SupervisorNode(Node):
             if child.row.state is State.WAITING:
                 child.emit(events.Stopped, cause=hold.cause)
             if self.closing is None or self.tree.ending or self.down() is not None:
-                child.turn_down(f"{child.name} is {child.row.word}: {child.row.cause}")
+                ending = f"overtaken: {self.tree.ending}" if self.tree.ending else ""
+                child.turn_down(ending or f"{child.name} is {child.row.word}: {child.row.cause}")
         elif hold != child.hold or child.row.state is State.STOPPED:
             child.hold = hold
             if hold.until is not None:
