@@ -14,8 +14,15 @@ def main() -> None:
 
 
 def _run(argv: list[str]) -> int:
-    from supervisor.cli.quick import parse
+    from supervisor.cli.quick import file_to_run, parse
 
+    if (file := file_to_run(argv)) is not None:
+        from supervisor.daemon import hold_signals
+
+        hold_signals()
+        from supervisor.daemon.service import run as serve
+
+        return serve(file)
     if (asked := parse(argv)) is None:
         from supervisor.cli.commands import cli
 

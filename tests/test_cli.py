@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from supervisor.cli import commands, quick, render
 from supervisor.control.verbs import ALL, FOREIGN, LATER, VERBS
+from supervisor.daemon.command import run_command
 from supervisor.events import rfc3339
 from supervisor.state import State
 
@@ -155,6 +156,18 @@ def test_what_is_read_quickly_is_what_click_reads(argv):
     command = commands.control_command(verb)
     context = command.make_context(verb.name, argv[1:])
     assert context.params == values | {"as_json": as_json, "socket": socket}
+
+
+@given(st.lists(st.sampled_from(["-c", "--config", "--only", "x.toml", "-h", "", "--"]), max_size=3))
+def test_the_file_of_a_plain_run_is_read_quickly_as_click_reads_it(words):
+    if (file := quick.file_to_run(["run", *words])) is not None:
+        context = run_command.make_context("run", list(words))
+        assert context.params == {"path": file, "only": (), "names": ()}
+
+
+@pytest.mark.parametrize("argv", [["run"], ["run", "-c", "a.toml"], ["run", "--config", "a.toml"]])
+def test_a_plain_run_needs_no_click(argv):
+    assert quick.file_to_run(argv) in ("supervisor.toml", "a.toml")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from supervisor.cli.quick import reader
 from supervisor.control.verbs import FOREIGN, LATER, VERBS, Param, Verb
 
 LOADED = {
-    "run": ("supervisor.daemon:run_command", "run the jobs of a TOML file, until told to stop"),
+    "run": ("supervisor.daemon.command:run_command", "run the jobs of a TOML file, until told to stop"),
     "check": ("supervisor.cli.author:check", "check a TOML file, and show the tree it would run"),
     "init": ("supervisor.cli.author:init", "write a commented starter file"),
     "explain": ("supervisor.cli.author:explain", "explain a key of the TOML file"),

@@ -57,6 +57,19 @@ def reader(param: Param) -> Any:
     return str if param.type is str else whole if param.type in (int, int | None) else seconds
 
 
+def file_to_run(argv: list[str]) -> str | None:
+    """The file of a plain `run`, `run -c FILE` or `run --config FILE`; None for anything else."""
+    match argv:
+        case ["run"]:
+            from supervisor.daemon import DEFAULT_FILE
+
+            return DEFAULT_FILE
+        case ["run", "-c" | "--config", file] if not file.startswith("-"):
+            return file
+        case _:
+            return None
+
+
 def parse(argv: list[str]) -> tuple[Verb, dict[str, Any], str | None, bool] | None:
     """The verb, its values, `--socket` and `--json`; None where click is needed."""
     if "_SUPERVISOR_COMPLETE" in os.environ:

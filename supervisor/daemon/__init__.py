@@ -1,6 +1,7 @@
 """The daemon: the library with a log, a control socket, signals and systemd manners round it.
 
 service     its whole life
+command     `supervisor run`
 claim       what only one daemon may have: the state directory and its lock; and the limits it wants
 selection   `--only`
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import signal
 
-import click
+DEFAULT_FILE = "supervisor.toml"
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """The signals that steer a daemon."""
@@ -25,20 +26,3 @@ def hold_signals() -> None:
 def release_signals() -> None:
     """Obey them from now on, those that waited first."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-@click.command("run")
-@click.option("-c", "--config", "path", default="supervisor.toml", show_default=True, help="The TOML file.")
-@click.option("--only", multiple=True, metavar="NAME", help="Start only this job or supervisor (or glob); may be repeated.")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-def run_command(path: str, only: tuple[str, ...], names: tuple[str, ...]) -> None:
-    """Run the jobs of a TOML file in the foreground, until told to stop.
-
-    SIGTERM or Ctrl-C stops everything in order, a second one at once; SIGHUP reads the file again.
-    """
-    hold_signals()
-    if names and not only:
-        raise click.UsageError(f"run takes no names by themselves; did you mean --only {' '.join(names)}?")
-    from supervisor.daemon.service import run
-
-    raise SystemExit(run(path, only + names))
