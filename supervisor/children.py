@@ -4,10 +4,10 @@ A child gets a session of its own and is watched through its pidfd. It stays a z
 else of it: until then its pid, which is also the number of its group and session, cannot become somebody else's.
 
 We are a *subreaper*: when a process below us dies, its children become ours. So once a child is dead, what is left of it,
-double-forked or not, is in the kernel's list of our own children. Who is in it and was not spawned here is attributed by
-session or mark (`guardian.py` explains the marks). Killing those hands us their children in turn, until none is left. One
-look at the list serves all deaths of a pass of the loop. No walk of /proc, nothing periodic, and every signal goes to a
-process that only we can reap.
+double-forked or not, is in the kernel's list of our own children. There is such a list for each thread, and orphans come to
+the main thread's; so we spawn in another thread, and the list to look at is nearly always empty. Who is in it is attributed
+by session or mark (`guardian.py` explains the marks). Killing those hands us their children in turn, until none is left. No
+walk of /proc, nothing periodic, and every signal goes to a process that only we can reap.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import trio
@@ -144,7 +145,7 @@ class Child:
 
         What is still alive after `KILL_LIMIT` is told to `stuck`, once, and waited for until `abandoned` is set.
         """
-        if self.dead and not self._children.left_by(self._serial):
+        if self.dead and not self._children.adopted().get(self._serial):
             return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
@@ -176,7 +177,8 @@ class Children:
     def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
         self.instance = instance
         self._tag = zlib.crc32(instance.encode()) >> 1
-        self._guardian = _Guardian(instance, self._tag, warn)
+        self._spawner = _Spawner()
+        self._guardian = _Guardian(instance, self._tag, self._spawner, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
         self._serials = itertools.count(1)
@@ -184,8 +186,6 @@ class Children:
         self._adopted: dict[int, int] = {}
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._list = _open_children_list()
-        self._looked = _ThisPass()
-        self._masked = bool(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._reserve = os.dup(self.null)
 
@@ -219,14 +219,12 @@ class Children:
             except (OSError, ValueError) as error:
                 raise SpawnFailed(_why(error, argv, env, cwd)) from error
 
-    @trio.lowlevel.enable_ki_protection
     def _spawn(
         self, argv: Sequence[str], env: dict[str, str], cwd: str | None, stdout: int | None, stderr: int | None, run: str
     ) -> Child:
         serial = next(self._serials) & 0xFFFFFFFF
         mark = self._tag << 32 | serial
-        with _signals_blocked(()) if self._masked else nullcontext():
-            pid = _popen(argv, mark, stdin=self.null, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
+        pid = self._spawner.popen(argv, mark, stdin=self.null, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
@@ -249,14 +247,6 @@ class Children:
         while (left := self._look()) is None:
             pass
         return left
-
-    def left_by(self, serial: int) -> bool:
-        """Whether a child that was seen dead has left anything alive. Whoever asks again in this pass need not look again:
-        all deaths that a pass tells of had come, and had made their orphans ours, before it began."""
-        if not self._looked.set:
-            self.adopted()
-            self._looked.set = True
-        return serial in self._adopted.values()
 
     def _look(self) -> dict[int, set[int]] | None:
         """One look at the list; None if somebody was reaped, who may have handed over children just before."""
@@ -370,25 +360,60 @@ class Children:
         """End the guardian: there is nothing left to guard."""
         with trio.CancelScope(shield=True):
             await self._guardian.close()
+        self._spawner.close()
         for fd in (self._list, self.null, self._reserve):
             if fd >= 0:
                 os.close(fd)
 
 
-class _ThisPass(trio.abc.Instrument):
-    """A flag that falls when the loop waits for the next events."""
+class _Spawner:
+    """The thread that spawns. It lives as long as the children are open.
 
-    set = False
+    Its signal mask is empty, as that of a child shall be: to change it for each spawn and back would cost as much as the
+    spawn. (A signal that is delivered here is handled all the same: Python's handlers run in the main thread.)
+    """
 
-    def before_io_wait(self, timeout: float) -> None:
-        self.set = False
+    def __init__(self) -> None:
+        self._orders = SimpleQueue[Callable[[], int] | None]()
+        self._results = SimpleQueue[int | BaseException]()
+        self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
+        self._thread.start()
+
+    @trio.lowlevel.enable_ki_protection
+    def popen(self, argv: Sequence[str], mark: int | None, *, mask: Collection[signal.Signals] = (), **options: Any) -> int:
+        """Spawn with this limit mark and signal mask, and return the pid. Blocks for as long as that takes, as Popen does."""
+        self._orders.put(lambda: _popen(argv, mark, mask, options))
+        if isinstance(result := self._results.get(), BaseException):
+            raise result
+        return result
+
+    def close(self) -> None:
+        """End the thread."""
+        self._orders.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        while (order := self._orders.get()) is not None:
+            try:
+                self._results.put(order())
+            except BaseException as error:
+                self._results.put(error)
+
+
+def _popen(argv: Sequence[str], mark: int | None, mask: Collection[signal.Signals], options: Mapping[str, Any]) -> int:
+    with _limit_mark(mark), _signals_blocked(mask) if mask else nullcontext():
+        process = subprocess.Popen(argv, start_new_session=True, **options)
+    process.returncode = 0  # else Popen's own clean-up would reap the child behind our back
+    return process.pid
 
 
 class _Guardian:
     """Our side of the guardian: the table of groups that it reads after our death, and its process."""
 
-    def __init__(self, instance: str, tag: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, instance: str, tag: int, spawner: _Spawner, warn: Callable[[str], None]) -> None:
         self.pid = 0
+        self._spawner = spawner
         self._instance = instance
         self._tag = tag
         self._warn = warn
@@ -427,8 +452,7 @@ class _Guardian:
         command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), self._instance, str(self._tag)]
         null = subprocess.DEVNULL
         # deaf to the terminal, and without a mark: an outer supervisor shall not take it for a leftover of ours
-        with _signals_blocked(_GUARDED):
-            pid = _popen(command, None, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
+        pid = self._spawner.popen(command, None, mask=_GUARDED, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
         self._pidfd = os.pidfd_open(pid)
         self.pid = pid
 
@@ -460,8 +484,6 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
         children = Children(instance, warn)
         process.push_async_callback(children.close)
         process.enter_context(_file_limit_raised())
-        trio.lowlevel.add_instrument(children._looked)
-        process.callback(trio.lowlevel.remove_instrument, children._looked)
         async with trio.open_nursery() as nursery:
             children.nursery = nursery
             nursery.start_soon(children.reap_adopted, name="reaper of adopted orphans")
@@ -509,14 +531,6 @@ def _file_limit_raised() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def _popen(argv: Sequence[str], mark: int | None, **options: Any) -> int:
-    """Spawn in a session of its own and with this limit mark; returns the pid."""
-    with _limit_mark(mark):
-        process = subprocess.Popen(argv, start_new_session=True, **options)
-    process.returncode = 0  # else Popen's own clean-up would reap the child behind our back
-    return process.pid
 
 
 @contextmanager

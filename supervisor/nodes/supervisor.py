@@ -474,8 +474,7 @@ class SupervisorNode(Node):
             self.touch_all()
 
     def _record_end(self, child: Node, life: Life, outcome: Outcome, failure: bool, why: Why) -> None:
-        at = self.tree.wall_time(trio.current_time()) or ""
-        exit_ = Exit(reason=outcome.reason, at=at, code=outcome.code, signal=outcome.signal)
+        exit_ = Exit(reason=outcome.reason, at=events.wall_now(), code=outcome.code, signal=outcome.signal)
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why)
         killed = _killed(life.killed_after)
