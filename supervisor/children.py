@@ -81,7 +81,19 @@ def signal_name(number: int) -> str:
 class Child:
     """A child process that was spawned here, and everything that came of it."""
 
-    __slots__ = ("_children", "_descendants", "_ended", "_pidfd", "_place", "_serial", "_started", "pid", "run", "sent")
+    __slots__ = (
+        "_alone",
+        "_children",
+        "_descendants",
+        "_ended",
+        "_pidfd",
+        "_place",
+        "_serial",
+        "_started",
+        "pid",
+        "run",
+        "sent",
+    )
 
     def __init__(self, children: Children, pid: int, pidfd: int, serial: int, run: str) -> None:
         self.pid = pid
@@ -95,6 +107,7 @@ class Child:
         self._descendants: set[int] = set()
         self._started = trio.current_time()
         self._ended: float | None = None
+        self._alone = False
 
     @property
     def dead(self) -> bool:
@@ -139,13 +152,14 @@ class Child:
                 self._children.signal_adopted(pid, number)
             told = left
             await _any_gone(left)
+        self._alone = True
 
     async def destroy(self, *, stuck: Callable[[tuple[int, ...]], None], abandoned: trio.Event) -> ExitReport:
         """Kill everything of it and return when nothing of it is alive. Runs to its end also when cancelled.
 
         What is still alive after `KILL_LIMIT` is told to `stuck`, once, and waited for until `abandoned` is set.
         """
-        if self.dead and not self._children.adopted().get(self._serial):
+        if self._alone or (self.dead and not self._children.adopted().get(self._serial)):
             return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
@@ -252,7 +266,9 @@ class Children:
         """One look at the list; None if somebody was reaped, who may have handed over children just before."""
         left: dict[int, set[int]] = {}
         reaped = False
-        for pid in (_listed(self._list) | self._adopted.keys()) - self._spawned.keys() - {self._guardian.pid}:
+        for pid in _listed(self._list) | self._adopted.keys():
+            if pid in self._spawned or pid == self._guardian.pid:
+                continue
             serial = self._adopted.get(pid) or self._with_reserve(self._owner, pid)
             if serial is None:
                 continue  # a child of other code in this process: its exit status is not ours to take
