@@ -35,7 +35,7 @@ import trio
 from supervisor import guardian
 from supervisor.errors import SpawnFailed
 
-SPAWNS_A_PASS = 16
+SPAWNS_A_PASS = 8
 """So many spawns may go ahead between two turns of everybody else: a few milliseconds' worth."""
 
 KILL_LIMIT = 5.0

@@ -138,7 +138,7 @@ class SupervisorNode(Node):
         """What was posted after the last turn is handled all the same; then who was to leave, leaves."""
         self._ready_since = None
         while self._receive.statistics().current_buffer_used:
-            self._take_waiting(100)
+            self._take_waiting(25)
         self._nursery = self.closing = None
         self._dirty.clear()
         for child in list(self.children.values()):
@@ -150,7 +150,7 @@ class SupervisorNode(Node):
             with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
                 method, args = await self._receive.receive()
                 method(*args)
-                self._take_waiting(100)
+                self._take_waiting(25)
             self._fire_timers()
             self._settle()
         return self.closing.outcome
