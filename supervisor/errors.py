@@ -57,23 +57,6 @@ class RunFailed(SupervisorError):
     """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""
 
 
-class StartTimeout(RunFailed):
-    """The job did not get ready within its `start_timeout`."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        super().__init__(f"not ready within {seconds:g} s (start_timeout)")
-
-
-class ExitStatus(RunFailed):
-    """A child process ended with a code or by a signal that does not count as success."""
-
-    def __init__(self, code: int | None, signal: str | None) -> None:
-        self.code = code
-        self.signal = signal
-        super().__init__(f"killed by {signal}" if signal else f"exited with code {code}")
-
-
 class SpawnFailed(RunFailed):
     """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
 

@@ -60,10 +60,6 @@ class Bytes(int):
         raise ValueError('expected a size such as "64KB" or "10MB", or a number of bytes')
 
 
-PARSED = (Seconds, Bytes)
-"""The types whose TOML form is text of their own: each has a `parse`."""
-
-
 class RestartType(enum.Enum):
     """OTP's restart types."""
 

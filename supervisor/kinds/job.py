@@ -10,8 +10,6 @@ from supervisor.output import Rotate
 from supervisor.probes import Ready
 from supervisor.spec import ChildSpec, GiveUp, RestartType, Seconds
 
-STOP_SIGNALS = ("TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH")
-
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).
 _RESTARTS = {"reload": "restart"}
