@@ -2,6 +2,7 @@
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and the fence round its runs
+    attendance   what looks after a run from beside it: readiness
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     commands     what an operator may ask of a child
 

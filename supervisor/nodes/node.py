@@ -66,7 +66,7 @@ class Hold(NamedTuple):
 class Life:
     """One run of a child, from start to gone."""
 
-    __slots__ = ("asked", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
+    __slots__ = ("asked", "attended", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
@@ -80,6 +80,9 @@ class Life:
         """Only the ladder cancels it: a tree that is cancelled from outside still drains."""
         self.patience: trio.CancelScope | None = None
         self.starting: trio.CancelScope | None = None
+        """The wait for readiness."""
+        self.attended: trio.CancelScope | None = None
+        """Round those who look after the run from beside."""
 
     def hurry(self) -> None:
         """End the grace now."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from supervisor import events, restart
-from supervisor.errors import EssentialEnded, RestartIntensityExceeded, RunFailed, SupervisorError
+from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
-from supervisor.probes import FreshFile
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 
@@ -378,10 +378,8 @@ class SupervisorNode(Node):
                 self.move_tick(child, now)
         child.runs += 1
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
-        if isinstance(child, JobNode) and child.spec.ready is not None:
-            life.starting = trio.CancelScope()
-            fresh = FreshFile(child.spec.ready.file) if child.spec.ready.file else None
-            self._nursery.start_soon(self._await_ready, child, life, fresh)
+        if isinstance(child, JobNode):
+            attendance.begin(self, self._nursery, child, life)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.hastened = False
@@ -404,23 +402,6 @@ class SupervisorNode(Node):
             outcome = await child.body(life.run)
         self.post(self._on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
 
-    async def _await_ready(self, child: JobNode, life: Life, fresh: FreshFile | None) -> None:
-        """Wait for a run to get ready, at most `start_timeout`. What is no file, the run itself reports."""
-        assert life.starting is not None
-        with life.starting:
-            reason = f"not ready within {child.spec.start_timeout:g} s (start_timeout)"
-            with trio.move_on_after(child.spec.start_timeout):
-                try:
-                    if fresh is None:
-                        await trio.sleep_forever()
-                    else:
-                        await fresh.wait()
-                        life.run.ready("its file is there")
-                        return
-                except RunFailed as error:
-                    reason = str(error)
-            self.post(self._on_not_ready, child, life, reason)
-
     # ---- what happens to a child ----
 
     def on_ready(self, child: Node, life: Life, cause: str) -> None:
@@ -442,15 +423,16 @@ class SupervisorNode(Node):
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
-    def _on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
+    def on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
+        """A run has not become ready in time, or never will."""
         if child.life is life and life.asked is None and life.ready_at is None:
             self.ask(child, life, Ask(reason, Outcome(reason=reason, failed=True)))
 
     def _on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
         """A run is over and nothing of it is alive: judge it, and decide what follows."""
         life.gone.set()
-        if life.starting is not None:
-            life.starting.cancel(reason="gone")
+        if life.attended is not None:
+            life.attended.cancel(reason="gone")
         child.life = None
         self.alive.discard(child.name)
         verdict = life.asked.verdict if life.asked else None
