@@ -207,6 +207,11 @@ class Children:
         """The child with this main process, until its end has been reported."""
         return self._spawned.get(pid)
 
+    def comes_from(self, pid: int, main: int) -> bool:
+        """Whether the process `pid` is, or came from, the child with the main process `main`. False if it is gone."""
+        child = self._spawned.get(main)
+        return child is not None and self._with_reserve(self._owner, pid) == child._serial
+
     async def spawn(
         self,
         argv: Sequence[str],

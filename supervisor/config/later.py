@@ -29,7 +29,6 @@ KEYS = {
         "overlap": "what happens when a run is due while the last one still runs",
         "jitter": "a random delay of each scheduled run",
         "catch_up": "what happens with runs that were missed",
-        "health": "a probe that restarts the job when it fails",
         "stop_command": "a command that asks the job to end",
         "reload_signal": "a signal that makes the job read its configuration again",
         "timeout": "how long one attempt may take",
@@ -59,14 +58,6 @@ KEYS = {
         "parse": "how output is read: as text or as JSON",
         "watch": "globs: a change of a file restarts the job",
         "recycle": "a fresh process after so many runs, so much time or memory",
-    },
-    "Ready": {
-        "http": "ready when this URL answers",
-        "tcp": "ready when this port accepts a connection",
-        "unix": "ready when this Unix socket accepts a connection",
-        "exec": "ready when this command succeeds",
-        "call": "ready when this function says so",
-        "status": "the HTTP status that `http` expects",
     },
     "Rotate": {"compress": "old log files are compressed"},
 }

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from supervisor.config.reading import quoted
 from supervisor.config.tables import Config
@@ -64,15 +65,14 @@ def check(
     findings = Findings(warnings=[*_daemon_warnings(config)])
     program_fault = functools.cache(_program_fault)
     faults = {
-        name: [*_process_faults(spec, config.base, environ, program_fault)]
-        for name, spec in config.jobs.items()
-        if spec.command is not None
+        name: [*_process_faults(spec, config.base, environ, program_fault)] for name, spec in config.jobs.items()
     }
-    calls = {name: spec for name, spec in config.jobs.items() if spec.call is not None}
+    calls = {key: function for name, spec in config.jobs.items() for key, function in _functions(name, spec)}
     if imports and calls:
-        for name, found in _inspect(config, calls, environ, limit).items():
-            faults[name] = [(tuple(keys), message) for keys, message in found["faults"]]
-            if "kind" in found:
+        for key, found in _inspect(config, calls, environ, limit).items():
+            name, _, probe = key.partition(".")
+            faults[name] += [((probe, "call") if probe else tuple(keys), message) for keys, message in found["faults"]]
+            if "kind" in found and not probe:
                 findings.calls[name] = Call(found["kind"], found["context"])
     for name in config.jobs:
         if faults.get(name):
@@ -95,14 +95,20 @@ def _daemon_warnings(config: Config) -> Iterator[Problem]:
 def _process_faults(
     spec: JobSpec, base: Path, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
 ) -> Iterator[inspection.Fault]:
+    probes = (("ready", spec.ready), ("health", spec.health))
+    programs = [((key, "exec"), probe.exec) for key, probe in probes if probe is not None and probe.exec is not None]
+    if spec.command is not None:
+        programs.append((("command",), spec.command))
+    if not programs:
+        return
     cwd = spec.cwd or str(base)
     if no_cwd := _directory_fault(cwd):
         yield ("cwd",), f"{no_cwd}: {_named(cwd)}"
-    program = spec.command[0] if isinstance(spec.command, tuple) else (spec.command or "").partition(" ")[0]
-    if not no_cwd or program.startswith("/"):
-        search = spec.env.get("PATH") or environ.get("PATH") or os.defpath
-        if fault := program_fault(program, cwd, search):
-            yield ("command",), fault
+    search = spec.env.get("PATH") or environ.get("PATH") or os.defpath
+    for keys, command in programs:
+        program = command[0] if isinstance(command, tuple) else command.partition(" ")[0]
+        if (not no_cwd or program.startswith("/")) and (fault := program_fault(program, cwd, search)):
+            yield keys, fault
     if spec.output.startswith("/") and Path(spec.output).is_dir():
         yield ("output",), f"a directory, expected a file: {_named(spec.output)}"
 
@@ -154,31 +160,48 @@ def _interpreter(path: Path) -> str:
     return os.fsdecode(words[0]) if line.startswith(b"#!") and words else ""
 
 
-def _inspect(config: Config, jobs: Mapping[str, JobSpec], environ: Mapping[str, str], limit: float) -> dict[str, Any]:
-    """What inspection.py says of each job. A module that hangs or ends its process costs only the jobs that name it."""
+class _Function(NamedTuple):
+    """A function to be inspected, and how it is to be called."""
+
+    call: str
+    kind: str | None = None
+    args: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def module(self) -> str:
+        return self.call.partition(":")[0]
+
+
+def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
+    """The functions that a job names, its own under the job's name, those of its probes under `name.ready` and so on."""
+    if spec.call is not None:
+        yield name, _Function(spec.call, spec.kind, spec.args or {})
+    for key, probe in (("ready", spec.ready), ("health", spec.health)):
+        if probe is not None and probe.call is not None:
+            yield f"{name}.{key}", _Function(probe.call)
+
+
+def _inspect(config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str], limit: float) -> dict[str, Any]:
+    """What inspection.py says of each. A module that hangs or ends its process costs only the jobs that name it."""
     found: dict[str, Any] = {}
-    while pending := {name: spec for name, spec in jobs.items() if name not in found}:
+    while pending := {name: function for name, function in functions.items() if name not in found}:
         some, unfinished, how = _one_process(config, pending, environ, limit)
         found |= some
-        lost = _module(jobs[unfinished]) if unfinished else None
-        for name, spec in pending.items():
-            if name not in found and (lost is None or _module(spec) == lost):
-                found[name] = {"faults": [(("call",), f"{quoted(_module(spec))} {how}")]}
+        lost = functions[unfinished].module if unfinished else None
+        for name, function in pending.items():
+            if name not in found and (lost is None or function.module == lost):
+                found[name] = {"faults": [(("call",), f"{quoted(function.module)} {how}")]}
     return found
 
 
-def _module(spec: JobSpec) -> str:
-    return (spec.call or "").partition(":")[0]
-
-
 def _one_process(
-    config: Config, jobs: Mapping[str, JobSpec], environ: Mapping[str, str], limit: float
+    config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str], limit: float
 ) -> tuple[dict[str, Any], str, str]:
-    """The answers of one process; the job it did not come to an end with, if any, and what became of the process."""
+    """The answers of one process; the function it did not come to an end with, if any, and what became of the process."""
     found: dict[str, Any] = {}
     unfinished, how = "", "could not be looked at"
     try:
-        with _inspector(config, jobs, environ) as (process, results):
+        with _inspector(config, functions, environ) as (process, results):
             for message in _messages(results, limit):
                 unfinished = message.get("begin", "")
                 if "end" in message:
@@ -193,17 +216,17 @@ def _one_process(
 
 @contextmanager
 def _inspector(
-    config: Config, jobs: Mapping[str, JobSpec], environ: Mapping[str, str]
+    config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A process that runs inspection.py on `jobs`, and the descriptor to read its results from. Nothing of it is left."""
+    """A process that runs inspection.py on these, and the descriptor to read its results from. Nothing of it is left."""
     asked = [
         {
             "name": name,
-            "call": spec.call,
-            "kind": spec.kind,
-            "args": {key: _type_name(value) for key, value in (spec.args or {}).items()},
+            "call": function.call,
+            "kind": function.kind,
+            "args": {key: _type_name(value) for key, value in function.args.items()},
         }
-        for name, spec in jobs.items()
+        for name, function in functions.items()
     ]
     results, results_of_child = os.pipe()
     with os.fdopen(results, "rb", buffering=0), tempfile.TemporaryFile("w+") as request:

@@ -49,6 +49,18 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     return run.outcome
 
 
+async def spawn_beside(argv: tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
+    """Start another command of a run, as its own would be: a probe. Destroying it is the caller's business."""
+    return await resources.children.spawn(
+        argv,
+        env=_environ(spec, run, resources),
+        cwd=spec.cwd or str(resources.base),
+        stdout=output,
+        stderr=output,
+        run=run.id,
+    )
+
+
 @contextmanager
 def _output(spec: JobSpec, run: Run, resources: Resources, pattern: str | None) -> Iterator[tuple[int | None, Capture | None]]:
     """What the child gets as stdout and stderr. On leaving, all that was written is stored."""
@@ -98,7 +110,7 @@ def _argv(spec: JobSpec) -> tuple[str, ...]:
 
 
 def _environ(spec: JobSpec, run: Run, resources: Resources) -> dict[str, str]:
-    return {**resources.environ, **spec.env, "SUPERVISOR_JOB": run.job, "SUPERVISOR_WORKER": "0"}
+    return {**resources.environ, **spec.env, **run.environ, "SUPERVISOR_JOB": run.job, "SUPERVISOR_WORKER": "0"}
 
 
 def _stop_signal(spec: JobSpec) -> signal.Signals:

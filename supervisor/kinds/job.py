@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from supervisor.output import Rotate
-from supervisor.probes import Ready
+from supervisor.probes import Health, Ready
 from supervisor.spec import ChildSpec, GiveUp, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
@@ -75,6 +75,12 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     start_timeout: Annotated[Seconds, Meta(description="not ready within this time is a failure; only with `ready`")] = Seconds(
         60
     )
+
+    # health
+    health: Annotated[
+        Health | None,
+        Meta(description="a question that is asked again and again once it is ready; when it fails, the job is restarted"),
+    ] = None
 
     # stop
     grace: Annotated[Seconds, Meta(description="how long it may take to end after it was asked; then it is killed")] = Seconds(

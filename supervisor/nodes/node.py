@@ -14,6 +14,7 @@ from supervisor.spec import ChildSpec, RestartType
 from supervisor.state import Answer, Goal, JobStatus, State, Why
 
 if TYPE_CHECKING:
+    from supervisor.nodes.attendance import Attendance
     from supervisor.nodes.supervisor import SupervisorNode
     from supervisor.tree import Supervisor
 
@@ -66,7 +67,9 @@ class Hold(NamedTuple):
 class Life:
     """One run of a child, from start to gone."""
 
-    __slots__ = ("asked", "attended", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
+    __slots__ = (
+        "asked", "attended", "gone", "killed_after", "number", "patience", "probed", "ready_at", "run", "scope", "starting",
+    )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
@@ -81,8 +84,16 @@ class Life:
         self.patience: trio.CancelScope | None = None
         self.starting: trio.CancelScope | None = None
         """The wait for readiness."""
-        self.attended: trio.CancelScope | None = None
-        """Round those who look after the run from beside."""
+        self.attended: Attendance | None = None
+        """Who looks after the run from beside."""
+        self.probed: Attendance | None = None
+        """Who asks whether it is ready, and then whether it is well."""
+
+    def extend(self, seconds: float) -> None:
+        """Give it at least so many seconds from now, for what it has in hand: its start, or its end."""
+        for scope in (self.starting, self.patience):
+            if scope is not None:
+                scope.deadline = max(scope.deadline, trio.current_time() + seconds)
 
     def hurry(self) -> None:
         """End the grace now."""

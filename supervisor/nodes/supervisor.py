@@ -400,6 +400,7 @@ class SupervisorNode(Node):
         outcome = None
         with life.scope:
             outcome = await child.body(life.run)
+        await attendance.end(life)
         self.post(self._on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
 
     # ---- what happens to a child ----
@@ -431,8 +432,6 @@ class SupervisorNode(Node):
     def _on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
         """A run is over and nothing of it is alive: judge it, and decide what follows."""
         life.gone.set()
-        if life.attended is not None:
-            life.attended.cancel(reason="gone")
         child.life = None
         self.alive.discard(child.name)
         verdict = life.asked.verdict if life.asked else None
@@ -584,6 +583,8 @@ class SupervisorNode(Node):
         """Ask a run to end. It hears it at once; the rest of the ladder is a task of its own."""
         assert self._nursery is not None
         life.asked = ask
+        if life.probed is not None:
+            life.probed.cancel("asked to stop")
         grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
         life.patience = trio.CancelScope(deadline=trio.current_time() + grace)
         child.emit(events.Stopping, run=life.run.id, cause=ask.cause, why=ask.why)
@@ -690,6 +691,8 @@ class SupervisorNode(Node):
         old, child.spec = child.spec, spec
         if isinstance(child, JobNode) and isinstance(old, JobSpec):
             child.respecified(old)
+            if child.life is not None and again is None and self._nursery is not None:
+                attendance.renew(self, self._nursery, child, child.life, old)
         if again is not None and child.life is not None:
             child.again = again
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):

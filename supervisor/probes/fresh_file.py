@@ -1,4 +1,4 @@
-"""Probes: one question to a run, answered yes or why not."""
+"""The wait for a file that a run makes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,10 @@ import ctypes
 import errno
 import os
 from pathlib import Path
-from typing import Annotated
 
 import trio
-from msgspec import Meta
 
 from supervisor.errors import RunFailed
-from supervisor.spec import Spec
-
-
-class Ready(Spec, frozen=True, kw_only=True):
-    """`ready = { … }`: how a job says that it is ready. Exactly one key; without `ready`, started is ready."""
-
-    log: Annotated[
-        str | None, Meta(description="a regular expression: ready when a line of the job's output matches it anywhere")
-    ] = None
-    file: Annotated[str | None, Meta(description="a path: ready when it exists, and was not there from an earlier run")] = None
-    notify: Annotated[bool | None, Meta(description="true: ready when the function calls `ctx.ready()`")] = None
 
 
 class FreshFile:
