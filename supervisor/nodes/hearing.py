@@ -88,7 +88,7 @@ class Hearing:
         elif said.get("WATCHDOG") == "trigger" and spec.health is not None and spec.health.notify:
             self._supervisor.post(self._triggered)
         if _USEC.fullmatch(extension := said.get("EXTEND_TIMEOUT_USEC", "")):
-            life.extend(int(extension) / 1e6)
+            self._supervisor.post(self._supervisor.extend, self._child, life, int(extension) / 1e6)
         self._text = ": ".join(_texts(said)) or self._text
         if "MAINPID" in said and said["MAINPID"] != str(life.run.pid):
             self._refuse("MAINPID: the main process stays the one that was started, so that nothing of it can get away")
