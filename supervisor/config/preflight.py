@@ -96,6 +96,7 @@ def _process_faults(
     spec: JobSpec, base: Path, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
 ) -> Iterator[inspection.Fault]:
     probes = (("ready", spec.ready), ("health", spec.health))
+    programs: list[tuple[tuple[str, ...], str | tuple[str, ...]]]
     programs = [((key, "exec"), probe.exec) for key, probe in probes if probe is not None and probe.exec is not None]
     if spec.command is not None:
         programs.append((("command",), spec.command))

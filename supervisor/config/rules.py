@@ -124,7 +124,7 @@ def _probe(path: Path, probe: Probe, reading: Reading) -> None:
     given = [name for name in PROBES if getattr(probe, name, None) is not None]
     if len(given) != 1:
         reading.fault(path, f"expected exactly one probe, got {' and '.join(given) or 'none'}")
-    if probe.status is not None and probe.http is None:
+    if probe.status is not None and given and probe.http is None:
         reading.fault((*path, "status"), "only with `http`")
     if probe.notify is False:
         reading.unexpected((*path, "notify"), "expected true", probe.notify)

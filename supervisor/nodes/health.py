@@ -32,7 +32,7 @@ async def watch(supervisor: SupervisorNode, child: JobNode, life: Life, health: 
             answer = await put(asking.target, asking.question, health.timeout)
         else:
             answer = _heartbeat(life, health.every, due)
-            due = max(due, life.run.heard)
+            due = life.run.heard if answer.verdict is Verdict.HEALTHY else due
         news = judgement.take(answer, trio.current_time())
         if news is not None:
             supervisor.post(heed, supervisor, child, life, news, answer, judgement.failures)
