@@ -53,7 +53,7 @@ async def put(target: str, question: Question, timeout: float) -> Answer:
         cause = root_of(error)
         if isinstance(cause, OSError) and cause.errno in _OURS:
             return Answer(Verdict.NOT_ASKED, f"{target}: could not be asked: {in_words(cause)}")
-        reason = in_words(cause)
+        reason = str(error) if isinstance(error, RunFailed) else in_words(cause)
     if limit.cancelled_caught:
         if trio.current_time() > began + timeout + STOOD_STILL:
             return Answer(Verdict.NOT_ASKED, f"{target}: the daemon itself stood still")
@@ -72,9 +72,10 @@ def in_words(error: BaseException) -> str:
     """An error for the operator, without addresses, which the target's name has."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
-    if isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
-        return error.strerror[:1].lower() + error.strerror[1:]
-    return str(error) or type(error).__name__
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+        text = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        return text[:1].lower() + text[1:]
+    return str(error) or "the connection broke"
 
 
 def one_line(text: str) -> str:
@@ -129,7 +130,7 @@ def http(url: str, status: int) -> Question:
             finally:
                 await trio.aclose_forcefully(stream)
         except trio.BrokenResourceError as error:
-            raise RunFailed("the connection broke") from error
+            raise RunFailed(in_words(root_of(error))) from error
         return None if answered == status else f"HTTP {answered}, expected {status}"
 
     return ask
