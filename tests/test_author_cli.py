@@ -175,7 +175,7 @@ def test_a_change_of_the_daemons_env_restarts_every_command_and_explain_says_so(
         ("grace", "daemon.grace"),
         ("cron", "not supported yet"),
         ("rotate.compress", "not supported yet"),
-            ("ready.http", "a change is applied live"),
+        ("ready.http", "a change is applied live"),
         ("queues", "not supported yet"),
     ],
 )

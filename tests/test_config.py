@@ -15,6 +15,7 @@ from supervisor.config.reading import dotted
 from supervisor.config.toml_places import Places
 from supervisor.errors import SpecError
 from supervisor.kinds.job import JobSpec
+from supervisor.probes import Health, Ready
 from supervisor.spec import Backoff, Bytes, Expanded, RestartType, Seconds, Strategy, shown
 
 SECRET = "hunter2"
@@ -173,6 +174,49 @@ def test_a_default_that_makes_no_sense_for_a_job_is_passed_over(load):
     assert (grouped.kind, grouped.give_up, grouped.ready, grouped.once) == ("thread", None, None, True)
     assert command.kind is None and command.give_up is not None and command.ready.log == "up" and command.once
     assert not tick.once
+
+
+def test_of_a_probe_in_defaults_and_ones_own_only_ones_own_counts(load):
+    loaded = load(
+        """
+        [defaults]
+        ready = { http = "http://h/", status = 204 }
+        health = { tcp = "h:1", every = "5s", failures = 2 }
+        [jobs.all]
+        command = "x"
+        [jobs.own]
+        call = "m:f"
+        ready = { unix = "/s" }
+        health = { notify = true, failures = 4 }
+        [jobs.tuned]
+        command = "x"
+        ready = { status = 200 }
+        health = { every = "1s" }
+        """
+    )
+    everyones, own, tuned = (loaded.jobs[name] for name in ("all", "own", "tuned"))
+    assert everyones.ready == Ready(http="http://h/", status=204)
+    assert everyones.health == Health(tcp="h:1", every=Seconds(5), failures=2)
+    assert own.ready == Ready(unix="/s")
+    assert own.health == Health(notify=True, every=Seconds(5), failures=4)
+    assert tuned.ready == Ready(http="http://h/", status=200)
+    assert tuned.health == Health(tcp="h:1", every=Seconds(1), failures=2)
+
+
+def test_settings_of_health_in_defaults_ask_nothing_by_themselves(load):
+    loaded = load('[defaults]\nhealth = { every = "5s" }\n' + job("") + job('health = { tcp = "h:1" }', "b"))
+    assert loaded.jobs["a"].health is None
+    assert loaded.jobs["b"].health == Health(tcp="h:1", every=Seconds(5))
+
+
+def test_an_environment_with_the_names_of_probes_is_merged_like_any_other(load):
+    loaded = load('[defaults]\nenv = { file = "1", http = "2" }\n' + job('env = { http = "3" }'))
+    assert loaded.jobs["a"].env == {"file": "1", "http": "3"}
+
+
+def test_paths_of_probes_belong_to_the_file(load, tmp_path):
+    spec = load(job('ready = { unix = "run/s" }\nhealth = { file = "alive" }')).jobs["a"]
+    assert (spec.ready.unix, spec.health.file) == (str(tmp_path / "run/s"), str(tmp_path / "alive"))
 
 
 def test_a_fault_in_defaults_is_told_once(faults):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
-from supervisor.events import Ended, HealthCheckFailed, HealthUnknown, Healthy, Ready, Starting, Stopping, Unhealthy
+from supervisor.events import Ended, HealthCheckFailed, HealthUnknown, Healthy, Killing, Ready, Starting, Stopping, Unhealthy
 from supervisor.kinds import Context
 from supervisor.nodes.attendance import ONE_TRY
 from supervisor.probes import Health
@@ -185,7 +186,8 @@ async def test_the_unhealthy_run_has_its_grace_and_says_so(autojump_clock, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("keys", "word"), [({"restart": RestartType.TEMPORARY}, "failed"), ({"once": True}, "backing off"), ({"every": 100}, "scheduled")]
+    ("keys", "word"),
+    [({"restart": RestartType.TEMPORARY}, "failed"), ({"once": True}, "backing off"), ({"every": 100}, "scheduled")],
 )
 async def test_what_follows_is_the_restart_types_business(keys, word, autojump_clock, tmp_path):
     keys = {"run_on_start": True, **keys} if "every" in keys else keys
@@ -235,7 +237,7 @@ async def test_ready_is_asked_again_and_again_ever_more_slowly(autojump_clock, t
 
 async def test_a_try_that_hangs_is_given_up_and_made_again(autojump_clock, tmp_path):
     answers = Answers(1e9, True)
-    async with forest(tmp_path, {"a": job(serve, ready=ReadySpec(call=answers))}) as f:
+    async with forest(tmp_path, {"a": job(serve, ready=ReadySpec(call=answers))}):
         await trio.sleep_until(30)
     assert answers.asked == [0.0, ONE_TRY + 0.1]
 
@@ -269,6 +271,31 @@ async def test_health_begins_when_ready(autojump_clock, tmp_path):
         await trio.sleep_until(30)
         assert f.times(Ready, "a") == [4.0]
     assert asked.asked == [14.0, 24.0]
+
+
+async def test_more_time_can_be_given_to_a_start_and_a_stop(autojump_clock, tmp_path):
+    """What EXTEND_TIMEOUT_USEC asks for. A shorter time takes nothing away."""
+
+    async def late(ctx: Context) -> None:
+        await trio.sleep(12)
+        ctx.ready()
+        await ctx.wait_stopping()
+        await trio.sleep(20)
+
+    async with forest(tmp_path, {"a": job(late, ready=ReadySpec(notify=True), start_timeout=Seconds(4), grace=5)}) as f:
+        node = f.tree.nodes["a"]
+        extend = partial(f.tree.root.extend, node, node.life)
+        await trio.sleep_until(3)
+        extend(10)
+        extend(1)
+        await trio.sleep_until(15)
+        assert f.times(Ready, "a") == [12.0]
+        order = f.tree.order("stop", ["a"])[0]
+        await trio.sleep_until(18)
+        extend(30)
+        extend(1)
+        await order.wait()
+        assert trio.current_time() == 35 and f.events(Killing) == []
 
 
 # ---- heartbeats ----

@@ -52,9 +52,7 @@ def test_unhealthy_is_told_exactly_when_so_many_bad_ones_came_in_a_row(answers, 
     counted = [(each, news) for each, news in zip(answers, said, strict=True) if each != "x"]
     bad = 0
     for good, run in groupby(counted, key=lambda pair: pair[0] == "+"):
-        length = 0
-        for _, news in run:
-            length += 1
+        for length, (_, news) in enumerate(run, 1):
             if not good:
                 bad += 1
                 assert (news == "U") is (bad >= failures)

@@ -1,4 +1,5 @@
 """The questions of probes, put to real servers, sockets, commands and threads."""
+# ruff: noqa: E501 - the answers are long, and stand here as they are read
 
 from __future__ import annotations
 
@@ -93,7 +94,11 @@ def no_descriptors():
 def nothing_is_left():
     before = set(os.listdir("/proc/self/fd"))
     yield
-    left = {fd: os.readlink(f"/proc/self/fd/{fd}") for fd in set(os.listdir("/proc/self/fd")) - before if os.path.exists(f"/proc/self/fd/{fd}")}
+    left = {
+        fd: os.readlink(f"/proc/self/fd/{fd}")
+        for fd in set(os.listdir("/proc/self/fd")) - before
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
     assert not {fd: what for fd, what in left.items() if not what.startswith("/proc")}
 
 
@@ -167,10 +172,13 @@ async def test_an_http_answer_with_the_status_is_healthy_and_the_request_is_plai
     async with server(saying(OK, heard=heard)) as port:
         assert await ask(questions.http(f"http://127.0.0.1:{port}/health?deep=1", 200)) == "healthy"
         assert await ask(questions.http(f"http://127.0.0.1:{port}", 200)) == "healthy"
-    assert heard[0] == (
-        f"GET /health?deep=1 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: trio-supervisor\r\nAccept: */*\r\n"
-        "Connection: close\r\n\r\n"
-    ).encode()
+    assert (
+        heard[0]
+        == (
+            f"GET /health?deep=1 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: trio-supervisor\r\nAccept: */*\r\n"
+            "Connection: close\r\n\r\n"
+        ).encode()
+    )
     assert heard[1].startswith(b"GET / HTTP/1.1\r\n")
 
 
@@ -211,7 +219,10 @@ async def test_a_server_that_hangs_up_is_no_yes():
         await stream.receive_some(1 << 16)
 
     async with server(hang_up) as port:
-        assert await ask(questions.http(f"http://127.0.0.1:{port}/", 200)) == "unhealthy it: it closed the connection without an answer"
+        assert (
+            await ask(questions.http(f"http://127.0.0.1:{port}/", 200))
+            == "unhealthy it: it closed the connection without an answer"
+        )
     with free_port() as port:
         assert await ask(questions.http(f"http://127.0.0.1:{port}/", 200)) == "unhealthy it: connection refused"
 
@@ -252,7 +263,9 @@ async def commands():
 
         def question(*argv: str):
             async def spawn(output: int) -> Child:
-                spawned.append(child := await children.spawn(argv, env=dict(os.environ), stdout=output, stderr=output, run="a#1"))
+                spawned.append(
+                    child := await children.spawn(argv, env=dict(os.environ), stdout=output, stderr=output, run="a#1")
+                )
                 return child
 
             return questions.command(spawn, lambda pids: pytest.fail(f"stuck: {pids}"), trio.Event())
@@ -292,7 +305,10 @@ async def test_a_command_that_takes_too_long_is_killed_with_all_its_tree(tmp_pat
 
 async def test_a_command_that_cannot_be_started_is_no_yes():
     async with commands() as question:
-        assert await ask(question("no-such-program")) == "unhealthy it: no program 'no-such-program' in the job's PATH: install it, or give its full path"
+        assert (
+            await ask(question("no-such-program"))
+            == "unhealthy it: no program 'no-such-program' in the job's PATH: install it, or give its full path"
+        )
 
 
 # ---- files and functions ----
@@ -326,7 +342,12 @@ async def test_a_thread_that_hangs_gives_no_answer_and_gets_no_second_beside_it(
 async def test_where_we_have_no_descriptor_left_nothing_was_asked(tmp_path):
     async with server(saying(OK)) as port, commands() as question:
         with no_descriptors():
-            for each in (partial(questions.tcp, f"127.0.0.1:{port}"), questions.http(f"http://127.0.0.1:{port}/", 200), partial(questions.unix, str(tmp_path)), question("true")):
+            for each in (
+                partial(questions.tcp, f"127.0.0.1:{port}"),
+                questions.http(f"http://127.0.0.1:{port}/", 200),
+                partial(questions.unix, str(tmp_path)),
+                question("true"),
+            ):
                 assert await ask(each) == "not asked it: could not be asked: too many open files"
         assert await ask(question("true")) == "healthy"
 

@@ -64,9 +64,7 @@ def check(
     environ = os.environ if environ is None else environ
     findings = Findings(warnings=[*_daemon_warnings(config)])
     program_fault = functools.cache(_program_fault)
-    faults = {
-        name: [*_process_faults(spec, config.base, environ, program_fault)] for name, spec in config.jobs.items()
-    }
+    faults = {name: [*_process_faults(spec, config.base, environ, program_fault)] for name, spec in config.jobs.items()}
     calls = {key: function for name, spec in config.jobs.items() for key, function in _functions(name, spec)}
     if imports and calls:
         for key, found in _inspect(config, calls, environ, limit).items():

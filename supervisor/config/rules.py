@@ -143,7 +143,9 @@ def _is_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         plain = url.isascii() and url.isprintable() and not set(url) & set(" #")
-        return plain and parts.scheme in ("http", "https") and "@" not in parts.netloc and bool(parts.hostname) and parts.port != 0
+        return (
+            plain and parts.scheme in ("http", "https") and "@" not in parts.netloc and bool(parts.hostname) and parts.port != 0
+        )
     except ValueError:
         return False
 

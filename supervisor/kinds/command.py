@@ -25,7 +25,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     pattern = spec.ready.log if spec.ready else None
     with _output(spec, run, resources, pattern) as (stdout, capture):
         child = await resources.children.spawn(
-            _argv(spec),
+            words_of(spec.command or ()),
             env=_environ(spec, run, resources),
             cwd=spec.cwd or str(resources.base),
             stdout=stdout,
@@ -49,10 +49,10 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     return run.outcome
 
 
-async def spawn_beside(argv: tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
+async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
     """Start another command of a run, as its own would be: a probe. Destroying it is the caller's business."""
     return await resources.children.spawn(
-        argv,
+        words_of(command),
         env=_environ(spec, run, resources),
         cwd=spec.cwd or str(resources.base),
         stdout=output,
@@ -99,8 +99,8 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
     return look
 
 
-def _argv(spec: JobSpec) -> tuple[str, ...]:
-    command = spec.command or ()
+def words_of(command: str | tuple[str, ...]) -> tuple[str, ...]:
+    """A command as words. Raises SpawnFailed where a string cannot be split into any."""
     if not isinstance(command, str):
         return command
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import threading
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,10 +38,9 @@ def asked(probe: Probe, child: JobNode, run: Run, resources: Resources) -> Asked
     if probe.file is not None:
         return Asked(shown(probe.file), "is there", questions.file(probe.file, child.probe_thread))
     if probe.exec is not None:
-        argv = tuple(probe.exec)
-        spawn = partial(spawn_beside, argv, child.spec, run, resources)
-        stuck = partial(_stuck, run)
-        return Asked(shlex.join(map(shown, argv)), "succeeds", questions.command(spawn, stuck, run.abandoned))
+        target = shown(probe.exec) if isinstance(probe.exec, str) else shlex.join(map(shown, probe.exec))
+        spawn = partial(spawn_beside, probe.exec, child.spec, run, resources)
+        return Asked(target, "succeeds", questions.command(spawn, partial(_stuck, run), run.abandoned))
     if probe.call is not None:
         return Asked(shown(probe.call), "says so", _call(probe.call, run, child.probe_thread))
     return None

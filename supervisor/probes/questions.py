@@ -40,12 +40,12 @@ class NoAnswer(Exception):
     """The target is there, and says nothing."""
 
 
-async def put(target: str, question: Question, timeout: float) -> Answer:
-    """Ask, for at most `timeout` seconds. The reason of what is no yes begins with `target`."""
+async def put(target: str, question: Question, limit: float) -> Answer:
+    """Ask, for at most `limit` seconds. The reason of what is no yes begins with `target`."""
     began = trio.current_time()
     reason: str | None = None
     try:
-        with trio.move_on_after(timeout) as limit:
+        with trio.move_on_after(limit) as patience:
             reason = await question()
     except NoAnswer as silence:
         return Answer(Verdict.NO_ANSWER, f"{target}: {silence}")
@@ -54,10 +54,10 @@ async def put(target: str, question: Question, timeout: float) -> Answer:
         if isinstance(cause, OSError) and cause.errno in _OURS:
             return Answer(Verdict.NOT_ASKED, f"{target}: could not be asked: {in_words(cause)}")
         reason = str(error) if isinstance(error, RunFailed) else in_words(cause)
-    if limit.cancelled_caught:
-        if trio.current_time() > began + timeout + STOOD_STILL:
+    if patience.cancelled_caught:
+        if trio.current_time() > began + limit + STOOD_STILL:
             return Answer(Verdict.NOT_ASKED, f"{target}: the daemon itself stood still")
-        return Answer(Verdict.NO_ANSWER, f"{target}: no answer within {timeout:g} s")
+        return Answer(Verdict.NO_ANSWER, f"{target}: no answer within {limit:g} s")
     return Answer(Verdict.HEALTHY) if reason is None else Answer(Verdict.UNHEALTHY, f"{target}: {one_line(reason)}")
 
 
@@ -111,7 +111,8 @@ def http(url: str, status: int) -> Question:
     parts = urlsplit(url)
     host = parts.hostname or ""
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    request = f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nUser-Agent: trio-supervisor\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    fields = f"Host: {parts.netloc}\r\nUser-Agent: trio-supervisor\r\nAccept: */*\r\nConnection: close\r\n"
+    request = f"GET {path} HTTP/1.1\r\n{fields}\r\n"
     contexts: list[ssl.SSLContext] = []
 
     async def connect() -> trio.abc.Stream:
@@ -155,7 +156,9 @@ async def _status_of(stream: trio.abc.ReceiveStream) -> int:
 # -- the machine --------------------------------------------------------------------------------------------------------
 
 
-def command(spawn: Callable[[int], Awaitable[Child]], stuck: Callable[[tuple[int, ...]], None], abandoned: trio.Event) -> Question:
+def command(
+    spawn: Callable[[int], Awaitable[Child]], stuck: Callable[[tuple[int, ...]], None], abandoned: trio.Event
+) -> Question:
     """Whether a command succeeds. `spawn(output)` starts it; everything of it is killed at its end, or when cancelled.
 
     `stuck` and `abandoned`: see `Child.destroy`.

@@ -60,16 +60,18 @@ class Health(Probe, frozen=True, kw_only=True):
 
     every: Annotated[
         Seconds,
-        Meta(gt=0, description="from one question to the next; with `notify`, the longest silence. The first is asked then too"),
+        Meta(
+            gt=0, description="from one question to the next; with `notify`, the longest silence. The first is asked then too"
+        ),
     ] = Seconds(10)
     timeout: Annotated[Seconds, Meta(gt=0, description="a question that takes longer has got no answer")] = Seconds(3)
     failures: Annotated[
         int, Meta(ge=1, description="so many bad answers in a row, or none, and the job is unhealthy: a failure of its run")
     ] = 3
     successes: Annotated[int, Meta(ge=1, description="so many good answers in a row and it is healthy")] = 1
-    start_period: Annotated[
-        Seconds, Meta(description="for so long after it became ready, bad answers do not count")
-    ] = Seconds(0)
+    start_period: Annotated[Seconds, Meta(description="for so long after it became ready, bad answers do not count")] = Seconds(
+        0
+    )
 
 
 PROBES = tuple(name for name in Ready.__struct_fields__ if name != "status")
