@@ -73,7 +73,7 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
-        text = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         return text[:1].lower() + text[1:]
     return str(error) or "the connection broke"
 
