@@ -330,9 +330,16 @@ class Children:
         """Reap orphans as they die, by pid. Needs SIGCHLD, so the main thread; elsewhere they stay until the next look."""
         if threading.current_thread() is not threading.main_thread():
             return
-        with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
-            async for _ in deaths:
+        died = trio.Event()
+
+        def notice() -> None:
+            died.set()
+
+        with _noticed(signal.SIGCHLD, notice, self._spawner.settle):
+            while True:
+                await died.wait()
                 await trio.sleep(REAP_PAUSE)
+                died = trio.Event()
                 self.adopted()
 
     def _bury(self, child: Child, survivors: set[int]) -> ExitReport:
@@ -402,6 +409,12 @@ class _Spawner:
         if isinstance(result := self._results.get(), BaseException):
             raise result
         return result
+
+    @trio.lowlevel.enable_ki_protection
+    def settle(self) -> None:
+        """Return when the thread has handled whatever signal it had been given before."""
+        self._orders.put(lambda: 0)
+        self._results.get()
 
     def close(self) -> None:
         """End the thread."""
@@ -536,7 +549,32 @@ def _nothing_ignored() -> Iterator[None]:
         yield
     finally:
         for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
+            _hand_back(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _noticed(number: signal.Signals, notice: Callable[[], None], settle: Callable[[], None]) -> Iterator[None]:
+    """Have `notice` called in the loop when the signal arrives. `settle` returns once other threads have left its handler."""
+    token = trio.lowlevel.current_trio_token()
+    before = signal.signal(number, lambda number, frame: token.run_sync_soon(notice, idempotent=True))
+    try:
+        yield
+    finally:
+        _hand_back(number, before, settle)
+
+
+def _hand_back(number: signal.Signals, handler: Any, settle: Callable[[], None] = lambda: None) -> None:
+    """Restore what was there before us.
+
+    To a signal caught while it still had a handler, Python objects loudly if it has none any more when its turn comes. So
+    the kernel is told first: from then on none is caught; what had been is handled; then Python may forget its handler.
+    """
+    if handler in (signal.SIG_DFL, signal.SIG_IGN):
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(number, int(handler))
+        settle()
+    signal.signal(number, handler)
 
 
 @contextmanager
