@@ -487,27 +487,22 @@ async def test_orphans_are_reaped_as_they_die_and_no_exit_code_is_lost(children)
 
 async def test_a_signal_that_comes_while_its_handler_is_handed_back_is_no_fault(children, monkeypatch):
     """CPython complains (as "unraisable") of a signal that was caught, but has no handler any more when its turn comes."""
-    complaints, rounds, over = [], 0, threading.Event()
+    complaints, rounds = [], 0
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     spawner = children._spawner
-
-    def storm() -> None:
-        while not over.is_set():
-            signal.pthread_kill(spawner._thread.ident, signal.SIGCHLD)
-
+    storm = "import os, sys\nwhile True:\n for each in sys.argv[1:]: os.kill(int(each), 17)"
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    thread = threading.Thread(target=storm)
-    thread.start()
-    try:
-        for rounds in range(1, 501):
-            with _noticed(signal.SIGCHLD, lambda: None, spawner.settle):
-                await trio.lowlevel.checkpoint()
-            assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
-    finally:
-        over.set()
-        thread.join()
-        signal.signal(signal.SIGCHLD, before)
-    assert (rounds, complaints) == (500, [])
+    threads = os.getpid(), spawner._thread.native_id
+    with subprocess.Popen([sys.executable, "-c", storm, *map(str, threads)]) as sender:
+        try:
+            for rounds in range(1, 3001):
+                with _noticed(signal.SIGCHLD, lambda: None, spawner.settle):
+                    await trio.lowlevel.checkpoint()
+                assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+        finally:
+            sender.kill()
+            signal.signal(signal.SIGCHLD, before)
+    assert (rounds, complaints) == (3000, [])
 
 
 async def test_a_status_that_other_code_took_is_not_mistaken_for_success(children):
