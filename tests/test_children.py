@@ -490,7 +490,8 @@ async def test_a_signal_that_comes_while_its_handler_is_handed_back_is_no_fault(
     complaints, rounds = [], 0
     monkeypatch.setattr(sys, "unraisablehook", complaints.append)
     spawner = children._spawner
-    storm = "import os, sys\nwhile True:\n for each in sys.argv[1:]: os.kill(int(each), 17)"
+    # not denser: a handler that is interrupted by its own signal each time runs in itself, deeper and deeper
+    storm = "import os, sys\nwhile True:\n for each in sys.argv[1:]: os.kill(int(each), 17); sum(range(3000))"
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     threads = os.getpid(), spawner._thread.native_id
     with subprocess.Popen([sys.executable, "-c", storm, *map(str, threads)]) as sender:
