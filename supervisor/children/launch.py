@@ -148,11 +148,7 @@ def _why_refused(what: str, number: int, text: str, launch: Launch) -> str:
         return why(OSError(number, reason), launch)
     if number == errno.EPERM:
         reason = NOT_PERMITTED.format(os.getuid())
-    value = {"user": launch.user, "group": launch.group}.get(what)
-    said = f"{what} {value!r}" if value is not None and number else what
-    return (
-        f"cannot start {program!r}: {reason} ({what})" if not number and text else f"cannot start {program!r}: {said}: {reason}"
-    )
+    return f"cannot start {program!r}: {what}: {reason}"
 
 
 def why(error: Exception, launch: Launch) -> str:

@@ -84,6 +84,8 @@ def _identity(order: dict[str, Any]) -> tuple[int | None, int | None, list[int] 
                     raise Refused("user", 0, f"uid {user} has no entry, and so no group: say which (group)") from None
     uid = None if user is None else entry.pw_uid if entry else user
     gid = _gid(grp, group, "group") if group is not None else entry.pw_gid if entry else None
+    if (uid, gid) == (os.getuid(), os.getgid()) and not groups:
+        return None, None, None  # so already: it needs no right to become so
     if groups:
         others = [_gid(grp, each, "groups") for each in groups]
     else:
@@ -130,9 +132,9 @@ def _limit(limits: list[tuple[str, int, int, int]]) -> None:
 
 
 def _become(uid: int | None, gid: int | None, groups: list[int] | None) -> None:
-    """Leave nothing of the former identity; who asks for what is so already needs no right to it."""
+    """Leave nothing of the former identity."""
     with Step("groups"):
-        if groups is not None and set(groups) != set(os.getgroups()) and (os.geteuid() == 0 or groups != [os.getegid()]):
+        if groups is not None:
             os.setgroups(groups)
     with Step("group"):
         if gid is not None:
