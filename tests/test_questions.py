@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervisor.children import Child, open_children
+from supervisor.children import Child, Launch, open_children
 from supervisor.probes import questions
 from supervisor.probes.judgement import Verdict
 from supervisor.probes.questions import put
@@ -264,7 +264,7 @@ async def commands():
         def question(*argv: str):
             async def spawn(output: int) -> Child:
                 spawned.append(
-                    child := await children.spawn(argv, env=dict(os.environ), stdout=output, stderr=output, run="a#1")
+                    child := await children.spawn(Launch(argv, env=dict(os.environ), stdout=output, stderr=output, run="a#1"))
                 )
                 return child
 

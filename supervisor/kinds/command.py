@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from supervisor.children import Child, ExitReport, signal_name
+from supervisor.children import Child, ExitReport, Launch, signal_name
 from supervisor.errors import SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
@@ -24,14 +24,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """
     pattern = spec.ready.log if spec.ready else None
     with _output(spec, run, resources, pattern) as (stdout, capture):
-        child = await resources.children.spawn(
-            words_of(spec.command or ()),
-            env=_environ(spec, run, resources),
-            cwd=spec.cwd or str(resources.base),
-            stdout=stdout,
-            stderr=stdout,
-            run=run.id,
-        )
+        child = await resources.children.spawn(_launch(spec.command or (), spec, run, resources, stdout))
         if capture is not None:
             capture.release()
         try:
@@ -51,8 +44,13 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 
 async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
     """Start another command of a run, as its own would be: a probe. Destroying it is the caller's business."""
-    return await resources.children.spawn(
-        words_of(command),
+    return await resources.children.spawn(_launch(command, spec, run, resources, output))
+
+
+def _launch(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int | None) -> Launch:
+    """A command of a run, and how its process shall be."""
+    return Launch(
+        _argv(command),
         env=_environ(spec, run, resources),
         cwd=spec.cwd or str(resources.base),
         stdout=output,
@@ -99,8 +97,7 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
     return look
 
 
-def words_of(command: str | tuple[str, ...]) -> tuple[str, ...]:
-    """A command as words. Raises SpawnFailed where a string cannot be split into any."""
+def _argv(command: str | tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(command, str):
         return command
     try:

@@ -67,12 +67,10 @@ class Hearing:
 
     def _of_the_run(self, message: Message) -> bool:
         """Whether a process of the run has sent it. Of a sender that is gone only the user is known: the run's, or root."""
-        main = self._life.run.pid
-        if main is None:
-            return False
+        run = self._life.run
         if message.pid and Path(f"/proc/{message.pid}").exists():
-            return self._supervisor.tree.resources.children.comes_from(message.pid, main)
-        return message.uid in (0, _user_of(main))
+            return self._supervisor.tree.resources.children.comes_from(message.pid, run.id)
+        return message.uid in (0, _user_of(run.pid))
 
     def _heed(self, said: dict[str, str]) -> None:
         life, spec = self._life, self._child.spec
@@ -122,8 +120,8 @@ def _texts(said: dict[str, str]) -> Iterator[str]:
         yield f"errno {number}, {os.strerror(int(number)).lower()}"
 
 
-def _user_of(pid: int) -> int:
-    """The user that a process of ours runs as."""
+def _user_of(pid: int | None) -> int:
+    """The user that a process of ours runs as; root while there is none."""
     try:
         return Path(f"/proc/{pid}").stat().st_uid
     except OSError:
