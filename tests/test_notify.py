@@ -93,19 +93,21 @@ async def test_extend_timeout_gives_a_stop_more_time(tmp_path):
     script = """
 def stop(*_):
     say('STOPPING=1\\nEXTEND_TIMEOUT_USEC=900000000\\nSTATUS=flushing')
-    time.sleep(0.2)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
     print('flushed', flush=True)
     sys.exit()
 signal.signal(signal.SIGTERM, stop)
 say('READY=1')
 time.sleep(1000)
 """
-    async with tree(tmp_path, a=job(python(script), grace="50s")) as f:
+    async with tree(tmp_path, a=job([*python(script), str(tmp_path / "go")], grace="50s")) as f:
         await f.until(Ready)
         order = f.tree.order("stop", ["a"])[0]
         await f.until(Said, cause="it says that it is stopping: flushing")
         assert f.tree.nodes["a"].life.rung_due > trio.current_time() + 500
         assert f.row().cause == "stopped"  # why it stops says more
+        (tmp_path / "go").touch()
         assert (await order.wait()).text == "stopped"
     assert (tmp_path / "logs/a.log").read_text() == "flushed\n"
 

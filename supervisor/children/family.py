@@ -203,7 +203,7 @@ class Children:
         return self._spawned.get(pid)
 
     def comes_from(self, pid: int, run: str) -> bool:
-        """Whether the process `pid` is of this run: a child that was spawned for it, or what came of one. False if it is gone."""
+        """Whether the process `pid` is of this run: spawned for it, or come from what was. False if it is gone."""
         if (leader := self._spawned.get(session_of(pid))) is not None:
             return leader.run == run
         serial = self._with_reserve(self._owner, pid)
