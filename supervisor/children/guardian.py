@@ -105,8 +105,20 @@ def members(cgroup: str) -> set[int]:
     return found
 
 
-def remove_cgroup(cgroup: str) -> bool:
-    """Remove this group and those below it. False: something lives in it."""
+def remove_cgroup(cgroup: str, patience: float = 1.0) -> bool:
+    """Remove this group and those below it. False: something has lived in it for so many seconds.
+
+    A process that has died may still count for a moment, though nobody sees it any more.
+    """
+    limit = time.monotonic() + patience
+    while not _removed(cgroup):
+        if time.monotonic() > limit:
+            return False
+        _await_empty(cgroup)
+    return True
+
+
+def _removed(cgroup: str) -> bool:
     for path in _groups_below(cgroup):
         try:
             os.rmdir(path)
@@ -130,10 +142,9 @@ def end(instance: str, tag: int, groups: set[int], cgroup: str, patience: float 
         _kill(-group)
     while found := {pid for pid in ours(instance, tag, groups) | members(cgroup) if _kill(pid)}:
         if time.monotonic() > limit:
-            return found
+            return {pid for pid in found if start_time(pid) >= 0 and not zombie(pid)}
         _await_one(found)
-    while not remove_cgroup(cgroup) and time.monotonic() < limit:
-        _await_empty(cgroup)
+    remove_cgroup(cgroup)
     return set()
 
 
@@ -158,7 +169,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _await_empty(cgroup: str) -> None:
-    """Wait for a change in whether anything lives in it, at most a moment."""
+    """Wait until nothing lives in it, at most a moment."""
     try:
         fd = os.open(f"{cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
