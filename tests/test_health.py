@@ -11,6 +11,7 @@ import trio
 
 from supervisor.events import Ended, HealthCheckFailed, HealthUnknown, Healthy, Killing, Ready, Starting, Stopping, Unhealthy
 from supervisor.kinds import Context
+from supervisor.kinds.thread import ThreadContext
 from supervisor.nodes.attendance import ONE_TRY
 from supervisor.probes import Health
 from supervisor.probes import Ready as ReadySpec
@@ -418,3 +419,14 @@ async def test_a_function_in_a_thread_may_have_the_context_of_the_run(tmp_path):
         with trio.fail_after(60):
             await f.tree.wait_running()
     assert seen == [("a#1", False)]
+
+
+async def test_a_thread_says_by_itself_that_it_is_well(tmp_path):
+    def live(ctx: ThreadContext) -> None:
+        while ctx.sleep(0.01):
+            ctx.heartbeat()
+
+    async with forest(tmp_path, {"a": job(live, health=heartbeat(every=0.5))}) as f:
+        with trio.fail_after(60):
+            while f.tree.status("a")[0].healthy is not True:
+                await trio.sleep(0.01)

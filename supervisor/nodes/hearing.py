@@ -50,8 +50,12 @@ class Hearing:
         passed_on = -math.inf
         with self._socket:
             while True:
-                with trio.move_on_at(math.inf if self._text is None else passed_on + PAUSE):
-                    self._take(await self._socket.receive())
+                try:
+                    with trio.move_on_at(math.inf if self._text is None else passed_on + PAUSE):
+                        self._take(await self._socket.receive())
+                except OSError as error:
+                    self._refuse(f"whatever it says from here on: {os.strerror(error.errno or 0).lower()}")
+                    return
                 if self._text is not None and trio.current_time() >= passed_on + PAUSE:
                     passed_on = trio.current_time()
                     self._supervisor.post(self._tell, events.Said, self._text)

@@ -49,7 +49,7 @@ class NotifySocket:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bare:
             bare.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             bare.bind(f"\0{name}")
-            self._socket = trio.socket.from_stdlib_socket(bare.dup())
+            self._socket = trio.socket.from_stdlib_socket(socket.socket(fileno=bare.detach()))
 
     def __enter__(self) -> NotifySocket:
         return self
@@ -58,7 +58,10 @@ class NotifySocket:
         self._socket.close()
 
     async def receive(self) -> Message:
-        """The next message. Descriptors that come with it are closed: that is the answer to BARRIER=1."""
+        """The next message. Descriptors that come with it are closed: that is the answer to BARRIER=1.
+
+        Raises OSError where the kernel has no memory for it.
+        """
         data, ancillary, flags, _ = await self._socket.recvmsg(LONGEST, _ROOM, socket.MSG_CMSG_CLOEXEC)
         pid, uid = 0, -1
         for level, kind, content in ancillary:
