@@ -175,6 +175,25 @@ async def test_a_question_under_way_does_not_outlive_its_run(autojump_clock, tmp
         assert asking == ["asks", "gone"] and trio.current_time() == 13
 
 
+async def test_nor_does_one_that_a_reload_has_put_an_end_to(autojump_clock, tmp_path):
+    gone: list[float] = []
+
+    async def hang() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(5)
+            gone.append(trio.current_time())
+
+    async with forest(tmp_path, {"a": job(serve, health=health(hang, timeout=90))}) as f:
+        await trio.sleep_until(11)
+        await reload(f, a=job(serve, health=health(Answers(True))))
+        await trio.sleep_until(12)
+        await f.tree.stop("a")
+        assert gone == [16.0] and trio.current_time() == 16
+
+
 async def test_the_unhealthy_run_has_its_grace_and_says_so(autojump_clock, tmp_path):
     spec = job(slow(8), health=health(Answers(False), every=5, failures=1), grace=20, backoff=SIXTY)
     async with forest(tmp_path, {"a": spec}) as f:
