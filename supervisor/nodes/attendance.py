@@ -110,7 +110,8 @@ async def _ask(
     supervisor: SupervisorNode, child: JobNode, life: Life, fresh: FreshFile | None, before: Attendance | None
 ) -> None:
     if before is not None:
-        await before.end()
+        with trio.CancelScope(shield=True):  # whoever waits for the end of these waits for those too
+            await before.end()
     failure = await _await_ready(supervisor, child, life, fresh)
     if not life.run.is_ready:
         supervisor.post(supervisor.on_not_ready, child, life, failure)
