@@ -18,8 +18,9 @@ from typing import Annotated, Any, NamedTuple
 import trio
 from msgspec import Meta
 
-from supervisor import guardian, unix
+from supervisor import unix
 from supervisor.accounts import gid_of, user_of
+from supervisor.children import guardian
 from supervisor.errors import SpawnFailed
 from supervisor.spec import Account, FileMode, Spec, shown
 

@@ -137,7 +137,7 @@ def test_a_word_is_not_taken_for_a_file():
     ],
 )  # fmt: skip
 def test_what_is_refused_of_a_socket(keys, faults_):
-    assert [each for each in faults(job("sockets = ['web']") + f"[sockets.web]\n{keys}")] == faults_
+    assert list(faults(job("sockets = ['web']") + f"[sockets.web]\n{keys}")) == faults_
 
 
 def test_a_path_belongs_to_the_file_and_a_socket_that_nobody_uses_is_a_warning():
@@ -207,7 +207,7 @@ def test_an_optional_one_may_be_missing_but_not_wrong():
         read("-f")
     with pytest.raises(SpawnFailed, match='env_file "no": no such file or directory'):
         read("no")
-    with pytest.raises(SpawnFailed, match='env_file ".": is a directory'):
+    with pytest.raises(SpawnFailed, match=r'env_file "\.": is a directory'):
         read("-.")
 
 
