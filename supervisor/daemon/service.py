@@ -147,6 +147,8 @@ class Daemon:
     def _announce(self, config: Config) -> None:
         for warning in config.warnings:
             _log.warning(str(warning))
+        for name in self._listening.keys() - config.sockets.keys():
+            _log.warning("the service manager passed a socket that no [sockets] table names", socket=name)
         _log.info(
             "running",
             version=__version__,
