@@ -97,7 +97,7 @@ command = "sleep 100"
         before = await daemon.until(well)
         assert await daemon("reload", "web") == f"web: signalled HUP, pid {before['web'].pid}\n"
         async with daemon.client().logs("web", follow=True, lines=10) as lines:
-            while (await anext(lines))["line"] != "again":
+            while (await anext(lines)).line != "again":
                 pass
         assert (await daemon.rows())["web"]["pid"] == before["web"].pid
         await daemon("reload", "plain")
