@@ -161,7 +161,8 @@ async def open_sockets(
 ) -> AsyncIterator[Sockets]:
     """Listen as `specs` say, as far as it can be had. What is in `given` listens already, and becomes ours.
 
-    Nobody waits here for a name server: who needs a socket does (`descriptor`), and opens it. On leaving, all are closed. Exceptions of the body arrive in a group, as from any nursery.
+    Nobody waits here for a name server: who needs a socket does (`descriptor`), and opens it.
+    On leaving, all are closed. Exceptions of the body arrive in a group, as from any nursery.
     """
     sockets = Sockets(specs, given or {})
     try:
