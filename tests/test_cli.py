@@ -260,6 +260,45 @@ async def test_ctrl_c_ends_a_wait_with_130_and_leaves_the_order(tmp_path):
         assert tree.journal.table["slow"].state is State.STOPPING
 
 
+DEAF = """
+import _thread, sys, threading
+from supervisor.__main__ import main
+
+def note():
+    sys.stdin.readline()
+    _thread.interrupt_main()
+
+threading.Thread(target=note, daemon=True).start()
+main()
+"""
+"""The command, in which a line on stdin does what a SIGINT does that comes just before the system call that waits: it is
+noted, and interrupts nothing."""
+
+
+@pytest.mark.parametrize("words", [["events", "-f", "--since", "0"], ["stop", "slow"]])
+async def test_ctrl_c_in_the_moment_before_a_wait_is_not_lost(tmp_path, words):
+    async with serving(tmp_path) as (tree, path):
+        await tree.wait_running()
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", DEAF, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=ENVIRON | {"SUPERVISOR_SOCKET": path},
+        )
+        try:
+            if words[0] == "stop":
+                await until(tree, lambda table: table["slow"].state is State.STOPPING)
+            else:
+                await process.stdout.receive_some()
+            await process.stdin.send_all(b"now\n")
+            assert await process.wait() == 130
+        finally:
+            process.kill()
+            await process.wait()
+            await process.stdin.aclose()
+            await process.stdout.aclose()
+
+
 async def test_a_reader_that_has_had_enough_is_no_error(tmp_path):
     async with serving(tmp_path) as (tree, path):
         await tree.wait_running()

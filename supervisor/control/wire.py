@@ -142,6 +142,8 @@ class Connection:
         self._socket = connect(path)
         self._buffer = bytearray()
         self._sent = 0
+        self.wakeup: int | None = None
+        """A descriptor that ends a wait too; what it has to say is read and left to whoever set it up."""
 
     def send(self, method: str, params: dict[str, Any]) -> int:
         """Ask for something; gives the id that the answer will carry."""
@@ -159,6 +161,8 @@ class Connection:
         start = 0
         while (end := self._buffer.find(b"\n", start)) < 0:
             start = len(self._buffer)
+            if self.wakeup is not None:
+                self._wait(self.wakeup, timeout)
             try:
                 chunk = self._socket.recv(_CHUNK)
             except ConnectionResetError:
@@ -169,6 +173,19 @@ class Connection:
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
         return line
+
+    def _wait(self, wakeup: int, timeout: float | None) -> None:
+        """Wait until there is something to receive, and never only for that."""
+        import select
+
+        while True:
+            ready, _, _ = select.select((self._socket, wakeup), (), (), timeout)
+            if not ready:
+                raise TimeoutError
+            if wakeup in ready:
+                os.read(wakeup, _CHUNK)
+            if self._socket in ready:
+                return
 
     def close(self) -> None:
         """Hang up: what was asked for and accepted goes on, only the waiting for it ends."""
