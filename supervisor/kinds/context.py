@@ -16,6 +16,7 @@ from supervisor.state import Phase
 
 if TYPE_CHECKING:
     from supervisor.children import Children
+    from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
 
 
@@ -97,6 +98,7 @@ class Run:
         "_reporter",
         "_watch",
         "abandoned",
+        "attach",
         "id",
         "is_ready",
         "job",
@@ -114,6 +116,8 @@ class Run:
         """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
         self.send_signal: Callable[[int, bool], None] | None = None
         """Signal the main process, or (True) its whole group; None where the run has no process."""
+        self.attach: Attachment | None = None
+        """The way in to what runs; None where it takes no input, and before it is there."""
         self.outcome: Outcome | None = None
         """What is known of the end; read where a cancel cut the kind short before it could return."""
         self._reporter = reporter
