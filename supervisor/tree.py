@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import fnmatch
+import itertools
 import os
 import random
 import secrets
@@ -27,11 +28,11 @@ from supervisor.children import open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
-from supervisor.kinds import Resources, Run, inherited
-from supervisor.nodes import COMMANDS, JobNode, Node, Order, SupervisorNode, obey
+from supervisor.kinds import JobSpec, Outcome, Resources, Run, inherited
+from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, SupervisorNode, obey
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
-from supervisor.spec import SupervisorSpec
+from supervisor.spec import NAME, SupervisorSpec
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why
 
 KILL_LIMIT = 5.0
@@ -73,6 +74,8 @@ class Supervisor:
         self.stuck = False
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
+        self._one_offs = 0
+        """How many there were: the number of a run is never given twice, though the name is."""
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         self._complete()
 
@@ -109,13 +112,15 @@ class Supervisor:
         else:
             spec = config.jobs[name]
             node = JobNode(self, name, spec, Goal.UP if spec.start == "auto" else Goal.DOWN)
-        parent = config.parents.get(name)
-        self.nodes[name] = node
+        self._add(node, config.parents.get(name))
+
+    def _add(self, node: Node, supervisor: str | None) -> None:
+        self.nodes[node.name] = node
         node.emit(
             events.Added,
-            kind=node.kind, supervisor=parent, goal=node.goal, cause=node.goal_cause, description=node.description,
+            kind=node.kind, supervisor=supervisor, goal=node.goal, cause=node.goal_cause, description=node.description,
         )  # fmt: skip
-        self._node_of(parent).adopt(node)
+        self._node_of(supervisor).adopt(node)
 
     def _node_of(self, supervisor: str | None) -> SupervisorNode:
         if supervisor is None:
@@ -270,6 +275,51 @@ class Supervisor:
         """End the runs in hand of these names, or these runs; no failure, no retry."""
         await self._obeyed("cancel", names)
 
+    # ---- jobs that no configuration names ----
+
+    async def execute(self, spec: JobSpec, *, name: str | None = None, by: str | None = None) -> Outcome:
+        """Run a job that no configuration names, once; how it ended. Raises ControlError as `begin` does.
+
+        Cancelled, it asks the job to end, and waits until nothing of it is alive.
+        """
+        async with self.executing(spec, name=name, by=by) as job:
+            return await job.wait()
+
+    @asynccontextmanager
+    async def executing(self, spec: JobSpec, *, name: str | None = None, by: str | None = None) -> AsyncIterator[OneOff]:
+        """Run a job that no configuration names for as long as the block lasts: on leaving it is stopped, with its grace."""
+        job = self.begin(spec, name=name, by=by)
+        try:
+            yield job
+        finally:
+            if self.nodes.get(job.name) is job:
+                self.order("stop", [job.name], by=by)
+            with trio.CancelScope(shield=True):
+                await job.wait()
+
+    def begin(self, spec: JobSpec, *, name: str | None = None, by: str | None = None) -> OneOff:
+        """Add a job under the root that no configuration names, and return at once.
+
+        It runs once, under the same rules as all: it is seen in `status`, obeys commands, is left alone by a reload, and has
+        its grace in a shutdown. At its end it leaves the tree. Raises ControlError for a name that is taken or is none, for
+        a key that makes no sense for it, and where the tree is ending.
+        """
+        name = name or self.free_name()
+        if self.ending:
+            raise ControlError(f"the daemon is stopping: {self.ending}")
+        if not NAME.fullmatch(name):
+            raise ControlError(f'{name!r}: a name has only letters, digits, "-" and "_", and at most 64 of them')
+        if name in self.nodes:
+            raise ControlError(f"{name!r} is the name of another job or supervisor: choose another, or leave it out")
+        job = OneOff(self, name, spec, f"executed by {by}" if by else "executed")
+        job.runs, self._one_offs = self._one_offs, self._one_offs + 1
+        self._add(job, None)
+        return job
+
+    def free_name(self) -> str:
+        """A name for a job that has none: the first of `exec-1`, `exec-2` and so on that nobody has now."""
+        return next(name for number in itertools.count(1) if (name := f"exec-{number}") not in self.nodes)
+
     # ---- reload ----
 
     def plan(self, config: Config) -> Plan:
@@ -277,13 +327,17 @@ class Supervisor:
         return configuration.diff(self.config, config)
 
     def apply(self, config: Config, *, by: str | None = None) -> tuple[Plan, list[Order]]:
-        """Put a new configuration in force: only what differs is touched. At once; what it set going goes on by itself."""
+        """Put a new configuration in force: only what differs is touched. At once; what it set going goes on by itself.
+
+        Raises SpecError, with nothing changed, where one that was built in Python has a fault.
+        """
+        configuration.check(config)
         plan = self.plan(config)
         self.config = config
-        orders = [self._remove(self.nodes[name], by) for name in plan.removed if name in self.nodes]
+        orders = [self._remove(node, by) for name in plan.removed if (node := self._configured(name)) is not None]
         self._complete()
         for name in (*plan.moved, *plan.restarted, *plan.changed):
-            node = self.nodes.get(name)
+            node = self._configured(name)
             if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
                 orders += self._change(node, plan, by)
         self._apply_root(config)
@@ -292,6 +346,11 @@ class Supervisor:
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
         )  # fmt: skip
         return plan, orders
+
+    def _configured(self, name: str) -> Node | None:
+        """The node that the configuration means by that name; one that it does not know may hold the name still."""
+        node = self.nodes.get(name)
+        return None if node is None or node.one_off else node
 
     def _remove(self, node: Node, by: str | None, cause: str = "removed from the configuration") -> Order:
         order = Order(node.name, "stop", by)
@@ -354,6 +413,9 @@ class Supervisor:
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:
+            for node in self.nodes.values():  # none, unless the tree has failed
+                if isinstance(node, OneOff):
+                    node.over(Outcome(reason="the tree has ended without it", failed=True))
             self._ended.set()
 
     async def _end_in_phases(self, last_resort: Callable[[], None] | None) -> None:
@@ -591,6 +653,7 @@ def _bare(error: BaseException) -> BaseException:
 
 def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     if isinstance(config, Config):
+        configuration.check(config)
         return config
     if isinstance(config, Mapping):
         return configuration.from_mapping(config, Path.cwd(), environ)

@@ -102,6 +102,8 @@ class Node:
     )  # fmt: skip
 
     killable = True
+    one_off = False
+    """Whether no configuration names it: it leaves at its end."""
 
     def __init__(self, tree: Supervisor, name: str, spec: ChildSpec, goal: Goal) -> None:
         self.tree = tree
@@ -213,6 +215,9 @@ class Node:
         if goal is not self.goal:
             self.goal = goal
             self.emit(events.GoalSet, goal=goal, cause=cause, by=by)
+
+    def over(self, outcome: Outcome) -> None:
+        """Hear that its run is over, and how it ended."""
 
     def forget_failures(self) -> None:
         """An operator has taken over: what failed before counts for nothing."""
