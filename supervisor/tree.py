@@ -80,6 +80,11 @@ class Supervisor:
         self._complete()
 
     @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self._ended.is_set()
+
+    @property
     def outputs(self) -> Outputs:
         """The captured output of children."""
         return self.resources.outputs
@@ -154,6 +159,8 @@ class Supervisor:
     def forget(self, node: Node) -> None:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        if node.one_off:
+            self.outputs.discard(node.name)
         if node.name in self.config.jobs or node.name in self.config.supervisors:
             self._complete()
 
@@ -622,6 +629,7 @@ async def _house(
             tree = Supervisor(config, resources, journal, spread)
             task_status.started(tree)
             await tree._run(last_resort)
+    journal.end()
     block.cancel(reason="the tree has ended")
 
 

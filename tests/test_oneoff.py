@@ -155,7 +155,7 @@ async def test_what_makes_no_sense_is_refused(tmp_path):
 )
 async def test_a_configuration_built_in_python_is_told_its_faults_as_a_file_is(tmp_path, broken):
     good = config(tmp_path, api=SLEEP)
-    with pytest.raises(SpecError, match="api|cycle"):
+    with pytest.raises(SpecError, match=r"api|cycle"):
         async with open_supervisor(replace(good, **broken)):
             pass
     async with open_supervisor(good) as tree:

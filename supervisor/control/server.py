@@ -50,6 +50,9 @@ MAX_CLIENTS = 1024
 MAX_UNDER_WAY = 1024
 """Requests of one connection that may be under way; the next one is read when one of them is done."""
 
+FAREWELL = 1.0
+"""Seconds that the connections of a tree that has ended have left, to be told of the end and to read what is on its way."""
+
 _SPARE = 3
 _CHUNK = 1 << 16
 _log = structlog.get_logger("control")
@@ -103,19 +106,39 @@ class Server:
         self._allowed: dict[int, str] = {}
         self._clients = 0
         self._spare = Spare(_SPARE)
+        self.closing = trio.Event()
+        self.reading: set[trio.CancelScope] = set()
+        """Round each connection that waits for its next request."""
 
     async def serve(self, task_status: trio.TaskStatus[Path]) -> None:
-        """Accept until cancelled."""
+        """Accept until cancelled; where that is because the tree has ended, its connections are told so."""
         self._allowed = await trio.to_thread.run_sync(_names_of, {os.getuid(), 0})
         with self._spare:
+            async with trio.open_nursery() as nursery:
+                connections = await nursery.start(self._keep_connections)
+                try:
+                    await self._accept_all(connections, task_status)
+                finally:
+                    self.closing.set()
+
+    async def _accept_all(self, connections: trio.Nursery, task_status: trio.TaskStatus[Path]) -> None:
+        listener = self._place.take()
+        if not self._place.watched:
+            self._warn("cannot be watched here: nobody will notice if its file is removed")
+        task_status.started(self._place.path)
+        while True:
+            await self._accept_until_lost(listener, connections)
+            listener = await self._take_back()
+
+    async def _keep_connections(self, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        """The nursery of the connections. They outlive the end of the tree by so much that they can hear of it."""
+        with trio.CancelScope(shield=True) as scope:
             async with trio.open_nursery() as connections:
-                listener = self._place.take()
-                if not self._place.watched:
-                    self._warn("cannot be watched here: nobody will notice if its file is removed")
-                task_status.started(self._place.path)
-                while True:
-                    await self._accept_until_lost(listener, connections)
-                    listener = await self._take_back()
+                task_status.started(connections)
+                await self.closing.wait()
+                scope.deadline = trio.current_time() + (FAREWELL if self.tree.has_ended else 0.0)
+                for reading in self.reading:
+                    reading.cancel(reason="the daemon has ended: no more requests are taken")
 
     async def _accept_until_lost(self, listener: socket.socket, connections: trio.Nursery) -> None:
         with trio.socket.from_stdlib_socket(listener) as accepting:
@@ -259,11 +282,24 @@ class Connection:
         lines = Requests(self._stream)
         async with trio.open_nursery() as connection:
             async with trio.open_nursery() as requests:
-                while (line := await lines.read()) != b"":
-                    await self._slots.acquire()
-                    requests.start_soon(self._answer, line, connection.cancel_scope)
+                with self._listening():
+                    while (line := await lines.read()) != b"":
+                        await self._slots.acquire()
+                        requests.start_soon(self._answer, line, connection.cancel_scope)
                 connection.start_soon(_cancel_on_hangup, self._stream.socket.fileno(), connection.cancel_scope)
             connection.cancel_scope.cancel(reason="everything is answered")
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Where requests are read: the server ends that when there is nothing left to ask."""
+        with trio.CancelScope() as scope:
+            self.server.reading.add(scope)
+            if self.server.closing.is_set():
+                scope.cancel(reason="the daemon has ended")
+            try:
+                yield
+            finally:
+                self.server.reading.discard(scope)
 
     async def send(self, data: bytes) -> None:
         """Send whole lines, in between those of others."""

@@ -178,13 +178,14 @@ class Connection:
         """Wait until there is something to receive, and never only for that."""
         import select
 
+        descriptor = self._socket.fileno()
         while True:
-            ready, _, _ = select.select((self._socket, wakeup), (), (), timeout)
+            ready, _, _ = select.select((descriptor, wakeup), (), (), timeout)
             if not ready:
                 raise TimeoutError
             if wakeup in ready:
                 os.read(wakeup, _CHUNK)
-            if self._socket in ready:
+            if descriptor in ready:
                 return
 
     def close(self) -> None:
