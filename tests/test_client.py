@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import trio
-from control_serving import peer, request, serving
+from control_serving import Peer, request, serving
 from running import running
 
 import supervisor
@@ -150,7 +150,7 @@ async def test_a_follower_of_output_gets_the_last_words_of_a_job_and_then_the_en
 
 async def test_a_client_that_does_not_read_does_not_hold_up_the_end(tmp_path):
     async with AsyncExitStack() as outliving, serving(tmp_path) as (_, path):
-        follower, idle = [await outliving.enter_async_context(peer(path)) for _ in range(2)]
+        follower, idle = [Peer(await outliving.enter_async_context(await trio.open_unix_socket(path))) for _ in range(2)]
         await follower.send(*(request("events", {"follow": True, "since": 0}, n) for n in range(500)))
         await idle.ask("version")
 
