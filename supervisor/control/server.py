@@ -2,7 +2,7 @@
 
     Server        takes the socket, accepts, takes it back when stolen
     Connection    one client: lines in, requests side by side, answers out
-    Call          one request, as its handler sees it
+    Call          one request, as its handler sees it; `sessions` has those in which both sides talk
     HANDLERS      verb -> handler; nothing else can be called
 
 Two boundaries are fenced: a handler, whose exception becomes error -32603, and a connection. Neither takes anybody else down.
@@ -31,7 +31,7 @@ import structlog
 import trio
 
 from supervisor import __version__
-from supervisor.control import messages
+from supervisor.control import messages, sessions
 from supervisor.control.listener import Place, SocketTaken
 from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
@@ -273,6 +273,8 @@ class Connection:
     def __init__(self, server: Server, stream: trio.SocketStream, peer: Peer) -> None:
         self.server = server
         self.peer = peer
+        self.ways_in: dict[int | str, sessions.WayIn] = {}
+        """By the id of the request: where what the client has to say meanwhile goes."""
         self._stream = stream
         self._sending = trio.Lock()
         self._slots = trio.Semaphore(MAX_UNDER_WAY)
@@ -507,7 +509,8 @@ class Call:
         self.by = str(connection.peer)
         self.server = connection.server
         self.tree = connection.server.tree
-        self._connection = connection
+        self.connection = connection
+        self.identity = identity
         self._head = b'{"jsonrpc":"2.0","method":%b,"params":{"id":%b,"item":' % (messages.encode(verb), identity)
 
     def record(self, names: Sequence[str] = ()) -> None:
@@ -517,7 +520,7 @@ class Call:
     async def notify(self, items: Iterable[object]) -> None:
         """Send items of a stream; returns when the client's system has taken them."""
         if data := b"".join([self._head + messages.encode(item) + b"}}\n" for item in items]):
-            await self._connection.send(data)
+            await self.connection.send(data)
 
 
 # ---------------------------------------------------------------- handlers
@@ -706,6 +709,9 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "cancel": _order,
     "logs": _logs,
     "events": _events,
+    "exec": sessions.execute,
+    "attach": sessions.attach,
+    "input": sessions.pass_on,
     "shutdown": _shutdown,
     "version": _who,
     "rpc.discover": _discover,

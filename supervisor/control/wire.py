@@ -141,6 +141,7 @@ class Connection:
         self.path = path
         self._socket = connect(path)
         self._buffer = bytearray()
+        self._searched = 0
         self._sent = 0
         self.wakeup: int | None = None
         """A descriptor that ends a wait too; what it has to say is read and left to whoever set it up."""
@@ -158,21 +159,35 @@ class Connection:
     def read_line(self, timeout: float | None = None) -> bytes:
         """The next line; empty when the daemon has closed the connection. Raises TimeoutError after `timeout` seconds."""
         self._socket.settimeout(timeout)
-        start = 0
-        while (end := self._buffer.find(b"\n", start)) < 0:
-            start = len(self._buffer)
+        while (line := self.next_line()) is None:
             if self.wakeup is not None:
                 self._wait(self.wakeup, timeout)
-            try:
-                chunk = self._socket.recv(_CHUNK)
-            except ConnectionResetError:
-                chunk = b""
-            if not chunk:
+            if not self.receive():
                 return b""
-            self._buffer += chunk
+        return line
+
+    def next_line(self) -> bytes | None:
+        """The next line of what has been received; None where none is complete."""
+        if (end := self._buffer.find(b"\n", self._searched)) < 0:
+            self._searched = len(self._buffer)
+            return None
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
+        self._searched = 0
         return line
+
+    def receive(self) -> bool:
+        """Take what is there, or wait for it; False when the daemon has closed the connection."""
+        try:
+            chunk = self._socket.recv(_CHUNK)
+        except ConnectionResetError:
+            return False
+        self._buffer += chunk
+        return bool(chunk)
+
+    def fileno(self) -> int:
+        """Its descriptor, to wait for."""
+        return self._socket.fileno()
 
     def _wait(self, wakeup: int, timeout: float | None) -> None:
         """Wait until there is something to receive, and never only for that."""
