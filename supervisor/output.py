@@ -7,6 +7,7 @@ came. A job's `Log` (file, ring, followers) outlives its runs; a `Capture` is th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -422,12 +423,16 @@ class Lines:
 
 
 class Capture:
-    """The pipe of one run. Give `fd` to the child as stdout and stderr, then `release`; `finish` when the run is over."""
+    """The pipe of one run. Give `fd` to the child as stdout and stderr, then `release`; `finish` when the run is over.
 
-    __slots__ = ("_lines", "_on_line", "_on_lost", "_outputs", "_read", "fd", "log", "name", "received")
+    With `tty` it is a terminal instead: `fd` is the child's end, and `duplicate` gives another descriptor of ours.
+    """
 
-    def __init__(self, outputs: Outputs, name: str, log: Log, on_line: OnLine | None, on_lost: OnLost) -> None:
-        self._read, self.fd = os.pipe2(os.O_CLOEXEC)
+    __slots__ = ("_lines", "_on_line", "_on_lost", "_outputs", "_read", "_tty", "fd", "log", "name", "received")
+
+    def __init__(self, outputs: Outputs, name: str, log: Log, on_line: OnLine | None, on_lost: OnLost, tty: bool) -> None:
+        self._read, self.fd = os.openpty() if tty else os.pipe2(os.O_CLOEXEC)
+        self._tty = tty
         os.set_blocking(self._read, False)
         self._outputs = outputs
         self._on_line = on_line
@@ -443,6 +448,10 @@ class Capture:
         """Whether the end of the output has been seen or decided."""
         return self._read < 0
 
+    def duplicate(self) -> int:
+        """Another descriptor of the end that is read here; whoever asked closes it."""
+        return os.dup(self._read)
+
     def release(self) -> None:
         """Close our copy of the writing end, so that the end of the output can be seen. May be called again."""
         if self.fd >= 0:
@@ -454,9 +463,9 @@ class Capture:
         if self.closed:
             return
         waiting = int.from_bytes(fcntl.ioctl(self._read, termios.FIONREAD, bytes(4)), "little")
-        until = self.received + waiting
-        while not self.closed and self.received < until:
-            self.read()
+        until = self.received + (CHUNK if self._tty else waiting)  # a terminal does not know what is still on its way
+        while self.received < until and self.read():
+            pass
 
     def finish(self) -> None:
         """Drain, then close. Whoever still holds the pipe is read in the background for a moment, and delays nothing."""
@@ -471,6 +480,10 @@ class Capture:
             data = os.read(self._read, CHUNK)
         except BlockingIOError:
             return None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data = b""  # the end of a terminal: nobody holds it any more
         if not data:
             self.close()
             return 0
@@ -540,14 +553,15 @@ class Outputs:
         rotate: Rotate | None = None,
         on_line: OnLine | None = None,
         on_lost: OnLost | None = None,
+        tty: bool = False,
     ) -> Capture:
-        """A pipe for one run of the job `name`, captured to `path`, or to NAME.log in the log directory.
+        """A pipe (or a terminal) for one run of the job `name`, captured to `path`, or to NAME.log in the log directory.
 
         `on_line` gets each line until it returns True. `on_lost` gets (bytes, reason) when the file cannot be written, and
         again when it can. Neither may block or raise. Raises OSError when no descriptor is left.
         """
         log = self._log(name, path, rotate or Rotate())
-        capture = Capture(self, name, log, on_line, on_lost or _ignore)
+        capture = Capture(self, name, log, on_line, on_lost or _ignore, tty)
         self._captures[capture._read] = capture
         self._epoll.register(capture._read, select.EPOLLIN)  # cannot fail for a pipe that was just made
         return capture

@@ -12,9 +12,11 @@ import itertools
 import os
 import random
 import secrets
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from supervisor.kinds import JobSpec, Outcome, Resources, Run, inherited
 from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, SupervisorNode, obey
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
+from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, SupervisorSpec
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why
 
@@ -341,6 +344,8 @@ class Supervisor:
         configuration.check(config)
         plan = self.plan(config)
         self.config = config
+        self.resources = replace(self.resources, env=config.daemon.env, env_file=config.daemon.env_file)
+        self.resources.sockets.apply(config.sockets)
         orders = [self._remove(node, by) for name in plan.removed if (node := self._configured(name)) is not None]
         self._complete()
         for name in (*plan.moved, *plan.restarted, *plan.changed):
@@ -560,6 +565,7 @@ async def open_supervisor(
     journal: Journal | None = None,
     spread: Callable[[float, float], float] = random.uniform,
     last_resort: Callable[[], None] | None = None,
+    listening: Mapping[str, socket.socket] | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
 
@@ -569,12 +575,13 @@ async def open_supervisor(
 
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
-    cancellation, so that the tree can never end.
+    cancellation, so that the tree can never end. `listening` has sockets that listen already, by their name in `[sockets]`:
+    they are used, and closed, instead of ones of our own.
     """
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort)
+    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, listening)
     errors: list[BaseException] = []
     try:
         async with trio.open_nursery() as nursery:
@@ -608,6 +615,7 @@ async def _house(
     journal: Journal,
     spread: Callable[[float, float], float],
     last_resort: Callable[[], None] | None,
+    listening: Mapping[str, socket.socket] | None,
     block: trio.CancelScope,
     task_status: trio.TaskStatus[Supervisor],
 ) -> None:
@@ -623,9 +631,17 @@ async def _house(
         async with (
             open_children(instance, warn=warn) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
+            open_sockets(config.sockets, listening) as sockets,
         ):
-            passed_on = inherited({**environ, **config.daemon.env})
-            resources = Resources(children=children, outputs=outputs, environ=passed_on, base=config.base)
+            resources = Resources(
+                children=children,
+                outputs=outputs,
+                sockets=sockets,
+                environ=inherited(environ),
+                env=config.daemon.env,
+                env_file=config.daemon.env_file,
+                base=config.base,
+            )
             tree = Supervisor(config, resources, journal, spread)
             task_status.started(tree)
             await tree._run(last_resort)

@@ -32,13 +32,14 @@ import trio
 
 from supervisor import __version__
 from supervisor.control import messages, sessions
-from supervisor.control.listener import Place, SocketTaken
+from supervisor.control.listener import Place
 from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Commanded, Journal, Lagged, Warned
 from supervisor.output import Lines
 from supervisor.state import Answer, JobStatus
+from supervisor.unix import SocketTaken
 
 if TYPE_CHECKING:
     from supervisor.config import Plan

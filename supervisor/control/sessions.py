@@ -20,7 +20,6 @@ from supervisor.control.messages import Attached, Finished, Output
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Lagged
 from supervisor.kinds import JobSpec, Outcome
-from supervisor.spec import Expanded
 
 if TYPE_CHECKING:
     from supervisor.control.server import Call
@@ -150,7 +149,7 @@ def _spec(tree: Supervisor, name: str, command: list[str], cwd: str, env: list[s
     table: dict[str, Any] = {"command": [_literal(word) for word in command], "once": True, "restart": "temporary", **stdin}
     if cwd:
         table["cwd"] = _literal(cwd)
-    table["env"] = {name: _literal(value) for name, value in tree.config.daemon.env.items()}
+    table["env"] = {}
     for setting in env:
         variable, equals, value = setting.partition("=")
         if not equals:
@@ -165,7 +164,7 @@ def _spec(tree: Supervisor, name: str, command: list[str], cwd: str, env: list[s
 
 def _literal(text: str) -> str:
     """`text` as a file would have to write it so that nothing in it is expanded."""
-    return text if isinstance(text, Expanded) else text.replace("${", "$${")
+    return text.replace("${", "$${")
 
 
 # ---------------------------------------------------------------- attach

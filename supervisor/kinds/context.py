@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from supervisor.children import Children
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
+    from supervisor.sockets import Sockets
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,12 +77,16 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 class Resources:
     """What the kinds share: opened before the tree, closed after it.
 
-    `environ` is what children inherit (never shown); `base` is their working directory unless they say otherwise.
+    `environ` is what children inherit, `env` and `env_file` what `[daemon]` adds (never shown); `base` is their working
+    directory unless they say otherwise.
     """
 
     children: Children
     outputs: Outputs
-    environ: dict[str, str] = field(repr=False)
+    sockets: Sockets
+    environ: Mapping[str, str] = field(repr=False)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env_file: tuple[str, ...] = ()
     base: Path
 
 
