@@ -66,6 +66,10 @@ def run(verb: Verb, values: dict[str, Any], socket: str | None, as_json: bool) -
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     out = Out(sys.stdout)
     try:
+        if verb.converses:
+            from supervisor.cli.session import converse
+
+            return converse(out, verb, values, socket, as_json)
         return _ask(out, verb, values, socket, as_json)
     except Unreachable as problem:
         complain(str(problem))
@@ -122,7 +126,7 @@ def _converse(connection: Connection, out: Out, verb: Verb, values: dict[str, An
             return _hung_up(out, verb, values, connection.path)
         reply = json.loads(line)
         if "error" in reply:
-            return _failed(out, verb, reply["error"], as_json)
+            return failed(out, verb, reply["error"], as_json)
         if "result" in reply:
             if verb.name == "logs" and empty:
                 complain("logs: nothing is captured of it; what functions log is in the daemon's own log")
@@ -145,7 +149,8 @@ def _hung_up(out: Out, verb: Verb, values: dict[str, Any], path: str) -> int:
     raise Unreachable(f"{verb.name}: the daemon at {path} has hung up: it has ended, or is ending")
 
 
-def _failed(out: Out, verb: Verb, error: dict[str, Any], as_json: bool) -> int:
+def failed(out: Out, verb: Verb, error: dict[str, Any], as_json: bool) -> int:
+    """Say why a request was refused, and give the exit code."""
     code, data = error["code"], error.get("data")
     if code == 75 and data:
         show(out, verb, data, {}, as_json)
