@@ -200,6 +200,8 @@ def _attachable(tree: Supervisor, name: str) -> tuple[Life, Attachment]:
         return job.life, job.life.run.attach
     if job.spec.stdin == "pipe" or job.spec.tty:
         raise ControlError(f"{name} is {job.row.word}: {job.row.cause}; attach needs a job that runs")
+    if job.one_off:
+        raise ControlError(f"{name} was executed without an input; to only watch: supervisor logs -f {name}")
     raise ControlError(
         f'{name}: attach needs stdin = "pipe" or tty = true in [jobs.{name}]; to only watch: supervisor logs -f {name}'
     )
