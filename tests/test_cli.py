@@ -125,6 +125,9 @@ def test_every_verb_has_a_command_whose_help_explains_each_param():
     listed = CliRunner().invoke(commands.cli, ["--help"]).stdout
     for verb in ALL:
         result = CliRunner().invoke(commands.cli, [verb.name, "--help"])
+        if not verb.command:
+            assert result.exit_code == 2 and f"  {verb.name}" not in listed
+            continue
         assert result.exit_code == 0
         text = " ".join(result.stdout.split())
         assert all(param.option in text for param in verb.params if not param.positional)

@@ -170,7 +170,7 @@ async def test_a_command_waits_for_a_caller_that_does_not_read_and_nothing_is_lo
         ) as process:
             await until(tree, lambda table: "exec-1" in table and table["exec-1"].pid is not None)
             log = tree.outputs._logs["exec-1"]
-            while not log.awaited:  # until it stands still
+            while not log.awaited:  # nothing tells when a child stands still
                 await trio.sleep(0.01)
             held = log._received
             assert FOLLOW < held < total
@@ -245,7 +245,7 @@ async def test_a_reader_at_an_attach_that_is_too_slow_is_told_and_the_job_never_
         await client.ask("attach", {"name": "flood", "lines": 0})
         log = tree.outputs._logs["flood"]
         until_then = log._received + FOLLOW * 8
-        while log._received < until_then:
+        while log._received < until_then:  # nothing tells how much a child has printed
             await trio.sleep(0.01)
         await tree.stop("flood")
         items = []
