@@ -30,12 +30,13 @@ from supervisor.children import open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
-from supervisor.kinds import JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds.function import outdated
 from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, SupervisorNode, obey
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
-from supervisor.spec import NAME, SupervisorSpec
+from supervisor.spec import NAME, ChildSpec, SupervisorSpec
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why
 
 KILL_LIMIT = 5.0
@@ -246,6 +247,9 @@ class Supervisor:
     def _one(self, verb: str, name: str, by: str | None, **options: Any) -> Order:
         node = self.nodes[name]
         order = Order(name, verb, by)
+        if verb in ("restart", "reload") and (stale := _stale(node.spec)):
+            order.note = stale
+            self.journal.emit(events.Warned, text=f"{name}: {stale}", by=by)
         assert node.parent is not None
         node.parent.post(obey, node.parent, node, order, options)
         return order
@@ -535,6 +539,14 @@ def _ancestry(name: str, parents: Mapping[str, str]) -> list[str]:
     while path[-1] in parents:
         path.append(parents[path[-1]])
     return path
+
+
+def _stale(spec: ChildSpec) -> str:
+    """What to say of a job whose code in this process is not what its file says by now; empty where it is."""
+    if not isinstance(spec, JobSpec) or spec.call is None or (file := outdated(spec.call)) is None:
+        return ""
+    instead = ', or give it kind = "process"' if "process" in KINDS else ""
+    return f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon{instead}"
 
 
 def _unknown(name: str, known: Mapping[str, object]) -> str:

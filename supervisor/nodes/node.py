@@ -29,13 +29,15 @@ class Order:
         self.verb = verb
         self.by = by
         self.after_run = after_run
+        self.note = ""
+        """What is to be known besides, whatever it comes to."""
         self._answer: Answer | None = None
         self._done = trio.Event()
 
     def resolve(self, ok: bool, text: str) -> Order:
         """Settle it; only the first time counts."""
         if self._answer is None:
-            self._answer = Answer(name=self.name, ok=ok, text=text)
+            self._answer = Answer(name=self.name, ok=ok, text=f"{text}; {self.note}" if self.note else text)
             self._done.set()
         return self
 
