@@ -620,3 +620,45 @@ def test_children_work_outside_the_main_thread():
     thread.start()
     thread.join(60)
     assert [report.code for report in reports] == [0]
+
+
+HOLDS = "x = bytearray(64 << 20); print(__import__('os').getpid(), flush=True); __import__('time').sleep(100)"
+BURNS = "n = 0\nwhile __import__('time').process_time() < 0.3: n += 1\nprint(1, flush=True); __import__('time').sleep(100)"
+
+
+async def test_usage_is_that_of_the_whole_tree_with_adopted_orphans(children):
+    """64 MiB in a grandchild, as much in an orphan with a session of its own, and CPU burnt by a third."""
+    idle, _ = await start_saying(children, "echo 1; exec sleep 100", 1)
+    script = (
+        f"""{sys.executable} -c "{HOLDS}" & (setsid {sys.executable} -c "{HOLDS}" &) ; {sys.executable} -c "$BURNS" & wait"""
+    )
+    with pipe() as (read, write):
+        child = await children.spawn(Launch(["sh", "-c", script], {**ENV, "BURNS": BURNS}, stdout=write))
+        os.close(write)
+        for _ in range(3):
+            await read_line(read)
+    usage = await children.usage()
+    assert usage.keys() == {idle, child}
+    assert usage[child].processes == 4
+    assert usage[child].memory > 128 << 20
+    assert usage[child].cpu >= 0.25
+    assert usage[idle].processes == 1
+    assert usage[idle].memory < 32 << 20
+    assert usage[idle].cpu < 0.1
+    assert (await child.usage()).processes == 4
+    await end(child)
+    assert (await children.usage()).keys() == {idle}
+    await end(idle)
+
+
+async def test_what_a_process_has_reaped_counts_as_its_own(children):
+    with pipe() as (read, write):
+        script = f"""{sys.executable} -c "$BURNS" & read _ < /dev/null; wait $!; echo 2; exec sleep 100"""
+        burns = BURNS.replace("sleep(100)", "sleep(0)")
+        child = await children.spawn(Launch(["sh", "-c", script], {**ENV, "BURNS": burns}, stdout=write))
+        os.close(write)
+        for _ in range(2):
+            await read_line(read)
+    usage = await child.usage()
+    assert (usage.processes, usage.cpu >= 0.25) == (1, True)
+    await end(child)

@@ -33,6 +33,7 @@ from supervisor.children.launch import NOT_PERMITTED, Launch, Launcher, why
 from supervisor.children.process import file_limit_raised, nothing_ignored, noticed, subreaper
 from supervisor.children.procfs import descendants, listed, open_children_list, reap, session_of
 from supervisor.children.spawner import Spawner
+from supervisor.children.usage import Usage, measure
 from supervisor.errors import SpawnFailed
 
 SPAWNS_A_PASS = 8
@@ -139,6 +140,10 @@ class Child:
         roots = self._children.adopted().get(self._serial, set()) | ({self.pid} if self._alive() else set())
         return roots | {pid for root in roots for pid in descendants(root)}
 
+    async def usage(self) -> Usage:
+        """What it and all that came of it use at this moment."""
+        return (await self._children.usage(self))[self]
+
     async def end_rest(self, number: int) -> None:
         """Once the main process is dead: signal what it left behind, and what that leaves, until nothing is left."""
         told: set[int] = set()
@@ -190,6 +195,7 @@ class Children:
         self._guardian = Guard(instance, self._tag, self._spawner, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
+        self._walker = trio.CapacityLimiter(1)
         self._serials = itertools.count(1)
         self._spawned: dict[int, Child] = {}
         self._adopted: dict[int, int] = {}
@@ -286,6 +292,14 @@ class Children:
                 self._adopted.pop(pid, None)
                 reaped = True
         return None if reaped else left
+
+    async def usage(self, *children: Child) -> dict[Child, Usage]:
+        """What each of these, or of all, uses at this moment: one walk of /proc beside the loop, whatever their number."""
+        adopted = self.adopted()
+        asked = {child._serial: child for child in children or self._spawned.values()}
+        roots = {serial: {child.pid, *adopted.get(serial, ())} for serial, child in asked.items()}
+        measured = await trio.to_thread.run_sync(measure, roots, limiter=self._walker, abandon_on_cancel=True)
+        return {asked[serial]: usage for serial, usage in measured.items()}
 
     def signal_adopted(self, pid: int, number: int) -> None:
         """Signal an orphan of ours, which nobody else can reap. SIGKILL takes its whole group along, faster than it forks."""
