@@ -26,7 +26,7 @@ from trio_util import AsyncValue
 
 from supervisor import config as configuration
 from supervisor import events
-from supervisor.children import open_children
+from supervisor.children import Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
@@ -37,7 +37,7 @@ from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec
-from supervisor.state import Answer, Goal, JobStatus, Phase, Why
+from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
 
 KILL_LIMIT = 5.0
 """Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
@@ -197,6 +197,20 @@ class Supervisor:
                 raise ControlError(_unknown(pattern, self.nodes), ControlError.NO_SUCH_NAME)
             found.update(dict.fromkeys(names))
         return list(found)
+
+    async def usage(self) -> dict[str, Usage]:
+        """What each job's processes use at this moment, with all that came of them; of a supervisor: what those below it do.
+
+        One walk of /proc, beside the loop. A job without a process is not in it.
+        """
+        by_pid = {child.pid: usage for child, usage in (await self.resources.children.usage()).items()}
+        table = self.journal.table
+        found: dict[str, Usage] = {}
+        for row in table.values():
+            if row.pid is not None and (used := by_pid.get(row.pid)) is not None:
+                for name in ancestry(table, row):
+                    found[name] = _sum(found.get(name, Usage()), used)
+        return found
 
     async def wait_running(self) -> None:
         """Wait until every job that starts by itself is ready (a `once` job: has succeeded)."""
@@ -498,6 +512,10 @@ class Supervisor:
         for node in self._living():
             if node.life is not None:
                 node.life.scope.cancel(reason="given up")
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(one.memory + other.memory, one.cpu + other.cpu, one.processes + other.processes)
 
 
 async def _wait_at_most(seconds: float, event: trio.Event) -> None:

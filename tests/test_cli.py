@@ -391,6 +391,20 @@ def test_a_row_whose_supervisor_was_not_asked_for_stands_by_itself():
     assert [(depth, found["name"]) for depth, found in render.shape([row("leaf", supervisor="web")])] == [(0, "leaf")]
 
 
+def test_memory_and_cpu_are_shown_where_they_were_asked_for():
+    rows = [row("api", memory=3 << 20, cpu=0.254), row("task", memory=None, cpu=None), row("old", memory=2 << 30, cpu=7300)]
+    head, *lines = render.table(rows, colour=False, width=0)
+    assert head.split()[-3:] == ["MEMORY", "CPU", "CAUSE"] and "MEMORY" not in next(iter(render.table([row("api")], False, 0)))
+    assert [" ".join(line.split()[6:]) for line in lines] == ["3.0MB 0.25s started", "- - started", "2.0GB 2h 1m started"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0B"), (999, "999B"), (1000, "1.0KB"), (10200, "10KB"), (1023 << 10, "1.0MB"), (5 << 40, "5.0TB")]
+)
+def test_sizes_are_said_in_three_digits(count, text):
+    assert render.size(count) == text
+
+
 def test_the_next_run_is_shown_where_there_is_one(monkeypatch):
     monkeypatch.setattr(render, "_now", lambda: render.epoch("2026-01-02T03:05:05.678Z"))
     (head, line) = render.table([row("nightly", next_at="2026-01-02T05:05:05.678Z")], colour=False, width=0)

@@ -247,7 +247,9 @@ def test_every_command_is_in_the_readme_and_every_parameter_on_the_page_of_contr
     for verb in VERBS.values():
         assert f"`{verb.name}`" in page, verb.name
         for param in verb.params:
-            if not param.positional:
+            if not verb.command:
+                assert f"`{param.name}`" in page, (verb.name, param.name)
+            elif not param.positional:
                 spellings = {param.option, param.short, "--no-" + param.option[2:]} - {""}
                 assert any(spelling in page for spelling in spellings), (verb.name, param.option)
 

@@ -11,6 +11,7 @@ import sys
 import termios
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 from control_serving import peer, request, serving, until
@@ -302,6 +303,25 @@ async def test_the_async_client_writes_and_reads_side_by_side(tmp_path):
             assert b"size 33 99" in (await anext(talk)).data
             await talk.write(b"word\n")
             assert b"got word" in (await anext(talk)).data
+
+
+async def test_status_tells_memory_and_cpu_of_all_that_came_of_a_job_when_asked(tmp_path):
+    burn = "x = bytearray(30 << 20)\nfor at in range(3_000_000): pass\nprint('up', flush=True)\nwhile True: input()"
+    family = {"command": ["sh", "-c", f'{sys.executable} -c "{burn}"; true'], "ready": {"log": "up"}, "stdin": "pipe"}
+    async with serving(tmp_path, {"family": family, "down": JOBS["idle"]}, {"all": {"children": ["family"]}}) as (tree, path):
+        await tree.wait_running()
+        client = AsyncClient(path)
+        rows = {row.name: row for row in await client.status(usage=True)}
+        assert rows["family"].memory > 30 << 20 and rows["family"].cpu > 0.01
+        assert (rows["all"].memory, rows["all"].cpu) == (rows["family"].memory, rows["family"].cpu)
+        assert rows["down"].memory is None and rows["down"].cpu is None
+        assert [row.name for row in await client.status("fam*", usage=True)] == ["family"]
+        assert all(row.memory is msgspec.UNSET for row in await client.status())
+        out, _ = await command(path, "status", "--usage", "family")
+        head, line = out.decode().splitlines()
+        assert "MEMORY" in head and "MB" in line
+        out, _ = await command(path, "status", "--json")
+        assert "memory" not in json.loads(out)[0]
 
 
 # ---------------------------------------------------------------- at a terminal

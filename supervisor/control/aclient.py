@@ -35,9 +35,9 @@ class AsyncClient:
     def __init__(self, path: str | None = None) -> None:
         self._path = find_socket(path)
 
-    async def status(self, *names: str) -> list[JobStatus]:
-        """The rows of these jobs and supervisors; of all without names."""
-        return await self._call("status", list[JobStatus], names=names)
+    async def status(self, *names: str, usage: bool = False) -> list[JobStatus]:
+        """The rows of these jobs and supervisors; of all without names. With `usage` also `memory` and `cpu`."""
+        return await self._call("status", list[JobStatus], names=names, usage=usage)
 
     async def tree(self) -> list[Branch]:
         """What hangs below the root."""

@@ -57,9 +57,9 @@ class Client:
         """Hang up. Orders that were accepted go on."""
         self._connection.close()
 
-    def status(self, *names: str) -> list[JobStatus]:
-        """The rows of these jobs and supervisors; of all without names."""
-        return self._call("status", list[JobStatus], names=names)
+    def status(self, *names: str, usage: bool = False) -> list[JobStatus]:
+        """The rows of these jobs and supervisors; of all without names. With `usage` also `memory` and `cpu`."""
+        return self._call("status", list[JobStatus], names=names, usage=usage)
 
     def tree(self) -> list[Branch]:
         """What hangs below the root."""

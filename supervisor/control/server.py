@@ -38,10 +38,11 @@ from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Commanded, Journal, Lagged, Warned
 from supervisor.output import Lines
-from supervisor.state import Answer, JobStatus
+from supervisor.state import Answer, JobStatus, ancestry
 from supervisor.unix import SocketTaken
 
 if TYPE_CHECKING:
+    from supervisor.children import Usage
     from supervisor.config import Plan
     from supervisor.tree import Order, Supervisor
 
@@ -527,10 +528,21 @@ class Call:
 # ---------------------------------------------------------------- handlers
 
 
-async def _status(call: Call, names: list[str]) -> msgspec.Raw | list[JobStatus]:
-    if not names:
+async def _status(call: Call, names: list[str], usage: bool) -> msgspec.Raw | list[JobStatus]:
+    if not names and not usage:
         return call.server.table.encoded()
-    return [call.tree.journal.table[name] for name in call.tree.resolve(names)]
+    table = call.tree.journal.table
+    wanted = call.tree.resolve(names) if names else list(table)
+    if not usage:
+        return [table[name] for name in wanted]
+    used = await call.tree.usage()
+    return [_with_usage(table[name], used.get(name)) for name in wanted if name in table]
+
+
+def _with_usage(row: JobStatus, usage: Usage | None) -> JobStatus:
+    if usage is None:
+        return msgspec.structs.replace(row, memory=None, cpu=None)
+    return msgspec.structs.replace(row, memory=usage.memory, cpu=round(usage.cpu, 3))
 
 
 async def _tree(call: Call) -> list[Branch]:
@@ -657,15 +669,7 @@ def _jobs_of(table: Mapping[str, JobStatus], names: Sequence[str] | None) -> lis
     if names is None:
         return [row.name for row in table.values() if row.kind != SUPERVISOR]
     wanted = set(names)
-    return [row.name for row in table.values() if row.kind != SUPERVISOR and not wanted.isdisjoint(_ancestry(table, row))]
-
-
-def _ancestry(table: Mapping[str, JobStatus], row: JobStatus) -> Iterator[str]:
-    """A name, its supervisor's, and so on up."""
-    yield row.name
-    while row.supervisor is not None:
-        row = table[row.supervisor]
-        yield row.name
+    return [row.name for row in table.values() if row.kind != SUPERVISOR and not wanted.isdisjoint(ancestry(table, row))]
 
 
 async def _shutdown(call: Call, now: bool, wait: bool, timeout: float | None) -> Shutdown:

@@ -97,7 +97,14 @@ _TIMEOUT = Param(
 )
 
 ALL = (
-    Verb("status", "show what every job is doing, and why", _SOME),
+    Verb(
+        "status",
+        "show what every job is doing, and why",
+        _SOME,
+        Param(
+            "usage", bool, "also the memory and CPU time of each job's processes, with all that came of them", False, short="-u"
+        ),
+    ),
     Verb("tree", "draw supervisors and jobs as they hang together"),
     Verb(
         "start",
