@@ -596,6 +596,7 @@ async def open_supervisor(
     spread: Callable[[float, float], float] = random.uniform,
     last_resort: Callable[[], None] | None = None,
     listening: Mapping[str, socket.socket] | None = None,
+    record: Path | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
 
@@ -606,12 +607,14 @@ async def open_supervisor(
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
     cancellation, so that the tree can never end. `listening` has sockets that listen already, by their name in `[sockets]`:
-    they are used, and closed, instead of ones of our own.
+    they are used, and closed, instead of ones of our own. `record` is for a daemon: `open_children` tells what it is.
     """
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, listening)
+    house = partial(
+        _house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, listening, record
+    )
     errors: list[BaseException] = []
     try:
         async with trio.open_nursery() as nursery:
@@ -646,6 +649,7 @@ async def _house(
     spread: Callable[[float, float], float],
     last_resort: Callable[[], None] | None,
     listening: Mapping[str, socket.socket] | None,
+    record: Path | None,
     block: trio.CancelScope,
     task_status: trio.TaskStatus[Supervisor],
 ) -> None:
@@ -659,7 +663,7 @@ async def _house(
 
     with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
         async with (
-            open_children(instance, warn=warn) as children,
+            open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
             open_sockets(config.sockets, listening) as sockets,
         ):

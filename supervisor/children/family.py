@@ -23,15 +23,20 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from supervisor.children import guardian
+from supervisor.children.cgroup import Cgroup, guarantee, outside
 from supervisor.children.guard import Guard
 from supervisor.children.launch import NOT_PERMITTED, Launch, Launcher, why
 from supervisor.children.process import file_limit_raised, nothing_ignored, noticed, subreaper
 from supervisor.children.procfs import descendants, listed, open_children_list, reap, session_of
+from supervisor.children.record import Record, boot_id, sweep
+from supervisor.children.record import write as write_record
 from supervisor.children.spawner import Spawner
 from supervisor.children.usage import Usage, measure
 from supervisor.errors import SpawnFailed
@@ -190,6 +195,10 @@ class Children:
 
     def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
         self.instance = instance
+        self.guarantee = guarantee(None, "only a daemon has one")
+        """What becomes of the children if this process is killed, in one sentence."""
+        self.survived = False
+        """Whether something could not be killed at the end."""
         self._tag = zlib.crc32(instance.encode()) >> 1
         self._spawner = Spawner()
         self._guardian = Guard(instance, self._tag, self._spawner, warn)
@@ -217,19 +226,19 @@ class Children:
         """
         if not self._guarded:
             self._guarded = True
+            self._guardian.ensure()
             self.nursery.start_soon(self._guardian.keep, name="guardian of the children")
         marks = {"SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": launch.run} if launch.run else {})}
-        env = {**launch.env, **marks}
         if launch.needs_launcher:
-            return await self._spawn_by_launcher(launch, env)
+            return await self._spawn_by_launcher(launch, marks)
         async with self._gate:
-            return self._spawn(launch, launch.argv, env=env, cwd=launch.cwd)
+            return self._spawn(launch, launch.argv, env={**launch.env, **marks}, cwd=launch.cwd)
 
-    async def _spawn_by_launcher(self, launch: Launch, env: dict[str, str]) -> Child:
+    async def _spawn_by_launcher(self, launch: Launch, marks: dict[str, str]) -> Child:
         async with self._gate:
             with ExitStack() as opened, _told(launch):
-                launcher = opened.enter_context(Launcher(launch, env, self._files))
-                child = self._spawn(launch, launcher.argv, env={}, cwd=None, pass_fds=launcher.descriptors)
+                launcher = opened.enter_context(Launcher(launch, {**launch.env, **marks}, self._files))
+                child = self._spawn(launch, launcher.argv, env=marks, cwd=None, pass_fds=launcher.descriptors)
                 opened = opened.pop_all()
         with opened:
             try:
@@ -390,13 +399,14 @@ class Children:
         with trio.CancelScope(shield=True):
             for child in self._spawned.values():
                 child.send_signal(signal.SIGKILL, group=True)
-            with trio.move_on_after(KILL_LIMIT):
+            with trio.move_on_after(KILL_LIMIT) as limit:
                 for child in list(self._spawned.values()):
                     await child.wait()
                 while left := set().union(*self.adopted().values()):
                     for pid in left:
                         self.signal_adopted(pid, signal.SIGKILL)
                     await _any_gone(left)
+            self.survived = limit.cancelled_caught
             for child in list(self._spawned.values()):
                 self._bury(child, set())
 
@@ -431,8 +441,14 @@ def _renice(pid: int, launch: Launch) -> None:
 
 
 @asynccontextmanager
-async def open_children(instance: str, *, warn: Callable[[str], None] = lambda text: None) -> AsyncIterator[Children]:
+async def open_children(
+    instance: str, *, warn: Callable[[str], None] = lambda text: None, record: Path | None = None
+) -> AsyncIterator[Children]:
     """Child processes under the mark `instance`, which no other supervisor of this machine uses.
+
+    With `record`, a file that is ours alone, this process is a daemon. What an earlier one that had the same file left is
+    ended first. Where a cgroup can be had, this process moves into one of its own until it leaves, so that its death, however
+    it comes, is that of all its children; `guarantee` of what is yielded says whether it is so.
 
     While it is open, this process adopts orphans below it, has its soft limit of open files raised to the hard one (children
     get the original), and no signal ignored but SIGPIPE and SIGXFSZ. `warn` hears of what the operator should know. On
@@ -441,7 +457,11 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
     async with AsyncExitStack() as process:
         process.enter_context(subreaper())
         process.enter_context(nothing_ignored())
+        if record is not None and os.access(record, os.F_OK) and (found := await _swept(record)):
+            warn(found)
         children = Children(instance, warn)
+        if record is not None:
+            process.enter_context(_on_record(children, record, warn))
         process.push_async_callback(children.close)
         process.enter_context(file_limit_raised())
         async with trio.open_nursery() as nursery:
@@ -452,6 +472,47 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
             finally:
                 nursery.cancel_scope.cancel(reason="the children are closed")
                 await children.end()
+
+
+async def _swept(record: Path) -> str | None:
+    return await trio.to_thread.run_sync(sweep, record, limiter=trio.CapacityLimiter(1))
+
+
+@contextmanager
+def _on_record(children: Children, path: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """The children of a daemon: in a cgroup where that can be, and noted for the daemon that comes after this one."""
+    note = Record(instance=children.instance, tag=children._tag, boot=boot_id())
+
+    def write(**known: Any) -> None:
+        nonlocal note
+        note = msgspec.structs.replace(note, **known)
+        try:
+            write_record(path, note)
+        except OSError as error:
+            warn(f"cannot write {path}: if this daemon is killed, the next one will not find what it left: {error}")
+
+    cgroup = _cgroup(children, write)
+    children._guardian.started = lambda pid: write(guardian=(pid, guardian.start_time(pid)))
+    try:
+        yield
+    finally:
+        if cgroup.leave() if cgroup else not children.survived:
+            path.unlink(missing_ok=True)
+
+
+def _cgroup(children: Children, write: Callable[..., None]) -> Cgroup | None:
+    """Enter a cgroup, noted before there is one; None where it cannot be."""
+    try:
+        cgroup = Cgroup(outside(), children.instance)
+        write(cgroup=str(cgroup.path))
+        cgroup.enter()
+    except OSError as error:
+        write(cgroup="")
+        children.guarantee = guarantee(None, str(error))
+        return None
+    children._guardian.cgroup = cgroup
+    children.guarantee = guarantee(cgroup.path, "")
+    return cgroup
 
 
 async def _any_gone(pids: set[int]) -> None:

@@ -124,8 +124,8 @@ def _input(spec: JobSpec, run: Run, capture: Capture | None, handed: ExitStack) 
             run.attach = Attachment(writing, tty=False)
             return stdin
         if spec.stdin != "null":
-            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO would keep us waiting
-            stdin = os.open(spec.stdin, flags)
+            access = os.O_RDWR if Path(spec.stdin).is_fifo() else os.O_RDONLY  # a FIFO waits for writers and has no end
+            stdin = os.open(spec.stdin, access | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
             handed.callback(os.close, stdin)
             os.set_blocking(stdin, True)
             return stdin
