@@ -171,8 +171,14 @@ def _talk(path: Path, lines: list[str]) -> None:
             if line.startswith("-> "):
                 sock.sendall(line[3:].encode() + b"\n")
             elif line.startswith("<- "):
-                reply = json.loads(replies.readline())
-                assert _within(json.loads(line[3:]), reply), (line, reply)
+                shown = json.loads(line[3:])
+                reply = next(reply for reply in map(json.loads, replies) if _about(reply) == _about(shown))
+                assert _within(shown, reply), (line, reply)
+
+
+def _about(reply: Any) -> Any:
+    """The id of the request that a reply, or an item of a stream, belongs to."""
+    return reply["params"]["id"] if "params" in reply else reply["id"]
 
 
 def _within(shown: Any, real: Any) -> bool:
