@@ -86,6 +86,7 @@ async def test_exec_takes_a_name_a_directory_and_variables_and_expands_nothing(t
             ("--name", "cat", "true"): "'cat' is the name of another",
             ("--name", "a b", "true"): "a name has only",
             ("-e", "A", "true"): "NAME=VALUE",
+            ("--user", "no-such-user", "true"): "no-such-user",
             ("--detach", "--timeout", "5s", "true"): "nobody to wait",
         }.items():
             _, err = await command(path, "exec", *words, code=1)
@@ -220,6 +221,7 @@ async def test_a_job_that_does_not_read_keeps_its_writer_waiting_and_nobody_else
         await client.ask("attach", {"name": "idle", "lines": 0}, 1)
         await client.send(request("input", {"to": 1, "data": data(bytes(600_000))}, 2))
         assert (await client.ask("version", id=3))["id"] == 3
+        assert "one input at a time" in (await client.ask("input", {"to": 1, "eof": True}, 4))["error"]["message"]
         assert (await other.ask("status", {"names": ["idle"]}))["result"][0]["ready"]
         await other.ask("stop", {"names": ["idle"]})
         replies = {reply["id"]: reply for reply in [await client.read(), await client.read()]}

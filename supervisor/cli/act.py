@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import contextmanager, nullcontext
 
 from supervisor.cli import render
 from supervisor.control.wire import Connection, Unreachable, find_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, TextIO
 
     from supervisor.control.verbs import Verb
@@ -85,28 +84,13 @@ def complain(text: str) -> None:
     print(f"supervisor: {text}", file=sys.stderr)
 
 
-@contextmanager
-def woken_by_signals() -> Iterator[int]:
-    """A descriptor that every signal makes readable, for a wait that may be long.
-
-    Python notes a signal, and acts on it between two steps of the program. One that comes after the last step and before
-    the system call that then blocks is acted on when that call ends: where nothing else happens, never.
-    """
-    import signal
-
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reader)
-        os.close(writer)
-
-
 def _ask(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_json: bool) -> int:
     connection = Connection(find_socket(socket))
-    with woken_by_signals() if values.get("follow") or values.get("wait") else nullcontext() as connection.wakeup:
+    if not (values.get("follow") or values.get("wait")):
+        return _converse(connection, out, verb, values, as_json)
+    from supervisor.cli.wakeup import woken_by_signals
+
+    with woken_by_signals() as connection.wakeup:
         return _converse(connection, out, verb, values, as_json)
 
 

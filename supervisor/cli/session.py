@@ -17,7 +17,8 @@ import tty
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from supervisor.cli.act import Out, complain, failed, woken_by_signals
+from supervisor.cli.act import Out, complain, failed
+from supervisor.cli.wakeup import woken_by_signals
 from supervisor.control.wire import Connection, Unreachable, find_socket
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Talk:
             self.name = item["name"]
             self.joined(item)
         elif "lagged" in item:
-            complain(f"[{item['lagged']} bytes were too fast for this reader]")
+            complain(f"[{item['lagged']} bytes were too fast for this reader]\r")  # the terminal may be raw
         elif not self._as_json:
             _write(binascii.a2b_base64(item["data"]))
 

@@ -104,6 +104,7 @@ class AsyncClient:
         *,
         name: str = "",
         cwd: str = "",
+        user: str = "",
         env: Mapping[str, str] | None = None,
         interactive: bool = False,
         tty: bool = False,
@@ -114,7 +115,7 @@ class AsyncClient:
 
         Leaving the block before its end stops it, unless `detach`. The rest is as with the blocking client.
         """
-        params = {"cwd": cwd, "interactive": interactive, "tty": tty, "timeout": timeout, "detach": detach}
+        params = {"cwd": cwd, "user": user, "interactive": interactive, "tty": tty, "timeout": timeout, "detach": detach}
         async with self._talk("exec", command=list(command), name=name, env=settings(env), **params) as talk:
             yield talk
 
@@ -179,6 +180,7 @@ class AsyncTalk:
         self._said = _ID
         self._answers: dict[int | str | None, Reply] = {}
         self._sending = trio.Lock()
+        self._writing = trio.Lock()
         self._reading = trio.Lock()
 
     def __aiter__(self) -> AsyncTalk:
@@ -197,12 +199,14 @@ class AsyncTalk:
 
     async def write(self, data: bytes) -> None:
         """Write to its input; returns when it is written. Meanwhile what it prints waits here."""
-        for at in range(0, len(data), CHUNK):
-            await self._say(data=data[at : at + CHUNK])
+        async with self._writing:
+            for at in range(0, len(data), CHUNK):
+                await self._say(data=data[at : at + CHUNK])
 
     async def end_input(self) -> None:
         """End its input; at a terminal, type Ctrl-D."""
-        await self._say(eof=True)
+        async with self._writing:
+            await self._say(eof=True)
 
     async def resize(self, rows: int, columns: int) -> None:
         """Give its terminal this size."""

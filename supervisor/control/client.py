@@ -121,6 +121,7 @@ class Client:
         *,
         name: str = "",
         cwd: str = "",
+        user: str = "",
         env: Mapping[str, str] | None = None,
         interactive: bool = False,
         tty: bool = False,
@@ -132,7 +133,7 @@ class Client:
         `interactive` or `tty`: it reads what is written to the talk. `timeout`: then it is stopped, and the iteration ends with
         ControlError 75.
         """
-        params = {"cwd": cwd, "interactive": interactive, "tty": tty, "timeout": timeout, "detach": detach}
+        params = {"cwd": cwd, "user": user, "interactive": interactive, "tty": tty, "timeout": timeout, "detach": detach}
         return self._talk("exec", command=list(command), name=name, env=settings(env), **params)
 
     def attach(self, name: str, *, lines: int = 10) -> Talk:

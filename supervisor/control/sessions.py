@@ -34,6 +34,8 @@ class WayIn:
     """Where the input of one request goes, as the other requests of its connection find it."""
 
     def __init__(self) -> None:
+        self.busy = False
+        """Whether a piece of input is being written."""
         self._attachment: Attachment | None = None
         self._known = trio.Event()
 
@@ -69,16 +71,28 @@ async def pass_on(call: Call, to: int | str, data: bytes, eof: bool, rows: int, 
     way = call.connection.ways_in.get(to)
     if way is None:
         raise ControlError(f"no exec or attach with the id {to!r} on this connection")
-    attachment = await way.attachment()
     try:
         if rows and columns:
-            attachment.resize(rows, columns)
+            (await way.attachment()).resize(rows, columns)
+        if data or eof:
+            await _write(way, data, eof)
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        raise ControlError("it takes no more input") from error
+
+
+async def _write(way: WayIn, data: bytes, eof: bool) -> None:
+    """One piece at a time: who sends the next too early would have no say in the order, and fill our memory."""
+    if way.busy:
+        raise ControlError("one input at a time: wait for the answer to the last one")
+    way.busy = True
+    try:
+        attachment = await way.attachment()
         if data:
             await attachment.write(data)
         if eof:
             await attachment.close()
-    except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-        raise ControlError("it takes no more input") from error
+    finally:
+        way.busy = False
 
 
 # ---------------------------------------------------------------- exec
@@ -89,6 +103,7 @@ async def execute(
     command: list[str],
     name: str,
     cwd: str,
+    user: str,
     env: list[str],
     interactive: bool,
     tty: bool,
@@ -100,7 +115,9 @@ async def execute(
         raise ControlError("exec: what runs on by itself has nobody to type, and nobody to wait: leave out the other options")
     tree = call.tree
     name = name or tree.free_name()
-    spec = _spec(tree, name, command, cwd, env, {"tty": True} if tty else {"stdin": "pipe"} if interactive else {})
+    keys: dict[str, Any] = {"tty": True} if tty else {"stdin": "pipe"} if interactive else {}
+    keys |= {key: _literal(value) for key, value in {"cwd": cwd, "user": user}.items() if value}
+    spec = _spec(tree, name, command, env, keys)
     call.record([name])
     if detach:
         tree.begin(spec, name=name, by=call.by)
@@ -144,12 +161,9 @@ async def _open_way(tree: Supervisor, job: OneOff, way: WayIn) -> None:
         way.lead_to(job.life.run.attach)
 
 
-def _spec(tree: Supervisor, name: str, command: list[str], cwd: str, env: list[str], stdin: dict[str, Any]) -> JobSpec:
+def _spec(tree: Supervisor, name: str, command: list[str], env: list[str], keys: dict[str, Any]) -> JobSpec:
     """The job, held to the rules of a file. Raises ControlError with every fault."""
-    table: dict[str, Any] = {"command": [_literal(word) for word in command], "once": True, "restart": "temporary", **stdin}
-    if cwd:
-        table["cwd"] = _literal(cwd)
-    table["env"] = {}
+    table: dict[str, Any] = {"command": [_literal(word) for word in command], "once": True, "env": {}, **keys}
     for setting in env:
         variable, equals, value = setting.partition("=")
         if not equals:

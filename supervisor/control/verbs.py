@@ -175,6 +175,7 @@ ALL = (
         Param("command", list[str], "the command, word by word, without a shell", positional="COMMAND", rest=True),
         Param("name", str, "its name in `status`; exec-1, exec-2 and so on unless you say", "", metavar="NAME"),
         Param("cwd", str, "its working directory; the one of the daemon's file unless you say", "", metavar="DIR"),
+        Param("user", str, "the user it runs as; the daemon's own unless you say", "", metavar="USER"),
         Param("env", list[str], "a variable of its environment; may be given again", (), short="-e", metavar="NAME=VALUE"),
         Param("interactive", bool, "hand standard input over to it; what is no terminal always is", False, short="-i"),
         Param("tty", bool, "give it a terminal, of the size of this one", False, short="-t"),
