@@ -121,7 +121,7 @@ class Sockets:
             if name not in specs or specs[name].listen != listener.spec.listen:
                 self._open.pop(name).close()
         self._specs = dict(specs)
-        self.nursery.start_soon(self.settle)
+        self.nursery.start_soon(self.settle, name="opener of sockets")
 
     async def settle(self) -> None:
         """Open what is not open, and tune what is. What cannot be had is told to those who need it, when they start."""
@@ -138,12 +138,13 @@ class Sockets:
         try:
             owner = await _owner(spec)
             open_it = await _opener(spec, owner)
+            listener = self._open.get(name)
             if self._specs.get(name) is not spec:
                 return
-            if (listener := self._open.get(name)) is not None:
-                listener.tune(spec, owner)
-            else:
+            if listener is None:
                 self._open[name] = open_it()
+            elif listener.spec != spec:
+                listener.tune(spec, owner)
         except (OSError, unix.SocketTaken, SpawnFailed) as error:
             raise SpawnFailed(f"socket {name}: {await _why(error, spec)}") from error
 
@@ -160,13 +161,14 @@ async def open_sockets(
 ) -> AsyncIterator[Sockets]:
     """Listen as `specs` say, as far as it can be had. What is in `given` listens already, and becomes ours.
 
+    Nobody waits here for a name server: who needs a socket does (`descriptor`), and opens it.
     On leaving, all are closed. Exceptions of the body arrive in a group, as from any nursery.
     """
     sockets = Sockets(specs, given or {})
     try:
-        await sockets.settle()
         async with trio.open_nursery() as nursery:
             sockets.nursery = nursery
+            nursery.start_soon(sockets.settle, name="opener of sockets")
             try:
                 yield sockets
             finally:

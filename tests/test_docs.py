@@ -51,7 +51,7 @@ class Block:
     @property
     def file(self) -> str:
         """The name of the file that it shows, where its first line says so."""
-        found = re.match(r"# ([\w.]+\.(?:py|toml))\n", self.text)
+        found = re.match(r"# ([\w.]+\.(?:py|toml|env))\n", self.text)
         return found[1] if found else ""
 
 

@@ -291,53 +291,52 @@ def test_the_input_must_be_there():
     assert missing(job("stdin = './'\n")) == [f'jobs.a.stdin: a directory, expected a file: "{Path.cwd()}"']
 
 
+def missing_to_nobody(before: str = "pass") -> list[str]:
+    """What the machine lacks, or refuses, when the daemon is not root's. The file is read before."""
+    script = f"""if True:
+        import os, resource
+        from pathlib import Path
+        from supervisor import config
+        from supervisor.config import preflight
+        {before}
+        found = config.load(Path("supervisor.toml"), {{}})
+        os.setgroups([]); os.setgid({pwd.getpwnam("nobody").pw_gid}); os.setuid({pwd.getpwnam("nobody").pw_uid})
+        print(*preflight.check(found, environ={{}}).all_problems, sep="\\n")
+    """
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    return [line.partition(" ")[2] for line in done.stdout.splitlines()]
+
+
 @AS_ROOT
 def test_what_may_not_be_looked_at_is_a_fault_and_no_crash():
-    script = (
-        "import os, sys; from pathlib import Path; from supervisor import config; from supervisor.config import preflight\n"
-        "found = config.load(Path('supervisor.toml'), {})\n"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "print(*preflight.check(found, environ={}).all_problems, sep='\\n')"
-    )
     Path("supervisor.toml").write_text(job("cwd = './x'") + '[jobs.b]\ncommand = "./x"\ncwd = "/"\nstdin = "./y"')
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert [line.partition(" ")[2] for line in done.stdout.splitlines()] == [
+    assert missing_to_nobody() == [
         f'jobs.a.cwd: no such directory: "{Path.cwd()}/x"',
         'jobs.b.command: no such program: "./x"',
         f'jobs.b.stdin: no such file: "{Path.cwd()}/y"',
-    ], done.stderr  # fmt: skip
+    ]
 
 
 @AS_ROOT
 def test_who_is_not_root_hears_what_only_root_may(monkeypatch):
-    """`supervisor check` as nobody, where nobody may look."""
-    directory = tempfile.TemporaryDirectory()
-    Path(directory.name).chmod(0o755)
-    monkeypatch.chdir(directory.name)
-    Path("supervisor.toml").write_text(
-        job("user = 'root'")
-        + job("groups = ['daemon']", "b")
-        + job("nice = -3\nrlimits = { nofile = 'unlimited' }", "c")
-        + job("user = 'nobody'\nnice = 3\nrlimits = { nofile = 10 }", "d")
-    )
-    script = (
-        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); resource.setrlimit(resource.RLIMIT_NICE, (0, 0))\n"
-        "from pathlib import Path; from supervisor import config; from supervisor.config import preflight\n"
-        "found = config.load(Path('supervisor.toml'), {})\n"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "print(*preflight.check(found, environ={}).all_problems, sep='\\n')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert [line.partition(" ")[2] for line in done.stdout.splitlines()] == [
-        "jobs.a.user: only root may run a job as another user, or in other groups",
-        "jobs.b.groups: only root may run a job as another user, or in other groups",
-        "jobs.c.nice: only root may put a job before others, got -3",
-        "jobs.c.rlimits.nofile: only root may raise the hard limit above 64",
-    ], done.stderr  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory, monkeypatch.context() as patched:
+        Path(directory).chmod(0o755)
+        patched.chdir(directory)
+        Path("supervisor.toml").write_text(
+            job("user = 'root'")
+            + job("groups = ['daemon']", "b")
+            + job("nice = -3\nrlimits = { nofile = 'unlimited' }", "c")
+            + job("user = 'nobody'\nnice = 3\nrlimits = { nofile = 10 }", "d")
+        )
+        limits = ("NOFILE, (64, 64)", "NICE, (0, 0)")
+        assert missing_to_nobody("; ".join(f"resource.setrlimit(resource.RLIMIT_{limit})" for limit in limits)) == [
+            "jobs.a.user: only root may run a job as another user, or in other groups",
+            "jobs.b.groups: only root may run a job as another user, or in other groups",
+            "jobs.c.nice: only root may put a job before others, got -3",
+            "jobs.c.rlimits.nofile: only root may raise the hard limit above 64",
+        ]
 
 
 # ---- what a change does

@@ -99,6 +99,7 @@ async def test_a_path_appears_with_its_mode_and_goes_with_the_daemon(tmp_path):
     path = tmp_path / "made" / "web.sock"
     specs = {"web": SocketSpec(listen=str(path), mode=FileMode(0o620))}
     async with open_house(tmp_path / "logs", specs) as house:
+        await trio.testing.wait_all_tasks_blocked()
         assert stat.S_IMODE(path.stat().st_mode) == 0o620
         async with serving(house, "hello"):
             assert await answer(str(path)) == b"hello"
@@ -109,7 +110,8 @@ async def test_a_path_appears_with_its_mode_and_goes_with_the_daemon(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 async def test_a_path_belongs_to_whom_it_shall(tmp_path):
     path = tmp_path / "web.sock"
-    async with open_sockets({"web": SocketSpec(listen=str(path), user="nobody", group="tty")}):
+    async with open_sockets({"web": SocketSpec(listen=str(path), user="nobody", group="tty")}) as sockets:
+        await sockets.descriptor("web")
         assert (path.owner(), path.group()) == ("nobody", "tty")
     async with open_sockets({"web": SocketSpec(listen=str(path), user="nobdy")}) as sockets:
         with pytest.raises(SpawnFailed, match='socket web: no user "nobdy"; did you mean "nobody"'):
@@ -119,7 +121,8 @@ async def test_a_path_belongs_to_whom_it_shall(tmp_path):
 
 async def test_what_lies_at_the_path_at_the_end_is_removed_only_if_it_is_ours(tmp_path):
     path = tmp_path / "web.sock"
-    async with open_sockets({"web": SocketSpec(listen=str(path))}):
+    async with open_sockets({"web": SocketSpec(listen=str(path))}) as sockets:
+        await sockets.descriptor("web")
         path.unlink()
         path.write_text("theirs")
     assert path.read_text() == "theirs"
