@@ -80,6 +80,20 @@ def span(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600}h"
 
 
+def size(count: int | None) -> str:
+    """So many bytes as people say it, to three digits: `980B`, `1.5MB`, `12MB`."""
+    if count is None:
+        return "-"
+    number, units = float(count), ["B", "KB", "MB", "GB", "TB"]
+    while number >= 999.5 and len(units) > 1:
+        number, units = number / 1024, units[1:]
+    return f"{number:.1f}{units[0]}" if number < 9.95 and units[0] != "B" else f"{number:.0f}{units[0]}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.2f}s" if seconds < 9.995 else span(seconds)
+
+
 def _now() -> float:
     return time.clock_gettime(time.CLOCK_REALTIME)
 
@@ -113,6 +127,9 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
         _column("RESTARTS", [str(row["restarts"]) for row in ordered], right=True),
         ["CAUSE", *(clean(row["cause"]) for row in ordered)],
     ]
+    if "memory" in ordered[0]:
+        columns.insert(-1, _column("MEMORY", [size(row["memory"]) for row in ordered], right=True))
+        columns.insert(-1, _column("CPU", [_seconds(row["cpu"]) for row in ordered], right=True))
     if any(row["next_at"] for row in ordered):
         columns.insert(-1, _column("NEXT", [_next(row, now) for row in ordered], right=True))
     if width:
