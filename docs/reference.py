@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from supervisor import later
-from supervisor.config import TABLES
-from supervisor.schema import Topic, topics
+from supervisor.config import later
+from supervisor.config.schema import Topic, topics
+from supervisor.config.tables import TABLES
 
 PAGE = Path(__file__).with_name("configuration.md")
 _PART = re.compile(r"(?<=<!-- reference: begin -->\n).*?(?=<!-- reference: end -->)", re.DOTALL)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from supervisor import config, later, schema
+from supervisor import config
 from supervisor.cli import author
+from supervisor.config import later, schema
 from supervisor.kinds.job import JobSpec
 
 FIVE_FAULTS = """\

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from supervisor import config
 from supervisor.config import Config, Plan
+from supervisor.config.reading import dotted
+from supervisor.config.toml_places import Places
 from supervisor.errors import SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.reading import dotted
 from supervisor.spec import Backoff, Bytes, Expanded, RestartType, Seconds, Strategy, shown
-from supervisor.toml_places import Places
 
 SECRET = "hunter2"
 NUMBER = 7654321

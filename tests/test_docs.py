@@ -20,8 +20,9 @@ import trio
 from running import MODULE, ROOT, command, running, well
 from timelines import timeline
 
-from supervisor import config, preflight
+from supervisor import config
 from supervisor.cli import commands, quick
+from supervisor.config import preflight
 from supervisor.control.verbs import VERBS
 from supervisor.errors import SpecError
 

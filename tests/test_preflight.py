@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import config, inspection, preflight
-from supervisor.preflight import Call, Findings
+from supervisor import config
+from supervisor.config import preflight
+from supervisor.config.preflight import Call, Findings
+from supervisor.kinds import inspection
 
 BEAT = """
 from __future__ import annotations

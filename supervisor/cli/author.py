@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from supervisor import config, preflight
-from supervisor import schema as schemas
-from supervisor.config import Config
+from supervisor import config
+from supervisor.config import Config, preflight
+from supervisor.config import schema as schemas
+from supervisor.config.shapes import duration
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.shapes import duration
 from supervisor.spec import SupervisorSpec, shown
 
 FILE_IS_WRONG = 78

@@ -22,9 +22,9 @@ from pathlib import Path
 import structlog
 import trio
 
-from supervisor import __version__, preflight
+from supervisor import __version__
 from supervisor import config as configuration
-from supervisor.config import Config, Plan
+from supervisor.config import Config, Plan, preflight
 from supervisor.control.listener import SocketTaken
 from supervisor.control.server import serve_control
 from supervisor.daemon import SIGNALS, hold_signals, release_signals

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from supervisor.errors import RunFailed
-from supervisor.inspection import context_parameter, kind_of, unfit
+from supervisor.kinds.inspection import context_parameter, kind_of, unfit
 
 
 class CallableNotFound(RunFailed):

@@ -9,11 +9,11 @@ import structlog
 import trio
 
 from supervisor import restart
+from supervisor.config.shapes import duration
 from supervisor.errors import InternalError, RunFailed, SpawnFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.nodes.node import Hold, Node
-from supervisor.shapes import duration
 from supervisor.spec import RestartType
 from supervisor.state import Goal, Why
 

@@ -66,7 +66,10 @@ class Hold(NamedTuple):
 class Life:
     """One run of a child, from start to gone."""
 
-    __slots__ = ("asked", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
+    __slots__ = (
+        "asked", "asked_at", "attended", "gone", "killed_after", "number", "over", "ready_at", "run", "rung_due", "scope",
+        "starting",
+    )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
@@ -78,13 +81,15 @@ class Life:
         """Seconds from being asked to being killed."""
         self.scope = trio.CancelScope(shield=True)
         """Only the ladder cancels it: a tree that is cancelled from outside still drains."""
-        self.patience: trio.CancelScope | None = None
+        self.asked_at = -math.inf
+        self.rung_due = math.inf
+        """When the next rung of the stop ladder is to be climbed."""
+        self.over = False
+        """Whether the run has ended, though its end may not have been judged yet."""
         self.starting: trio.CancelScope | None = None
-
-    def hurry(self) -> None:
-        """End the grace now."""
-        if self.patience is not None:
-            self.patience.cancel(reason="told to hurry")
+        """The wait for readiness."""
+        self.attended: trio.CancelScope | None = None
+        """Round those who look after the run from beside."""
 
 
 class Node:
@@ -165,8 +170,10 @@ class Node:
 
     def hurry(self) -> None:
         """End the grace of a stop under way."""
-        if self.life is not None:
-            self.life.hurry()
+        life = self.life
+        if life is not None and life.asked is not None and life.killed_after is None and self.parent is not None:
+            life.rung_due = -math.inf
+            self.parent.post(self.parent.touch, self)
 
     @property
     def active(self) -> bool:

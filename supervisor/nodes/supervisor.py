@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
 from supervisor import events, restart
-from supervisor.errors import EssentialEnded, RestartIntensityExceeded, RunFailed, SupervisorError
+from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
-from supervisor.probes import FreshFile
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 
@@ -150,7 +150,7 @@ class SupervisorNode(Node):
             with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
                 method, args = await self._receive.receive()
                 method(*args)
-                self._take_waiting(25)
+            self._take_waiting(25)
             self._fire_timers()
             self._settle()
         return self.closing.outcome
@@ -221,7 +221,7 @@ class SupervisorNode(Node):
         if child.life is not None:
             if child.life.asked is None:
                 self.ask(child, child.life, Ask(cause))
-            child.life.hurry()
+            child.hurry()
 
     # ---- timers: one heap, read by the loop ----
 
@@ -235,7 +235,7 @@ class SupervisorNode(Node):
         """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
         waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
         for when, count, child in self._timers:
-            if child is None or when in (child.hold and child.hold.until, isinstance(child, JobNode) and child.next_tick):
+            if child is None or when in _moments(child):
                 waited[when, child.name if child is not None else ""] = (when, count, child)
         self._timers = list(waited.values())
         heapq.heapify(self._timers)
@@ -278,8 +278,9 @@ class SupervisorNode(Node):
 
     def _settle_child(self, child: Node, now: float) -> None:
         if child.life is not None:
-            ask = self._reason_to_stop(child)
-            if ask is not None and child.life.asked is None:
+            if child.life.asked is not None:
+                self._climb(child, child.life, now)
+            elif (ask := self._reason_to_stop(child)) is not None:
                 self.ask(child, child.life, ask)
         elif child.removing or child.moving_to:
             self._depart(child)
@@ -378,10 +379,8 @@ class SupervisorNode(Node):
                 self.move_tick(child, now)
         child.runs += 1
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
-        if isinstance(child, JobNode) and child.spec.ready is not None:
-            life.starting = trio.CancelScope()
-            fresh = FreshFile(child.spec.ready.file) if child.spec.ready.file else None
-            self._nursery.start_soon(self._await_ready, child, life, fresh)
+        if isinstance(child, JobNode):
+            attendance.begin(self, self._nursery, child, life)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.hastened = False
@@ -402,24 +401,8 @@ class SupervisorNode(Node):
         outcome = None
         with life.scope:
             outcome = await child.body(life.run)
+        life.over = True
         self.post(self._on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
-
-    async def _await_ready(self, child: JobNode, life: Life, fresh: FreshFile | None) -> None:
-        """Wait for a run to get ready, at most `start_timeout`. What is no file, the run itself reports."""
-        assert life.starting is not None
-        with life.starting:
-            reason = f"not ready within {child.spec.start_timeout:g} s (start_timeout)"
-            with trio.move_on_after(child.spec.start_timeout):
-                try:
-                    if fresh is None:
-                        await trio.sleep_forever()
-                    else:
-                        await fresh.wait()
-                        life.run.ready("its file is there")
-                        return
-                except RunFailed as error:
-                    reason = str(error)
-            self.post(self._on_not_ready, child, life, reason)
 
     # ---- what happens to a child ----
 
@@ -442,15 +425,16 @@ class SupervisorNode(Node):
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
-    def _on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
+    def on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
+        """A run has not become ready in time, or never will."""
         if child.life is life and life.asked is None and life.ready_at is None:
             self.ask(child, life, Ask(reason, Outcome(reason=reason, failed=True)))
 
     def _on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
         """A run is over and nothing of it is alive: judge it, and decide what follows."""
         life.gone.set()
-        if life.starting is not None:
-            life.starting.cancel(reason="gone")
+        if life.attended is not None:
+            life.attended.cancel(reason="gone")
         child.life = None
         self.alive.discard(child.name)
         verdict = life.asked.verdict if life.asked else None
@@ -599,36 +583,44 @@ class SupervisorNode(Node):
     # ---- stopping: one ladder for every kind ----
 
     def ask(self, child: Node, life: Life, ask: Ask) -> None:
-        """Ask a run to end. It hears it at once; the rest of the ladder is a task of its own."""
-        assert self._nursery is not None
+        """Ask a run to end. It hears it at once; the rest of the ladder is climbed when its time comes, or when hurried."""
         life.asked = ask
-        grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
-        life.patience = trio.CancelScope(deadline=trio.current_time() + grace)
+        life.asked_at = trio.current_time()
         child.emit(events.Stopping, run=life.run.id, cause=ask.cause, why=ask.why)
         life.run.advance(Phase.STOPPING)
-        self._nursery.start_soon(self._ladder, child, life, ask)
+        grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
+        self._await_rung(child, life, life.asked_at + grace)
         self._note(child)
 
-    async def _ladder(self, child: Node, life: Life, ask: Ask) -> None:
-        """Ask (done), wait for the grace, kill; and say what cannot be killed."""
-        assert life.patience is not None
-        asked_at = trio.current_time()
-        with life.patience:
-            await life.gone.wait()
-        if life.gone.is_set():  # also where the grace ended in the same moment
+    def _await_rung(self, child: Node, life: Life, when: float) -> None:
+        """Have the next rung of the ladder climbed at `when`."""
+        life.rung_due = when
+        if when <= trio.current_time():
+            self.touch(child)
+        elif when < math.inf:
+            self._at(when, child)
+
+    def _climb(self, child: Node, life: Life, now: float) -> None:
+        """The ladder: ask (done), wait for the grace, kill; then say what cannot be killed."""
+        if now < life.rung_due or life.over:
             return
+        life.rung_due = math.inf
+        if life.killed_after is None:
+            self._kill_run(child, life, now)
+        elif child.row.word != Why.STUCK.value:
+            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+
+    def _kill_run(self, child: Node, life: Life, now: float) -> None:
+        assert life.asked is not None
         life.run.advance(Phase.KILLING)
-        life.killed_after = trio.current_time() - asked_at
+        life.killed_after = now - life.asked_at
         self.tree.was_late(child.name)
         if not child.killable:
             life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
             return
-        child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {ask.cause}")
-        life.scope.cancel(reason=ask.cause)
-        with trio.move_on_after(STUCK_AFTER):
-            await life.gone.wait()
-        if not life.gone.is_set() and child.row.word != Why.STUCK.value:
-            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+        child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
+        life.scope.cancel(reason=life.asked.cause)
+        self._await_rung(child, life, now + STUCK_AFTER)
 
     # ---- readiness of the whole ----
 
@@ -755,6 +747,14 @@ class SupervisorNode(Node):
         child.answer(("stop",), True, "stopped and removed")
         child.dismiss(f"overtaken: {child.removing}")
         self.tree.forget(child)
+
+
+def _moments(child: Node) -> Iterator[float | None]:
+    """What moments of time a child waits for."""
+    yield child.hold and child.hold.until
+    yield None if child.life is None else child.life.rung_due
+    if isinstance(child, JobNode):
+        yield child.next_tick
 
 
 def _killed(after: float | None) -> str:

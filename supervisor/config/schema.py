@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from supervisor import later
-from supervisor.config import TABLES, DaemonSpec, LogSpec
+from supervisor.config import later
+from supervisor.config.reading import did_you_mean
+from supervisor.config.shapes import Field, Shape, Table, Word, table_of, written
+from supervisor.config.tables import TABLES, DaemonSpec, LogSpec
 from supervisor.kinds.job import JobSpec
-from supervisor.reading import did_you_mean
-from supervisor.shapes import Field, Shape, Table, Word, table_of, written
 from supervisor.spec import SupervisorSpec
 
 _SPECS: dict[str, Table[Any]] = {

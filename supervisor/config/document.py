@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from supervisor import toml_places
+from supervisor.config import toml_places
+from supervisor.config.reading import BAD, Finding, Reading, dotted
+from supervisor.config.toml_places import Places
 from supervisor.errors import Problem
-from supervisor.reading import BAD, Finding, Reading, dotted
 from supervisor.spec import shown
-from supervisor.toml_places import Places
 
 _SYNTAX_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 

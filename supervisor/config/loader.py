@@ -1,131 +1,23 @@
-"""TOML text -> Config: every fault with its place, and the difference between two of them."""
+"""TOML text -> Config, with every fault and its place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from supervisor import later, relations, rules, toml_places
-from supervisor.document import Document, Source, open_document
+from supervisor.config import later, relations, rules, toml_places
+from supervisor.config.document import Document, Source, open_document
+from supervisor.config.reading import BAD, Reading, did_you_mean
+from supervisor.config.shapes import table, table_of
+from supervisor.config.tables import TABLES, Config, DaemonSpec, LogSpec
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.reading import BAD, Finding, Reading, did_you_mean, dotted
-from supervisor.shapes import Field, table, table_of
-from supervisor.spec import AutoShutdown, Expanded, Seconds, Spec, Strategy, SupervisorSpec, shown
+from supervisor.spec import Expanded, Strategy, SupervisorSpec, shown
 
-TABLES = ("daemon", "defaults", "log", "supervisors", "jobs")
 OUTPUTS = ("capture", "inherit", "null")
-
-
-_DAEMON = {"reload": "daemon"}  # a change needs a restart of the daemon
-
-
-class DaemonSpec(Spec, frozen=True, kw_only=True):
-    """The `[daemon]` table."""
-
-    name: Annotated[str, Meta(description="what the daemon calls itself in its log and to systemd", extra=_DAEMON)] = (
-        "supervisor"
-    )
-    state_dir: Annotated[
-        str | None,
-        Meta(
-            description="where it keeps its socket, lock and logs; $STATE_DIRECTORY under systemd, else .supervisor/ "
-            "beside the file",
-            extra=_DAEMON,
-        ),
-    ] = None
-    socket: Annotated[
-        str | None,
-        Meta(description="path of the control socket; control.sock in the state directory unless given", extra=_DAEMON),
-    ] = None
-    grace: Annotated[Seconds, Meta(description="how long an orderly stop may take in all; then everything is killed")] = (
-        Seconds(80)
-    )
-    include: Annotated[tuple[str, ...], Meta(description="globs of more TOML files to merge, relative to this one")] = ()
-    env: Annotated[
-        dict[str, str],
-        Meta(description="environment for every child. Values are never shown anywhere", extra={"reload": "commands"}),
-    ] = {}
-    intensity: Annotated[
-        int | None,
-        Meta(
-            ge=0,
-            description="more than this many restarts at the root within `period` end the daemon with 1; never unless set",
-        ),
-    ] = None
-    period: Annotated[Seconds, Meta(gt=0, description="the sliding window for `intensity`")] = Seconds(60)
-    auto_shutdown: Annotated[
-        AutoShutdown, Meta(description="end, with success, when any or all significant jobs at the root have ended")
-    ] = AutoShutdown.NEVER
-    path: Annotated[
-        tuple[str, ...],
-        Meta(description="more directories to import job modules from; the file's own comes first", extra=_DAEMON),
-    ] = ()
-
-
-class LogSpec(Spec, frozen=True, kw_only=True):
-    """The `[log]` table: the daemon's own log."""
-
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="the least important line that is written")
-    ] = "info"
-    format: Annotated[
-        Literal["auto", "console", "json"],
-        Meta(description="console for people, json for machines; auto: console on a terminal", extra=_DAEMON),
-    ] = "auto"
-    file: Annotated[str | None, Meta(description="write to this file instead of stderr", extra=_DAEMON)] = None
-
-
-@dataclass(frozen=True)
-class Config:
-    """A whole configuration, checked. `jobs` and `supervisors` are in the order of the file.
-
-    `parents` names the supervisor of each job and supervisor; those under the implicit root are not in it.
-    """
-
-    file: Path | None
-    base: Path
-    daemon: DaemonSpec = DaemonSpec()
-    log: LogSpec = LogSpec()
-    jobs: Mapping[str, JobSpec] = field(default_factory=dict)
-    supervisors: Mapping[str, SupervisorSpec] = field(default_factory=dict)
-    warnings: tuple[Problem, ...] = ()
-    document: Document | None = field(default=None, repr=False, compare=False)
-    """The files it was read from; None for a configuration that was built in Python."""
-
-    def problem(self, path: toml_places.Path, message: str, *, warning: bool = False) -> Problem:
-        """A problem of the key at `path`, with its place in the files."""
-        if self.document is None:
-            return Problem("", 0, 0, dotted(path), message, warning)
-        return self.document.problem(Finding(path, message, warning))
-
-    @cached_property
-    def parents(self) -> dict[str, str]:
-        """Child -> the supervisor that lists it."""
-        return {child: name for name, spec in self.supervisors.items() for child in spec.children}
-
-    @property
-    def state_dir(self) -> Path:
-        """The state directory of `[daemon]`, resolved."""
-        return Path(self.daemon.state_dir) if self.daemon.state_dir else self.base / ".supervisor"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a reload does, by name. `moved` and `restarted` are stopped and started again; `changed` are touched live."""
-
-    added: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    moved: tuple[str, ...] = ()
-    restarted: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
@@ -320,46 +212,3 @@ def _applies(
         case "after":
             return name not in value
     return True
-
-
-def diff(old: Config, new: Config) -> Plan:
-    """What a reload from `old` to `new` does. Identity is the name."""
-    was, now = {**old.supervisors, **old.jobs}, {**new.supervisors, **new.jobs}
-    old_parents, new_parents = old.parents, new.parents
-    kept = [name for name in now if name in was and type(now[name]) is type(was[name])]
-    moved = [name for name in kept if old_parents.get(name) != new_parents.get(name)]
-    differing = {name: _differing(was[name], now[name]) for name in kept if name not in moved}
-    restarted = [name for name, keys in differing.items() if any(key.extra.get("reload") == "restart" for key in keys)]
-    return Plan(
-        added=tuple(name for name in now if name not in kept),
-        removed=tuple(name for name in was if name not in kept),
-        moved=tuple(moved),
-        restarted=tuple(restarted),
-        changed=tuple(name for name, keys in differing.items() if keys and name not in restarted),
-        notes=tuple(_notes(old, new)),
-    )
-
-
-def _notes(old: Config, new: Config) -> Iterator[str]:
-    for name, before, after in (("daemon", old.daemon, new.daemon), ("log", old.log, new.log)):
-        for key in _differing(before, after):
-            if key.extra.get("reload") == "daemon":
-                yield f"{name}.{key.name}: needs a restart of the daemon; the rest is applied"
-            elif key.name not in ("include", "env"):
-                yield f"{name}.{key.name}: changed live"
-
-
-def _differing(old: Spec, new: Spec) -> list[Field]:
-    fields = table_of(type(new)).fields
-    return [field for name, field in fields.items() if not _same(getattr(old, name), getattr(new, name))]
-
-
-def _same(old: Any, new: Any) -> bool:
-    """Equality that tells 1, 1.0 and true apart, which a function's `args` may."""
-    if type(old) is not type(new) and not (isinstance(old, str) and isinstance(new, str)):
-        return False
-    if isinstance(old, dict):
-        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in old)
-    if isinstance(old, (list, tuple)):
-        return len(old) == len(new) and all(map(_same, old, new))
-    return bool(old == new)

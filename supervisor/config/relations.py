@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
+from supervisor.config.reading import Reading, did_you_mean, quoted
+from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec
-from supervisor.reading import Reading, did_you_mean, quoted
 from supervisor.spec import AutoShutdown, Backoff, ChildSpec, RestartType, Strategy, SupervisorSpec
-from supervisor.toml_places import Path
 
 ROOT = ""
 """The implicit supervisor of what nobody lists. No name is empty."""

@@ -17,10 +17,10 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union,
 
 import msgspec
 
-from supervisor import later
-from supervisor.reading import BAD, EXPANSION, ONE_EXPANSION, Reading, did_you_mean, either, quoted
+from supervisor.config import later
+from supervisor.config.reading import BAD, EXPANSION, ONE_EXPANSION, Reading, did_you_mean, either, quoted
+from supervisor.config.toml_places import Path
 from supervisor.spec import Bytes, Expanded, Seconds, Spec
-from supervisor.toml_places import Path
 
 Schema = dict[str, Any]
 SpecType = TypeVar("SpecType", bound=Spec)

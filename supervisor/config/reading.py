@@ -10,8 +10,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from supervisor.config.toml_places import Path
 from supervisor.spec import Expanded, shown
-from supervisor.toml_places import Path
 
 BAD: Final = object()
 """Read in place of a value that has a fault, which is already noted."""

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from supervisor import inspection
-from supervisor.config import Config
+from supervisor.config.reading import quoted
+from supervisor.config.tables import Config
 from supervisor.errors import Problem
+from supervisor.kinds import inspection
 from supervisor.kinds.job import JobSpec
-from supervisor.reading import quoted
 from supervisor.spec import shown
 
 IMPORT_LIMIT = 10.0
@@ -85,7 +85,7 @@ def _daemon_warnings(config: Config) -> Iterator[Problem]:
     for index, directory in enumerate(config.daemon.path):
         if not Path(directory).is_dir():
             yield config.problem(("daemon", "path", index), f"no such directory: {_named(directory)}", warning=True)
-    if (Path(__file__).parent / "supervisorctl.py").exists():
+    if (Path(__file__).parents[1] / "supervisorctl.py").exists():
         message = (
             "the package `supervisor` of another project is installed over this one: remove one, or use another environment"
         )

@@ -6,12 +6,12 @@ import re
 import warnings
 from collections.abc import Callable
 
+from supervisor.config.reading import Reading, quoted
+from supervisor.config.shapes import table_of
+from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec
 from supervisor.probes import Ready
-from supervisor.reading import Reading, quoted
-from supervisor.shapes import table_of
 from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
-from supervisor.toml_places import Path
 
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _ENVIRONMENT_NAME = re.compile(r"[^=\0]+")

@@ -1,0 +1,66 @@
+"""What a reload does: the difference between two configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from supervisor.config.shapes import Field, table_of
+from supervisor.config.tables import Config
+from supervisor.spec import Spec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a reload does, by name. `moved` and `restarted` are stopped and started again; `changed` are touched live."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    restarted: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def diff(old: Config, new: Config) -> Plan:
+    """What a reload from `old` to `new` does. Identity is the name."""
+    was, now = {**old.supervisors, **old.jobs}, {**new.supervisors, **new.jobs}
+    old_parents, new_parents = old.parents, new.parents
+    kept = [name for name in now if name in was and type(now[name]) is type(was[name])]
+    moved = [name for name in kept if old_parents.get(name) != new_parents.get(name)]
+    differing = {name: _differing(was[name], now[name]) for name in kept if name not in moved}
+    restarted = [name for name, keys in differing.items() if any(key.extra.get("reload") == "restart" for key in keys)]
+    return Plan(
+        added=tuple(name for name in now if name not in kept),
+        removed=tuple(name for name in was if name not in kept),
+        moved=tuple(moved),
+        restarted=tuple(restarted),
+        changed=tuple(name for name, keys in differing.items() if keys and name not in restarted),
+        notes=tuple(_notes(old, new)),
+    )
+
+
+def _notes(old: Config, new: Config) -> Iterator[str]:
+    for name, before, after in (("daemon", old.daemon, new.daemon), ("log", old.log, new.log)):
+        for key in _differing(before, after):
+            if key.extra.get("reload") == "daemon":
+                yield f"{name}.{key.name}: needs a restart of the daemon; the rest is applied"
+            elif key.name not in ("include", "env"):
+                yield f"{name}.{key.name}: changed live"
+
+
+def _differing(old: Spec, new: Spec) -> list[Field]:
+    fields = table_of(type(new)).fields
+    return [field for name, field in fields.items() if not _same(getattr(old, name), getattr(new, name))]
+
+
+def _same(old: Any, new: Any) -> bool:
+    """Equality that tells 1, 1.0 and true apart, which a function's `args` may."""
+    if type(old) is not type(new) and not (isinstance(old, str) and isinstance(new, str)):
+        return False
+    if isinstance(old, dict):
+        return old.keys() == new.keys() and all(_same(old[key], new[key]) for key in old)
+    if isinstance(old, (list, tuple)):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return bool(old == new)
