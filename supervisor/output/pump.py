@@ -34,10 +34,13 @@ CHUNKS_A_PASS = 4
 """A pipe that is alone may have so many chunks read; it costs no other a turn."""
 
 GATHER = 0.01
-"""Seconds to let the lines of slow writers gather, while all that comes is small (a pipe holds thousands of them)."""
+"""The longest that lines are let gather in the pipes, in seconds: one wake-up for many of them."""
 
-SMALL = 4 << 10
-"""A read below this is small: its pipe is far from full."""
+GATHERED = 16 << 10
+"""So much may gather in a pipe; a quarter of what it holds, so that nobody who writes has to wait."""
+
+TICK = 0.001
+"""Trio sleeps no shorter."""
 
 IDLE_GRACE = 0.1
 """Seconds without a byte after which the pipe of a run that has ended is closed, though somebody still holds it."""
@@ -120,13 +123,12 @@ class Capture:
         return len(data)
 
     def read_on(self, chunks: int) -> int:
-        """Read at most so many chunks, unless it is paused. Returns the length of the longest."""
-        most = 0
+        """Read at most so many chunks, unless it is paused. Returns how many bytes."""
+        before = self.received
         for _ in range(chunks):
-            if self.paused or not (size := self.read()):
+            if self.paused or not self.read():
                 break
-            most = max(most, size)
-        return most
+        return self.received - before
 
     def close(self) -> None:
         """The output is over."""
@@ -272,7 +274,7 @@ class Outputs:
 
     async def pump(self) -> None:
         """Empty the pipes, for ever: a chunk of each in turn, then everybody else's turn."""
-        last = -GATHER
+        last, pause = trio.current_time(), GATHER
         while True:
             ready = self._epoll.poll(0, PIPES_A_PASS)
             if not ready:
@@ -281,13 +283,14 @@ class Outputs:
             chunks = max(1, CHUNKS_A_PASS // len(ready))
             most = max(self._serve(fd, chunks) for fd, _ in ready)
             passed, last = trio.current_time() - last, trio.current_time()
-            if most < SMALL and most * GATHER < SMALL * passed:  # at this pace, it stays small
-                await trio.sleep(GATHER)
+            pause = _time_to_gather(pause, most, passed)
+            if pause >= TICK and len(ready) < PIPES_A_PASS:
+                await trio.sleep(pause)
             else:
                 await trio.lowlevel.checkpoint()
 
     def _serve(self, fd: int, chunks: int) -> int:
-        """What is ready is a pipe to read, or a sink that has room again. Says how many bytes were moved at once."""
+        """What is ready is a pipe to read, or a sink that has room again. Says how many bytes were moved."""
         if (capture := self._captures.get(fd)) is not None:
             return capture.read_on(chunks)
         if (outlet := self._waiting.get(fd)) is not None:
@@ -350,6 +353,17 @@ class Outputs:
         made_of = await trio.to_thread.run_sync(archive.compress, plain, files.draft, limiter=limiter)
         if made_of is not None:
             files.replace(made_of)
+
+
+def _time_to_gather(pause: float, most: int, passed: float) -> float:
+    """How long to leave the pipes alone, after `pause` the last time, when the fullest of them held `most` bytes.
+
+    It shrinks fast where somebody may have had to wait for us, and grows slowly: one who writes all the time is then
+    kept waiting for a small part of it only.
+    """
+    if most > 2 * GATHERED:
+        return pause / 4
+    return pause if most > GATHERED else min(GATHER, pause + passed / 30)
 
 
 def _ignore(count: int, cause: str) -> None:
