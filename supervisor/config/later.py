@@ -54,9 +54,6 @@ KEYS = {
         "stdin": "what the child reads",
         "tty": "the child gets a terminal",
         "sockets": "listening sockets handed to the child",
-        "max_line": "longer lines of output are cut",
-        "on_overload": "what happens when output comes faster than it can be kept",
-        "parse": "how output is read: as text or as JSON",
         "watch": "globs: a change of a file restarts the job",
         "recycle": "a fresh process after so many runs, so much time or memory",
     },
@@ -68,9 +65,8 @@ KEYS = {
         "call": "ready when this function says so",
         "status": "the HTTP status that `http` expects",
     },
-    "Rotate": {"compress": "old log files are compressed"},
 }
 """By the name of the spec that will hold them."""
 
-WORDS = {("JobSpec", "kind"): ("process", "asyncio"), ("JobSpec", "output"): ("journal",)}
+WORDS = {("JobSpec", "kind"): ("process", "asyncio")}
 """Values that a key will know."""

@@ -17,7 +17,7 @@ from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
 from supervisor.spec import Expanded, Strategy, SupervisorSpec, shown
 
-OUTPUTS = ("capture", "inherit", "null")
+OUTPUTS = ("capture", "journal", "inherit", "null")
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:

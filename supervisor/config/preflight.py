@@ -25,6 +25,7 @@ from supervisor.config.tables import Config
 from supervisor.errors import Problem
 from supervisor.kinds import inspection
 from supervisor.kinds.job import JobSpec
+from supervisor.output import journal
 from supervisor.spec import shown
 
 IMPORT_LIMIT = 10.0
@@ -105,6 +106,8 @@ def _process_faults(
             yield ("command",), fault
     if spec.output.startswith("/") and Path(spec.output).is_dir():
         yield ("output",), f"a directory, expected a file: {_named(spec.output)}"
+    if spec.output == "journal" and (no_journal := journal.missing()):
+        yield ("output",), f'{no_journal}; "capture" keeps the output in a file'
 
 
 def _named(path: str) -> str:

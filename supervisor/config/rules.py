@@ -126,6 +126,11 @@ def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Readi
             reading.unexpected((*path, "success_exit_codes", index), "expected an exit code from 0 to 255", code)
 
 
+def _output(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.parse == "json" and spec.output in ("inherit", "null"):
+        reading.warn((*path, "parse"), f'does nothing: with output = "{spec.output}" the daemon does not see the output')
+
+
 _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...] = (
     _what,
     _kind,
@@ -135,4 +140,5 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _restart,
     _ready,
     _exit_codes,
+    _output,
 )
