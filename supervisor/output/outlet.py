@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 BACKLOG = 256 << 10
 """Bytes that may wait for a slow sink. What a pipe of a run that has ended still holds must find room here, too."""
 
+PIECE = 64 << 10
+"""So much of it is offered to the sink at once."""
+
 CALM = 1.0
 """Seconds without a loss after which a sink that was too slow counts as fast enough again."""
 
@@ -89,8 +92,10 @@ class Outlet:
         return lost
 
     def flush(self) -> None:
-        """The sink has room again, or has failed: on with the backlog."""
-        stored, lost = self.sink.write(bytes(self._backlog))
+        """The sink has room again, or has failed: on with the backlog, a piece of it."""
+        with memoryview(self._backlog) as waiting:
+            piece = bytes(waiting[:PIECE])
+        stored, lost = self.sink.write(piece)
         del self._backlog[: stored + lost]
         if lost or self.sink.error is not None or self._unreported >= 0:
             self._account(lost)
@@ -104,7 +109,9 @@ class Outlet:
 
     def close(self) -> None:
         """Give up what waits, and let go of the sink."""
-        if self._backlog:
+        waiting = BACKLOG + 1
+        while 0 < len(self._backlog) < waiting:
+            waiting = len(self._backlog)
             self.flush()
         if self._backlog:
             self._report(len(self._backlog) + max(0, self._unreported))
