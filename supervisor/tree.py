@@ -491,6 +491,7 @@ async def open_supervisor(
     journal: Journal | None = None,
     spread: Callable[[float, float], float] = random.uniform,
     last_resort: Callable[[], None] | None = None,
+    record: Path | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
 
@@ -500,12 +501,12 @@ async def open_supervisor(
 
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
-    cancellation, so that the tree can never end.
+    cancellation, so that the tree can never end. `record` is for a daemon: `open_children` tells what it is.
     """
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort)
+    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, record)
     errors: list[BaseException] = []
     try:
         async with trio.open_nursery() as nursery:
@@ -539,6 +540,7 @@ async def _house(
     journal: Journal,
     spread: Callable[[float, float], float],
     last_resort: Callable[[], None] | None,
+    record: Path | None,
     block: trio.CancelScope,
     task_status: trio.TaskStatus[Supervisor],
 ) -> None:
@@ -552,7 +554,7 @@ async def _house(
 
     with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
         async with (
-            open_children(instance, warn=warn) as children,
+            open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
         ):
             passed_on = inherited({**environ, **config.daemon.env})
