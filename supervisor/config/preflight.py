@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -21,12 +22,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from supervisor.accounts import gid_of, identity_of, user_of
 from supervisor.config.reading import quoted
 from supervisor.config.tables import Config
-from supervisor.errors import Problem
+from supervisor.errors import Problem, SpawnFailed
 from supervisor.kinds import inspection
+from supervisor.kinds.environment import environment, read
 from supervisor.kinds.job import JobSpec
-from supervisor.spec import shown
+from supervisor.output import journal
+from supervisor.probes import Probe
+from supervisor.spec import UNLIMITED, shown
 
 IMPORT_LIMIT = 10.0
 """Seconds that one module may take to import."""
@@ -47,11 +52,13 @@ class Findings:
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     warnings: list[Problem] = field(default_factory=list)
+    shared: list[Problem] = field(default_factory=list)
+    """Faults of what several jobs use: the environment files of `[daemon]`, the owners of sockets."""
 
     @property
     def all_problems(self) -> list[Problem]:
-        """The faults of all jobs, in the order of the file."""
-        return [problem for problems in self.problems.values() for problem in problems]
+        """The faults that are shared, and those of all jobs, in the order of the file."""
+        return [*self.shared, *(problem for problems in self.problems.values() for problem in problems)]
 
 
 def check(
@@ -62,9 +69,9 @@ def check(
     Blocks: for as long as the modules take to import, and `limit` seconds for each that hangs.
     """
     environ = os.environ if environ is None else environ
-    findings = Findings(warnings=[*_daemon_warnings(config)])
+    findings = Findings(shared=[*_shared_faults(config)], warnings=[*_daemon_warnings(config)])
     program_fault = functools.cache(_program_fault)
-    faults = {name: [*_process_faults(spec, config.base, environ, program_fault)] for name, spec in config.jobs.items()}
+    faults = {name: [*_process_faults(spec, config, environ, program_fault)] for name, spec in config.jobs.items()}
     calls = {key: function for name, spec in config.jobs.items() for key, function in _functions(name, spec)}
     if imports and calls:
         for key, found in _inspect(config, calls, environ, limit).items():
@@ -90,26 +97,110 @@ def _daemon_warnings(config: Config) -> Iterator[Problem]:
         yield Problem("", 0, 0, "", message, warning=True)
 
 
+def _shared_faults(config: Config) -> Iterator[Problem]:
+    for fault in filter(None, (_file_refusal(path) for path in config.daemon.env_file)):
+        yield config.problem(("daemon", "env_file"), fault)
+    for name, spec in config.sockets.items():
+        for keys, fault in _account_faults(spec.user, spec.group):
+            yield config.problem(("sockets", name, *keys), fault)
+
+
+def _refusal(act: Callable[..., object], *args: Any) -> str:
+    """What `act` says would keep a run from being started; empty where nothing does."""
+    try:
+        act(*args)
+    except SpawnFailed as error:
+        return str(error)
+    return ""
+
+
+def _file_refusal(path: str) -> str:
+    return _refusal(read, path).removeprefix("env_file ")
+
+
 def _process_faults(
-    spec: JobSpec, base: Path, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
+    spec: JobSpec, config: Config, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
 ) -> Iterator[inspection.Fault]:
-    probes = (("ready", spec.ready), ("health", spec.health))
-    programs: list[tuple[tuple[str, ...], str | tuple[str, ...]]]
-    programs = [((key, "exec"), probe.exec) for key, probe in probes if probe is not None and probe.exec is not None]
-    if spec.command is not None:
-        programs.append((("command",), spec.command))
+    programs = [*_programs(spec)]
     if not programs:
         return
-    cwd = spec.cwd or str(base)
+    cwd = spec.cwd or str(config.base)
     if no_cwd := _directory_fault(cwd):
         yield ("cwd",), f"{no_cwd}: {_named(cwd)}"
-    search = spec.env.get("PATH") or environ.get("PATH") or os.defpath
-    for keys, command in programs:
-        program = command[0] if isinstance(command, tuple) else command.partition(" ")[0]
-        if (not no_cwd or program.startswith("/")) and (fault := program_fault(program, cwd, search)):
-            yield keys, fault
-    if spec.output.startswith("/") and Path(spec.output).is_dir():
+    unknown = [*_account_faults(spec.user, spec.group, spec.groups)]
+    unknown += [(("env_file",), fault) for path in spec.env_file if (fault := _file_refusal(path))]
+    yield from unknown
+    if not unknown:
+        search = _environment(spec, config, environ).get("PATH") or os.defpath
+        for keys, program in programs:
+            if program and (not no_cwd or program.startswith("/")) and (fault := program_fault(program, cwd, search)):
+                yield keys, fault
+        yield from _privilege_faults(spec)
+    if spec.output.startswith("/") and _there(Path(spec.output)) and Path(spec.output).is_dir():
         yield ("output",), f"a directory, expected a file: {_named(spec.output)}"
+    if spec.output == "journal" and (no_journal := journal.missing()):
+        yield ("output",), f'{no_journal}; "capture" keeps the output in a file'
+    if spec.stdin.startswith("/") and (fault := _input_fault(Path(spec.stdin))):
+        yield ("stdin",), f"{fault}: {_named(spec.stdin)}"
+
+
+def _programs(spec: JobSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The programs that a job runs, each with its key."""
+    commands: dict[tuple[str, ...], str | tuple[str, ...] | None]
+    commands = {("command",): spec.command, ("stop_command",): spec.stop_command}
+    commands |= {(key, "exec"): probe.exec for key, probe in _probes(spec)}
+    for keys, command in commands.items():
+        if command is not None:
+            yield keys, command[0] if isinstance(command, tuple) else command.partition(" ")[0]
+
+
+def _probes(spec: JobSpec) -> Iterator[tuple[str, Probe]]:
+    for key, probe in (("ready", spec.ready), ("health", spec.health)):
+        if probe is not None:
+            yield key, probe
+
+
+def _environment(spec: JobSpec, config: Config, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The child's; without the files of `[daemon]` that have faults of their own."""
+    return environment(spec, environ, config.daemon.env, [path for path in config.daemon.env_file if not _refusal(read, path)])
+
+
+def _account_faults(user: str | None, group: str | None, groups: tuple[str, ...] = ()) -> Iterator[inspection.Fault]:
+    """Users and groups that are not there."""
+    if user is not None and (fault := _refusal(user_of, user)):
+        yield ("user",), fault
+    if group is not None and (fault := _refusal(gid_of, group)):
+        yield ("group",), fault
+    for index, each in enumerate(groups):
+        if fault := _refusal(gid_of, each):
+            yield ("groups", index), fault
+
+
+def _input_fault(path: Path) -> str:
+    if not _there(path):
+        return "no such file"
+    if path.is_dir():
+        return "a directory, expected a file"
+    return "" if os.access(path, os.R_OK) else "cannot be read"
+
+
+def _privilege_faults(spec: JobSpec) -> Iterator[inspection.Fault]:
+    """What only root may do, where we are not."""
+    if fault := _refusal(identity_of, spec.user, spec.group, spec.groups):
+        yield next((key,) for key in ("user", "group", "groups") if getattr(spec, key)), fault
+    if os.geteuid() == 0:
+        return
+    if spec.nice is not None and spec.nice < min(os.nice(0), 20 - resource.getrlimit(resource.RLIMIT_NICE)[0]):
+        yield ("nice",), f"only root may put a job before others, got {spec.nice}"
+    for name, (_, hard) in spec.rlimits.items():
+        ours = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
+        if ours != UNLIMITED and (hard > ours or hard == UNLIMITED):
+            yield ("rlimits", name), f"only root may raise the hard limit above {ours}"
+
+
+def _there(path: Path) -> bool:
+    """Whether it is there, as far as we may look."""
+    return os.access(path, os.F_OK)
 
 
 def _named(path: str) -> str:
@@ -119,8 +210,10 @@ def _named(path: str) -> str:
 
 def _directory_fault(name: str) -> str:
     path = Path(name)
+    if not _there(path):
+        return "no such directory"
     if not path.is_dir():
-        return "not a directory" if path.exists() else "no such directory"
+        return "not a directory"
     return "" if os.access(path, os.X_OK) else "a directory that cannot be entered"
 
 
@@ -136,14 +229,14 @@ def _program_fault(program: str, cwd: str, search: str) -> str:
 
 def _file_fault(path: Path, program: str) -> str | None:
     """Why a file cannot be run: nothing when it can, None when it is not there."""
-    if not path.exists():
+    if not _there(path):
         return f"no such program: {_named(program)}" if "/" in program else None
     if path.is_dir():
         return f"a directory, expected a program: {_named(program)}"
     if not os.access(path, os.X_OK):
         return f"not executable: {_named(program)}; chmod +x makes it so"
     interpreter = _interpreter(path)
-    if interpreter and not Path(interpreter).exists():
+    if interpreter and not _there(Path(interpreter)):
         return f"{_named(program)} wants an interpreter that is not there: {_named(interpreter)}"
     return ""
 
@@ -175,8 +268,8 @@ def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
     """The functions that a job names, its own under the job's name, those of its probes under `name.ready` and so on."""
     if spec.call is not None:
         yield name, _Function(spec.call, spec.kind, spec.args or {})
-    for key, probe in (("ready", spec.ready), ("health", spec.health)):
-        if probe is not None and probe.call is not None:
+    for key, probe in _probes(spec):
+        if probe.call is not None:
             yield f"{name}.{key}", _Function(probe.call)
 
 
