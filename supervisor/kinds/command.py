@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 import trio
@@ -65,36 +65,31 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 
 async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
     """Start another command of a run, as its own would be: a probe. Destroying it is the caller's business."""
-    environ, identity = await _surroundings(spec, resources)
-    return await resources.children.spawn(_process(command, spec, run, resources, environ, identity, output))
+    return await resources.children.spawn(await _bare_launch(command, spec, run, resources, output))
 
 
 async def _launch(
     spec: JobSpec, run: Run, resources: Resources, handed: ExitStack, stdout: int | None, capture: Capture | None
 ) -> Launch:
     """Everything that the child gets. Descriptors that are not ours to keep are closed by `handed`."""
-    environ, identity = await _surroundings(spec, resources)
+    launch = await _bare_launch(spec.command, spec, run, resources, stdout)
     if capture is not None:
         handed.callback(capture.release)
-    return _process(
-        spec.command, spec, run, resources, environ, identity, stdout,
+    if not (spec.tty or spec.sockets or spec.stdin != "null"):
+        return launch
+    return replace(
+        launch,
         stdin=_input(spec, run, capture, handed),
-        tty=_terminal(capture, identity) if spec.tty else None,
+        tty=_terminal(capture, launch.user) if spec.tty else None,
         sockets=[(name, await _socket(name, resources, handed)) for name in spec.sockets],
-    )  # fmt: skip
+    )
 
 
-def _process(
-    command: str | tuple[str, ...] | None,
-    spec: JobSpec,
-    run: Run,
-    resources: Resources,
-    environ: dict[str, str],
-    identity: Identity | None,
-    output: int | None,
-    **given: Any,
+async def _bare_launch(
+    command: str | tuple[str, ...] | None, spec: JobSpec, run: Run, resources: Resources, output: int | None
 ) -> Launch:
-    """A process of this run, with what all of them have; `given` is what only the main one gets."""
+    """A command of the run: whom it runs as, where, in what surroundings and limits; without input, sockets or terminal."""
+    environ, identity = await _surroundings(spec, resources)
     return Launch(
         argv=_argv(command),
         env={**environ, **run.environ, "SUPERVISOR_JOB": run.job, "SUPERVISOR_WORKER": "0"},
@@ -109,7 +104,6 @@ def _process(
         rlimits=spec.rlimits,
         no_new_privileges=spec.no_new_privileges,
         run=run.id,
-        **given,
     )
 
 
@@ -159,11 +153,11 @@ def _input(spec: JobSpec, run: Run, capture: Capture | None, handed: ExitStack) 
     return None
 
 
-def _terminal(capture: Capture | None, identity: Identity | None) -> int:
+def _terminal(capture: Capture | None, user: int | str | None) -> int:
     """The child's end of its terminal, which belongs to whom it runs as."""
     assert capture is not None  # the rules see to it: what is printed on a terminal is captured
-    if identity is not None:
-        os.fchown(capture.fd, identity.uid, -1)
+    if isinstance(user, int):
+        os.fchown(capture.fd, user, -1)
     return capture.fd
 
 
