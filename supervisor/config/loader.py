@@ -42,6 +42,29 @@ def from_mapping(mapping: Mapping[str, Any], base: Path, environ: Mapping[str, s
     return _Loader(document, Reading(environ)).config(None)
 
 
+def check(config: Config) -> None:
+    """What must be true of jobs and supervisors together, for a configuration that was built of specs in Python.
+
+    Raises SpecError. One that was read is in order.
+    """
+    if config.document is not None:
+        return
+    reading, daemon = Reading({}), config.daemon
+    relations.check(
+        relations.Tree(
+            jobs=config.jobs,
+            supervisors=config.supervisors,
+            reading=reading,
+            auto_shutdown=daemon.auto_shutdown,
+            intensity=daemon.intensity,
+            period=daemon.period,
+            grace=daemon.grace,
+        )
+    )
+    if faults := [config.problem(each.path, each.message) for each in reading.findings if not each.warning]:
+        raise SpecError(faults)
+
+
 class _Loader:
     """One reading of a document."""
 

@@ -36,6 +36,8 @@ def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
     if isinstance(child, SupervisorNode):
         if verb not in ("start", "stop", "restart", "reload"):
             return f"{child.name} is a supervisor"
+    elif child.one_off and verb in ONE_OFF_REFUSES:
+        return f"{child.name} is run once, and forgotten at its end: use {ONE_OFF_REFUSES[verb]}"
     elif isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
         return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
     if verb in STARTS:
@@ -182,6 +184,15 @@ def _said(done: str, order: Order) -> str:
 
 SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
 """What a service refuses, and the word to use instead."""
+
+ONE_OFF_REFUSES = {
+    "restart": "exec for another run",
+    "reload": "signal",
+    "run-now": "exec for another run",
+    "pause": "stop",
+    "resume": "start",
+}
+"""What a job refuses that is run once and forgotten, and the word to use instead."""
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "start": _start,
