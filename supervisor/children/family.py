@@ -233,6 +233,7 @@ class Children:
         self._spawned: dict[int, Child] = {}
         self._adopted: dict[int, int] = {}
         self.settled = True
+        """Whether the last answer of `adopted` was complete."""
         self.cgroup: Cgroup | None = None
         self._purging = trio.Lock()
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
