@@ -186,6 +186,15 @@ async def test_what_an_orderly_daemon_notes_and_takes_back(tmp_path):
     assert groups() == set()
 
 
+async def test_who_has_no_child_leaves_no_trace_however_it_ends(tmp_path):
+    home = Path("/proc/self/cgroup").read_text()
+    async with open_children(f"childless-{os.getpid()}", record=tmp_path / "instance") as children:
+        assert children.guarantee == expected()
+        assert not (tmp_path / "instance").exists()
+        assert Path("/proc/self/cgroup").read_text() == home
+        assert groups() == set()
+
+
 async def test_a_note_of_another_boot_is_history(tmp_path):
     child = subprocess.Popen(["sleep", "100"], env={**ENV, "SUPERVISOR_INSTANCE": "old"})
     path, warnings = tmp_path / "instance", []
@@ -209,7 +218,8 @@ async def test_a_guardian_whose_number_is_somebody_elses_by_now_is_not_waited_fo
 async def test_a_note_that_cannot_be_read_is_said_and_replaced(tmp_path):
     path, warnings = tmp_path / "instance", []
     path.write_text("{")
-    async with open_children("new", record=path, warn=warnings.append):
+    async with open_children("new", record=path, warn=warnings.append) as children:
+        await run_to_end(children, "true")
         assert msgspec.json.decode(path.read_bytes(), type=record.Record).instance == "new"
     assert len(warnings) == 1 and warnings[0].startswith(f"cannot read {path}, so cannot look for what an earlier daemon")
 
