@@ -8,7 +8,9 @@ its fields and what it does to a row stand together: add one here and `fold`, th
 from __future__ import annotations
 
 import datetime
+import functools
 import re
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,13 @@ from supervisor.state import Exit, Goal, JobStatus, Phase, State, Why, move, wor
 
 def wall_now() -> str:
     """The wall clock for people: RFC 3339, UTC, milliseconds. Never used for a duration."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
+    second, fraction = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(second)}.{fraction // 1_000_000:03d}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))  # events come in crowds: formatted once for all of them
 
 
 def rfc3339(moment: datetime.datetime) -> str:

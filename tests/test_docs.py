@@ -135,12 +135,17 @@ def masked(text: str, directory: Path) -> list[str]:
     return [re.sub(r" +", " ", re.sub(r"\d+(\.\d+)?", "0", line)).strip() for line in text.splitlines()]
 
 
+def wherever(text: str) -> str:
+    """What is said, without what depends on where: whether a cgroup can be had."""
+    return re.sub(r"(?<=^children end with the daemon: ).*", "...", text, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("block", [each for each in these("console", "checked") if each.values[0].mark == "checked"])
 async def test_what_a_command_prints_is_what_the_page_shows(block, tmp_path):
     lay_out(block, tmp_path)
     for words, output in session(block.text):
         result = await command(MODULE, *words[1:], directory=tmp_path)
-        assert (result.stdout + result.stderr).decode() == output
+        assert wherever((result.stdout + result.stderr).decode()) == wherever(output)
 
 
 @pytest.mark.parametrize("block", these("console", "checked: daemon"))

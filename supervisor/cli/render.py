@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import repeat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def _harmless(char: str) -> str:
 
 def epoch(moment: str) -> float:
     """RFC 3339 in UTC (`2026-11-26T23:25:48.123Z`) as seconds since 1970; the arithmetic spares us importing calendars."""
-    day = moment[:10]
-    if (midnight := _midnights.get(day)) is None:
-        midnight = _midnights[day] = _midnight(int(day[:4]), int(day[5:7]), int(day[8:]))
-    return midnight + int(moment[11:13]) * 3600 + int(moment[14:16]) * 60 + float(moment[17:-1])
+    minute = moment[:16]  # a thousand jobs start within one, or a few
+    if (begin := _minutes.get(minute)) is None:
+        day = _midnight(int(minute[:4]), int(minute[5:7]), int(minute[8:10]))
+        begin = _minutes[minute] = day + int(minute[11:13]) * 3600 + int(minute[14:]) * 60
+    return begin + float(moment[17:-1])
 
 
-_midnights: dict[str, int] = {}
+_minutes: dict[str, int] = {}
 
 
 def _midnight(year: int, month: int, day: int) -> int:
@@ -145,8 +147,9 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
 
 
 def _column(title: str, cells: list[str], right: bool = False) -> list[str]:
-    wide = max(len(title), max(map(len, cells)))
-    return [cell.rjust(wide) if right else cell.ljust(wide) for cell in [title, *cells]]
+    cells.insert(0, title)
+    wide = max(map(len, cells))
+    return list(map(str.rjust if right else str.ljust, cells, repeat(wide)))
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -38,9 +38,6 @@ KEYS = {
         "into": "the queue that gets what the job returns",
         "batch": "hands several items to one run",
         "serialize_by": "a field of the item: one at a time for each value",
-        "max_line": "longer lines of output are cut",
-        "on_overload": "what happens when output comes faster than it can be kept",
-        "parse": "how output is read: as text or as JSON",
         "watch": "globs: a change of a file restarts the job",
         "recycle": "a fresh process after so many runs, so much time or memory",
     },
@@ -52,9 +49,8 @@ KEYS = {
         "call": "ready when this function says so",
         "status": "the HTTP status that `http` expects",
     },
-    "Rotate": {"compress": "old log files are compressed"},
 }
 """By the name of the spec that will hold them."""
 
-WORDS = {("JobSpec", "kind"): ("process", "asyncio"), ("JobSpec", "output"): ("journal",)}
+WORDS = {("JobSpec", "kind"): ("process", "asyncio")}
 """Values that a key will know."""

@@ -18,7 +18,7 @@ from supervisor.kinds.job import JobSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import Expanded, Paths, Strategy, SupervisorSpec, shown
 
-OUTPUTS = ("capture", "inherit", "null")
+OUTPUTS = ("capture", "journal", "inherit", "null")
 INPUTS = ("null", "pipe")
 
 

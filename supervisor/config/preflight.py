@@ -28,6 +28,7 @@ from supervisor.errors import Problem, SpawnFailed
 from supervisor.kinds import inspection
 from supervisor.kinds.environment import environment, read
 from supervisor.kinds.job import JobSpec
+from supervisor.output import journal
 from supervisor.spec import UNLIMITED, shown
 
 IMPORT_LIMIT = 10.0
@@ -136,6 +137,8 @@ def _process_faults(
         yield from _privilege_faults(spec)
     if spec.output.startswith("/") and _there(Path(spec.output)) and Path(spec.output).is_dir():
         yield ("output",), f"a directory, expected a file: {_named(spec.output)}"
+    if spec.output == "journal" and (no_journal := journal.missing()):
+        yield ("output",), f'{no_journal}; "capture" keeps the output in a file'
     if spec.stdin.startswith("/") and (fault := _input_fault(Path(spec.stdin))):
         yield ("stdin",), f"{fault}: {_named(spec.stdin)}"
 

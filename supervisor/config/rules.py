@@ -157,6 +157,11 @@ def _terminal(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading
         reading.fault((*path, "output"), f'not "{spec.output}" with `tty`: what it prints on its terminal is captured')
 
 
+def _output(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.parse == "json" and spec.output in ("inherit", "null"):
+        reading.warn((*path, "parse"), f'does nothing: with output = "{spec.output}" the daemon does not see the output')
+
+
 _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...] = (
     _what,
     _kind,
@@ -168,4 +173,5 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _exit_codes,
     _rlimits,
     _terminal,
+    _output,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import structlog
 import trio
@@ -22,7 +24,7 @@ from supervisor.kinds.attachment import COLUMNS, ROWS, Attachment
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.environment import environment
 from supervisor.kinds.job import JobSpec
-from supervisor.output import Capture
+from supervisor.output import Capture, journal, record
 from supervisor.spec import shown
 
 log = structlog.get_logger("supervisor")
@@ -211,30 +213,42 @@ def _output(spec: JobSpec, run: Run, resources: Resources, pattern: str | None) 
     elif spec.output == "null":
         yield resources.children.null, None
     else:
-        path = None if spec.output == "capture" else Path(spec.output)
+        watchers = [_ready_line(pattern, run)] if pattern is not None else []
+        watchers += [_json_line(run)] if spec.parse == "json" else []
         try:
             capture = resources.outputs.open(
                 run.job,
-                path=path,
+                run=run.id,
+                to=_destination(spec.output),
                 rotate=spec.rotate,
-                on_line=_ready_line(pattern, run),
+                max_line=spec.max_line,
+                on_overload=spec.on_overload,
+                watchers=watchers,
                 on_lost=run.output_lost,
                 tty=spec.tty,
             )
         except OSError as error:
-            raise SpawnFailed(
-                f"no pipe for the output: {error.strerror}: raise the limit of open files (LimitNOFILE=)"
-            ) from error
+            raise SpawnFailed(_no_output(spec, error)) from error
         try:
             yield capture.fd, capture
         finally:
             capture.finish()
 
 
-def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None:
+def _destination(output: str) -> Path | Literal["journal"] | None:
+    if output == "journal":
+        return "journal"
+    return None if output == "capture" else Path(output)
+
+
+def _no_output(spec: JobSpec, error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"no pipe for the output: {error.strerror}: raise the limit of open files (LimitNOFILE=)"
+    return f'no journal for the output: {journal.SOCKET}: {error.strerror}: use another `output` than "{spec.output}"'
+
+
+def _ready_line(pattern: str, run: Run) -> Callable[[bytes], bool]:
     """Looks at each line until one matches."""
-    if pattern is None:
-        return None
     search = re.compile(pattern).search
 
     def look(line: bytes) -> bool:
@@ -242,6 +256,31 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
             return False
         run.ready("its output said so")
         return True
+
+    return look
+
+
+_TAKEN = frozenset(
+    {"timestamp", "level", "event", "logger", "job", "run", "exception", "exc_info", "stack", "stack_info"}
+    | {"positional_args", "method_name", "self"}
+)
+"""Names that mean something else in a line of the daemon's log, or to structlog."""
+
+
+def _json_line(run: Run) -> Callable[[bytes], bool]:
+    """Makes a line of the daemon's log of each line: of its fields if it is a JSON object, else of its text."""
+    log = structlog.get_logger("job").bind(job=run.job, run=run.id)
+    unparsed = 0
+
+    def look(line: bytes) -> bool:
+        nonlocal unparsed
+        if (said := record(line)) is not None:
+            fields = {f"{key}_" if key in _TAKEN else key: value for key, value in said.fields.items()}
+            getattr(log, said.level)(said.event, **fields)
+        elif line:
+            unparsed += 1
+            log.info(line.decode(errors="backslashreplace"), unparsed=unparsed)
+        return False
 
     return look
 

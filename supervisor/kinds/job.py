@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from supervisor.output import Rotate
+from supervisor.output import Overload, Rotate
 from supervisor.probes import Ready
-from supervisor.spec import Account, ChildSpec, FileMode, GiveUp, Limit, Paths, RestartType, Seconds
+from supervisor.spec import Account, Bytes, ChildSpec, FileMode, GiveUp, Limit, Paths, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).
@@ -203,13 +203,39 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     output: Annotated[
         str,
         Meta(
-            description="capture: to logs/NAME.log; inherit: the daemon's own; null: away; or the path of a file to capture to",
+            description="capture: to logs/NAME.log; journal: to systemd's journal; inherit: the daemon's own; null: away; "
+            "or the path of a file to capture to",
             extra=_COMMAND_RESTARTS,
         ),
     ] = "capture"
     rotate: Annotated[
         Rotate, Meta(description="when the captured file is put aside, and how many are kept", extra=_COMMAND_RESTARTS)
     ] = Rotate()
+    max_line: Annotated[
+        Bytes,
+        Meta(
+            ge=1,
+            description="a longer line is looked at in pieces of this: by `parse`, `ready`, the terminal and the journal. "
+            "A file gets the bytes as they come",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = Bytes(64 << 10)
+    on_overload: Annotated[
+        Overload,
+        Meta(
+            description="what happens when output comes faster than a FIFO or the journal takes it: block, the job waits; "
+            "drop, whole lines are dropped, counted and reported",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = "block"
+    parse: Annotated[
+        Literal["text", "json"],
+        Meta(
+            description="json: each line that is a JSON object also becomes a line of the daemon's log, with its own level, "
+            "text and fields",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = "text"
 
     @property
     def service(self) -> bool:

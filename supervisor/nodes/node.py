@@ -274,5 +274,8 @@ class Node:
         self.emit(events.Progress, run=run.id, done=done, total=total)
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
-        """See `Reporter`."""
-        self.emit(events.OutputLost, cause=cause, bytes=count)
+        """See `Reporter`. What a run left behind may be lost later than the job is."""
+        if self.name in self.tree.journal.table:
+            self.emit(events.OutputLost, cause=cause, bytes=count)
+        else:
+            self.tree.journal.emit(events.Warned, text=f"output of {self.name}, which is no more: {cause}: {count} bytes")
