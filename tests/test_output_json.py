@@ -6,9 +6,9 @@ import json
 import sys
 
 import pytest
+from house import House, open_house
 from hypothesis import given
 from hypothesis import strategies as st
-from test_kind_command import House, open_house
 from test_log import lines_of, logging_to
 
 from supervisor.output import LINE, Lines, Record, record

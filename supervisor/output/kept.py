@@ -6,7 +6,7 @@ import io
 import os
 import stat
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -96,15 +96,27 @@ class Log:
     def _paths(self) -> Iterator[Path]:
         return iter(()) if self.files is None else self.files.all()
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody who must lose nothing is behind: the job is to wait for that reader."""
+        return any(follower.behind for follower in self._followers)
+
     @contextmanager
-    def follow(self) -> Iterator[Follower]:
-        """What comes from here on."""
-        follower = Follower()
+    def follow(self, on_room: Callable[[], None] | None = None) -> Iterator[Follower]:
+        """What comes from here on. With `on_room`, nothing of it is lost: that is called when the reader has caught up."""
+        follower = Follower(on_room)
         self._followers.add(follower)
         try:
             yield follower
         finally:
             self._followers.discard(follower)
+            if on_room is not None:
+                on_room()
+
+    def end(self) -> None:
+        """There is no more to come: whoever follows reads to the end of what there is."""
+        for follower in self._followers:
+            follower.end()
 
 
 def _open_to_read(path: Path, opened: ExitStack) -> tuple[int, bool] | None:
@@ -158,17 +170,32 @@ def last_lines(data: bytes, lines: int) -> bytes:
 
 
 class Follower:
-    """An async iterator over a job's output as it comes: chunks of bytes, or `Lagged` with the bytes that were skipped."""
+    """An async iterator over a job's output as it comes: chunks of bytes, or `Lagged` with the bytes that were skipped.
 
-    def __init__(self) -> None:
+    With `on_room` none are skipped: the job waits while its reader is `behind`.
+    """
+
+    def __init__(self, on_room: Callable[[], None] | None = None) -> None:
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._lost = 0
+        self._ended = False
+        self._on_room = on_room
         self._kick = trio.Event()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the job should wait for this reader."""
+        return self._on_room is not None and self._size > FOLLOW
+
+    def end(self) -> None:
+        """There is no more to come: the iteration ends after what there is."""
+        self._ended = True
+        self._kick.set()
 
     def put(self, data: bytes) -> None:
         """Queue a chunk; a reader that is too far behind loses it, and is told so at that place."""
-        if self._lost or self._size + len(data) > FOLLOW:
+        if self._on_room is None and (self._lost or self._size + len(data) > FOLLOW):
             self._lost += len(data)
         else:
             self._chunks.append(data)
@@ -182,11 +209,16 @@ class Follower:
         """The next chunk. Cancelled while waiting: nothing is lost."""
         await trio.lowlevel.checkpoint()
         while not self._chunks and not self._lost:
+            if self._ended:
+                raise StopAsyncIteration
             self._kick = trio.Event()
             await self._kick.wait()
         if self._chunks:
+            was_behind = self.behind
             chunk = self._chunks.popleft()
             self._size -= len(chunk)
+            if was_behind and not self.behind and self._on_room is not None:
+                self._on_room()
             return chunk
         lost, self._lost = self._lost, 0
         return Lagged(lost)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
 import termios
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -53,14 +54,31 @@ Echo = Callable[[str, bytes], None]
 
 
 class Capture:
-    """The pipe of one run. Give `fd` to the child as stdout and stderr, then `release`; `finish` when the run is over."""
+    """The pipe of one run. Give `fd` to the child as stdout and stderr, then `release`; `finish` when the run is over.
 
-    __slots__ = ("_chunk", "_lines", "_outputs", "_read", "_watchers", "fd", "log", "name", "outlet", "paused", "received")
+    With `tty` it is a terminal instead: `fd` is the child's end, and `duplicate` gives another descriptor of ours.
+    """
+
+    __slots__ = (
+        "_chunk",
+        "_lines",
+        "_outputs",
+        "_read",
+        "_tty",
+        "_watchers",
+        "fd",
+        "log",
+        "name",
+        "outlet",
+        "paused",
+        "received",
+    )
 
     def __init__(
-        self, outputs: Outputs, name: str, log: Log, outlet: Outlet, watchers: Sequence[OnLine], max_line: int
+        self, outputs: Outputs, name: str, log: Log, outlet: Outlet, watchers: Sequence[OnLine], max_line: int, tty: bool
     ) -> None:
-        self._read, self.fd = os.pipe2(os.O_CLOEXEC)
+        self._read, self.fd = os.openpty() if tty else os.pipe2(os.O_CLOEXEC)
+        self._tty = tty
         os.set_blocking(self._read, False)
         self._outputs = outputs
         self._watchers = list(watchers)
@@ -70,7 +88,7 @@ class Capture:
         self.log = log
         self.outlet = outlet
         self.paused = False
-        """Whether nothing is read because the outlet is blocked."""
+        """Whether nothing is read: the outlet is blocked, or a reader is behind who must lose nothing."""
         self.received = 0
         outlet.pipes.add(self)
 
@@ -83,6 +101,10 @@ class Capture:
         """The reading end."""
         return self._read
 
+    def duplicate(self) -> int:
+        """Another descriptor of the end that is read here; whoever asked closes it."""
+        return os.dup(self._read)
+
     def release(self) -> None:
         """Close our copy of the writing end, so that the end of the output can be seen. May be called again."""
         if self.fd >= 0:
@@ -94,9 +116,9 @@ class Capture:
         if self.closed:
             return
         waiting = int.from_bytes(fcntl.ioctl(self._read, termios.FIONREAD, bytes(4)), "little")
-        until = self.received + waiting
-        while not self.closed and self.received < until:
-            self.read()
+        until = self.received + (CHUNK if self._tty else waiting)  # a terminal does not know what is still on its way
+        while self.received < until and self.read():
+            pass
 
     def finish(self) -> None:
         """Drain, then close. Whoever still holds the pipe is read in the background for a moment, and delays nothing."""
@@ -111,6 +133,10 @@ class Capture:
             data = os.read(self._read, self._chunk)
         except BlockingIOError:
             return None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data = b""  # the end of a terminal: nobody holds it any more
         if not data:
             self.close()
             return 0
@@ -118,6 +144,8 @@ class Capture:
         self.log.take(data, self.outlet.take(data))
         if self.outlet.full:
             self._outputs.wait_for(self.outlet)
+        if self.log.awaited:
+            self._outputs.settle((self,))
         if self._lines is not None:
             self._show(self._lines.feed(data))
         return len(data)
@@ -181,8 +209,10 @@ class Outputs:
         on_overload: Overload = "block",
         watchers: Sequence[OnLine] = (),
         on_lost: OnLost | None = None,
+        tty: bool = False,
     ) -> Capture:
-        """A pipe for one run of the job `name`, captured to a file, to NAME.log in the log directory, or to the journal.
+        """A pipe (or a terminal) for one run of the job `name`, captured to a file (NAME.log in the log directory unless `to`
+        says otherwise) or to the journal.
 
         Each of `watchers` gets each line until it returns True. `on_lost` gets (bytes, reason) when something cannot be
         stored, and again when it can. None of them may block or raise. Raises OSError when no descriptor is left, or there is
@@ -195,11 +225,10 @@ class Outputs:
         else:
             outlet = self._file_outlet(name, to, rotate or Rotate(), on_overload)
             outlet.on_lost = on_lost or _ignore
-        capture = Capture(self, name, log, outlet, watchers, max_line)
+        capture = Capture(self, name, log, outlet, watchers, max_line, tty)
         self._captures[capture.fileno()] = capture
-        capture.paused = outlet.blocked
-        if not capture.paused:
-            self._epoll.register(capture, select.EPOLLIN)  # cannot fail for a pipe that was just made
+        self._epoll.register(capture, select.EPOLLIN)  # cannot fail for a pipe that was just made
+        self.settle((capture,))
         return capture
 
     async def tail(self, name: str, lines: int) -> bytes:
@@ -210,10 +239,20 @@ class Outputs:
         return await self._log(name).tail(lines)
 
     @contextmanager
-    def follow(self, name: str) -> Iterator[Follower]:
-        """A job's output from here on, through rotations and restarts."""
-        with self._log(name).follow() as follower:
+    def follow(self, name: str, *, lossless: bool = False) -> Iterator[Follower]:
+        """A job's output from here on, through rotations and restarts. `lossless`: the job waits for a slow reader."""
+        log = self._log(name)
+        with log.follow(partial(self._caught_up, log) if lossless else None) as follower:
             yield follower
+
+    def _caught_up(self, log: Log) -> None:
+        self.settle([capture for capture in self._captures.values() if capture.log is log])
+
+    def discard(self, name: str) -> None:
+        """Forget a job that has ended: what was captured of it stays in its file, and whoever follows it is at its end."""
+        self._files.pop(name, None)
+        if (log := self._logs.pop(name, None)) is not None:
+            log.end()
 
     def linger(self, capture: Capture) -> None:
         """Read on in the background until the pipe has been silent for `IDLE_GRACE`, at most for `HARD_LIMIT`."""
@@ -240,7 +279,7 @@ class Outputs:
             self._waiting[fd] = outlet
             self._epoll.register(fd, select.EPOLLOUT)
         if outlet.blocked:
-            self._pause(outlet, True)
+            self.settle(outlet.pipes)
 
     def _flush(self, fd: int, outlet: Outlet) -> None:
         del self._waiting[fd]  # first: where the sink fails, the number may soon be somebody else's
@@ -249,13 +288,14 @@ class Outputs:
         if outlet.full:
             self.wait_for(outlet)
             return
-        self._pause(outlet, False)
+        self.settle(outlet.pipes)
         if not outlet.pipes:
             outlet.close()
 
-    def _pause(self, outlet: Outlet, paused: bool) -> None:
-        """Read its pipes, or do not. One that is not read is not watched: its end would wake us over and over."""
-        for capture in outlet.pipes:
+    def settle(self, captures: Iterable[Capture]) -> None:
+        """Read these pipes, or do not. One that is not read is not watched: its end would wake us over and over."""
+        for capture in captures:
+            paused = capture.outlet.blocked or capture.log.awaited
             if capture.paused != paused and not capture.closed:
                 capture.paused = paused
                 if paused:
@@ -305,6 +345,8 @@ class Outputs:
             capture.close()
         for outlet in {*self._waiting.values(), *self._files.values()}:
             outlet.close()
+        for log in self._logs.values():
+            log.end()
         self._epoll.close()
 
     def _log(self, name: str) -> Log:
