@@ -33,6 +33,7 @@ from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.spec import SupervisorSpec
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why
+from supervisor.watching import Watching
 
 KILL_LIMIT = 5.0
 """Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
@@ -73,8 +74,10 @@ class Supervisor:
         self.stuck = False
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
+        self._watching = Watching(self._changed, self._warn)
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         self._complete()
+        self._watch_files()
 
     @property
     def outputs(self) -> Outputs:
@@ -287,6 +290,7 @@ class Supervisor:
             if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
                 orders += self._change(node, plan, by)
         self._apply_root(config)
+        self._watch_files()
         self.journal.emit(
             events.Reloaded, by=by, added=plan.added, removed=plan.removed,
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
@@ -330,6 +334,22 @@ class Supervisor:
             self.root.spec = spec
             self.root.post(self.root.respec)
 
+    # ---- files ----
+
+    def _watch_files(self) -> None:
+        """Watch what the configuration in force says, but for what the daemon writes itself."""
+        config = self.config
+        outputs = (job.output for job in config.jobs.values() if job.output.startswith("/"))
+        apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
+        self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
+
+    def _warn(self, text: str) -> None:
+        self.journal.emit(events.Warned, text=text)
+
+    def _changed(self, job: str, cause: str) -> None:
+        if job in self.nodes:
+            self.order("restart", [job], cause=cause)
+
     # ---- the end ----
 
     def end(self, cause: str, failure: SupervisorError | None = None) -> None:
@@ -351,6 +371,7 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_in_phases, last_resort)
+                nursery.start_soon(self._watching.run)
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:

@@ -57,7 +57,6 @@ KEYS = {
         "max_line": "longer lines of output are cut",
         "on_overload": "what happens when output comes faster than it can be kept",
         "parse": "how output is read: as text or as JSON",
-        "watch": "globs: a change of a file restarts the job",
         "recycle": "a fresh process after so many runs, so much time or memory",
     },
     "Ready": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -158,17 +159,23 @@ class _Loader:
             fields["env"] = {**env, **fields.get("env", {})}
         if "cwd" in fields:
             fields["cwd"] = self._rooted((*path, "cwd"), fields["cwd"], "cwd" in own)
+        if "watch" in fields:
+            fields["watch"] = tuple(
+                self._rooted((*path, "watch", at), each, "watch" in own, is_glob=True)
+                for at, each in enumerate(fields["watch"])
+            )
         if (output := fields.get("output")) is not None and output not in OUTPUTS:
             if "/" not in output and (hint := did_you_mean(output, OUTPUTS)):
                 self._reading.warn((*path, "output"), f"a file of that name{hint}")
             fields["output"] = self._rooted((*path, "output"), output, "output" in own)
 
-    def _rooted(self, path: toml_places.Path, value: str, own: bool = True) -> str:
-        """A path of the file made absolute: it belongs to the file that it stands in."""
+    def _rooted(self, path: toml_places.Path, value: str, own: bool = True, is_glob: bool = False) -> str:
+        """A path or glob of the file made absolute: it belongs to the file that it stands in."""
         if value.startswith("~"):
             self._reading.warn(path, '"~" is not expanded: there is no shell here; write "${HOME}"')
         table, key = path[:2] if own else ("defaults", path[2])
-        absolute = str(self._document.origin(str(table), str(key)).base / value)
+        base = self._document.origin(str(table), str(key)).base
+        absolute = str((Path(glob.escape(str(base))) if is_glob else base) / value)
         return Expanded(absolute, shown(value)) if isinstance(value, Expanded) else absolute
 
 
@@ -205,6 +212,8 @@ def _applies(
             return not once and "every" not in own
         case "run_on_start":
             return scheduled
+        case "watch":
+            return not scheduled
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":

@@ -76,7 +76,8 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     for name, field in table_of(JobSpec).fields.items():
         if name in given and (needed := field.extra.get("for")) and needed not in given:
             has = f", this job has `{spec.where}`" if needed != "every" else ""
-            reading.fault((*path, name), f"only for a job with `{needed}`{has}")
+            why = f": {field.extra['why']}" if "why" in field.extra else ""
+            reading.fault((*path, name), f"only for a job with `{needed}`{has}{why}")
 
 
 def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -120,6 +121,11 @@ def _regular_expression(path: Path, pattern: str, reading: Reading) -> None:
         reading.unexpected(path, f"expected a regular expression{why}", pattern)
 
 
+def _watch(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.watch and spec.scheduled:
+        reading.fault((*path, "watch"), "not on a job with `every`: each of its runs starts anew anyway")
+
+
 def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     for index, code in enumerate(spec.success_exit_codes):
         if not 0 <= code <= 255:
@@ -134,5 +140,6 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _trigger,
     _restart,
     _ready,
+    _watch,
     _exit_codes,
 )

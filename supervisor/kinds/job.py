@@ -114,6 +114,17 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Rotate, Meta(description="when the captured file is put aside, and how many are kept", extra=_COMMAND_RESTARTS)
     ] = Rotate()
 
+    # watch
+    watch: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="globs, with `**` for any depth: a change of such a file restarts the job, which is no failure. "
+            "It waits until nothing has changed for half a second, at most 5 s. What git, Python and editors write "
+            "for themselves (`.git`, `__pycache__`, swap files) is passed over unless it is named",
+            extra={"for": "command", "why": "what runs inside the daemon is the code that it has loaded"},
+        ),
+    ] = ()
+
     @property
     def service(self) -> bool:
         """Whether it has no end: neither `once` nor a schedule."""
