@@ -57,7 +57,6 @@ KEYS = {
         "max_line": "longer lines of output are cut",
         "on_overload": "what happens when output comes faster than it can be kept",
         "parse": "how output is read: as text or as JSON",
-        "recycle": "a fresh process after so many runs, so much time or memory",
     },
     "Ready": {
         "http": "ready when this URL answers",
@@ -67,6 +66,7 @@ KEYS = {
         "call": "ready when this function says so",
         "status": "the HTTP status that `http` expects",
     },
+    "Recycle": {"runs": "it has handled so many items"},
     "Rotate": {"compress": "old log files are compressed"},
 }
 """By the name of the spec that will hold them."""

@@ -214,6 +214,8 @@ def _applies(
             return scheduled
         case "watch":
             return not scheduled
+        case "recycle":
+            return not once and not scheduled and ("command" in own or not isinstance(value, Mapping) or "memory" not in value)
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":

@@ -126,6 +126,18 @@ def _watch(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -
         reading.fault((*path, "watch"), "not on a job with `every`: each of its runs starts anew anyway")
 
 
+def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if (recycle := spec.recycle) is None:
+        return
+    path = (*path, "recycle")
+    if not spec.service:
+        reading.fault(path, "only for a service: a run of this job ends by itself")
+    if recycle.age is None and recycle.memory is None:
+        reading.fault(path, "expected `age`, `memory` or both")
+    if recycle.memory is not None and "call" in given:
+        reading.fault((*path, "memory"), "only for a job with `command`: the memory of a function is the daemon's")
+
+
 def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     for index, code in enumerate(spec.success_exit_codes):
         if not 0 <= code <= 255:
@@ -141,5 +153,6 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _restart,
     _ready,
     _watch,
+    _recycle,
     _exit_codes,
 )

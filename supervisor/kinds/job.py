@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from supervisor.output import Rotate
 from supervisor.probes import Ready
-from supervisor.spec import ChildSpec, GiveUp, RestartType, Seconds
+from supervisor.spec import ChildSpec, GiveUp, Recycle, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).
@@ -114,7 +114,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Rotate, Meta(description="when the captured file is put aside, and how many are kept", extra=_COMMAND_RESTARTS)
     ] = Rotate()
 
-    # watch
+    # fresh
     watch: Annotated[
         tuple[str, ...],
         Meta(
@@ -124,6 +124,11 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             extra={"for": "command", "why": "what runs inside the daemon is the code that it has loaded"},
         ),
     ] = ()
+
+    recycle: Annotated[
+        Recycle | None,
+        Meta(description="when a service gets a fresh run: it is asked to end, has its grace, and starts again; no failure"),
+    ] = None
 
     @property
     def service(self) -> bool:

@@ -10,6 +10,7 @@ import trio
 
 from supervisor import events, restart
 from supervisor.kinds import Outcome, Run
+from supervisor.nodes.recycling import Freshness
 from supervisor.spec import ChildSpec, RestartType
 from supervisor.state import Answer, Goal, JobStatus, State, Why
 
@@ -66,7 +67,20 @@ class Hold(NamedTuple):
 class Life:
     """One run of a child, from start to gone."""
 
-    __slots__ = ("asked", "attended", "gone", "killed_after", "number", "patience", "ready_at", "run", "scope", "starting")
+    __slots__ = (
+        "asked",
+        "attended",
+        "began",
+        "freshness",
+        "gone",
+        "killed_after",
+        "number",
+        "patience",
+        "ready_at",
+        "run",
+        "scope",
+        "starting",
+    )
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
@@ -74,6 +88,9 @@ class Life:
         self.asked: Ask | None = None
         self.ready_at: float | None = None
         self.gone = trio.Event()
+        self.began = trio.current_time()
+        self.freshness: Freshness | None = None
+        """How long it stays fresh, where its job has `recycle`."""
         self.killed_after: float | None = None
         """Seconds from being asked to being killed."""
         self.scope = trio.CancelScope(shield=True)

@@ -15,6 +15,7 @@ from supervisor.kinds import JobSpec, Outcome, Run
 from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
+from supervisor.nodes.recycling import Freshness
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 
@@ -235,7 +236,7 @@ class SupervisorNode(Node):
         """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
         waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
         for when, count, child in self._timers:
-            if child is None or when in (child.hold and child.hold.until, isinstance(child, JobNode) and child.next_tick):
+            if child is None or when in _waited_for(child):
                 waited[when, child.name if child is not None else ""] = (when, count, child)
         self._timers = list(waited.values())
         heapq.heapify(self._timers)
@@ -248,6 +249,7 @@ class SupervisorNode(Node):
                 self.touch_all()
             elif child.parent is self:
                 self._skip_tick(child, now)
+                self._recycle(child, now)
                 self.touch(child)
 
     def _skip_tick(self, child: Node, now: float) -> None:
@@ -257,6 +259,24 @@ class SupervisorNode(Node):
         if child.next_tick is not None and child.next_tick <= now:
             child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
             self.move_tick(child, now)
+
+    def _keep_fresh(self, child: JobNode, life: Life) -> None:
+        """Begin to look whether a run is to be recycled."""
+        now, recycle = trio.current_time(), child.spec.recycle
+        life.freshness = None if recycle is None else Freshness(recycle, life.began, now, self.tree.spread)
+        if life.freshness is not None:
+            self._at(life.freshness.look_at, child)
+
+    def _recycle(self, child: Node, now: float) -> None:
+        """Have a run that is not fresh any more replaced, as if by a command that gives way to all others."""
+        life = child.life
+        if life is None or life.freshness is None or life.asked is not None or now < life.freshness.look_at:
+            return
+        cause = life.freshness.lost(now, life.run.pid)
+        if cause is None:
+            self._at(life.freshness.look_at, child)
+        elif self.group is None or child.name not in self.group.affected:
+            self.tree.order("restart", [child.name], cause=cause)
 
     def move_tick(self, child: JobNode, now: float) -> None:
         child.advance(now)
@@ -380,6 +400,7 @@ class SupervisorNode(Node):
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
         if isinstance(child, JobNode):
             attendance.begin(self, self._nursery, child, life)
+            self._keep_fresh(child, life)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.hastened = False
@@ -690,6 +711,8 @@ class SupervisorNode(Node):
         old, child.spec = child.spec, spec
         if isinstance(child, JobNode) and isinstance(old, JobSpec):
             child.respecified(old)
+            if child.life is not None and old.recycle != child.spec.recycle:
+                self._keep_fresh(child, child.life)
         if again is not None and child.life is not None:
             child.again = again
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
@@ -737,6 +760,14 @@ class SupervisorNode(Node):
         child.answer(("stop",), True, "stopped and removed")
         child.dismiss(f"overtaken: {child.removing}")
         self.tree.forget(child)
+
+
+def _waited_for(child: Node) -> set[float | None]:
+    """The moments for which a child has a timer."""
+    waited = {child.hold.until if child.hold else None, child.next_tick if isinstance(child, JobNode) else None}
+    if child.life is not None and child.life.freshness is not None:
+        waited.add(child.life.freshness.look_at)
+    return waited
 
 
 def _killed(after: float | None) -> str:
