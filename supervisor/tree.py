@@ -23,12 +23,12 @@ from trio_util import AsyncValue
 
 from supervisor import config as configuration
 from supervisor import events
-from supervisor.children import open_children
+from supervisor.children import Child, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
 from supervisor.kinds import Resources, Run, inherited
-from supervisor.nodes import COMMANDS, JobNode, Node, Order, SupervisorNode, obey
+from supervisor.nodes import COMMANDS, JobNode, Node, Order, Scales, SupervisorNode, obey
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.spec import SupervisorSpec
@@ -74,10 +74,11 @@ class Supervisor:
         self.stuck = False
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
-        self._watching = Watching(self._changed, self._warn)
+        self._watching = Watching(self._due, self._warn)
+        self._scales = Scales(resources.children, self._child_of, self._due)
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         self._complete()
-        self._watch_files()
+        self._look_after_jobs()
 
     @property
     def outputs(self) -> Outputs:
@@ -290,7 +291,7 @@ class Supervisor:
             if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
                 orders += self._change(node, plan, by)
         self._apply_root(config)
-        self._watch_files()
+        self._look_after_jobs()
         self.journal.emit(
             events.Reloaded, by=by, added=plan.added, removed=plan.removed,
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
@@ -334,11 +335,13 @@ class Supervisor:
             self.root.spec = spec
             self.root.post(self.root.respec)
 
-    # ---- files ----
+    # ---- what makes a fresh run due ----
 
-    def _watch_files(self) -> None:
-        """Watch what the configuration in force says, but for what the daemon writes itself."""
+    def _look_after_jobs(self) -> None:
+        """Watch files and weigh runs as the configuration in force says; not the files that the daemon writes itself."""
         config = self.config
+        recycled = {name: job.recycle for name, job in config.jobs.items() if job.recycle is not None}
+        self._scales.weigh({name: recycle.memory for name, recycle in recycled.items() if recycle.memory is not None})
         outputs = (job.output for job in config.jobs.values() if job.output.startswith("/"))
         apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
         self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
@@ -346,7 +349,12 @@ class Supervisor:
     def _warn(self, text: str) -> None:
         self.journal.emit(events.Warned, text=text)
 
-    def _changed(self, job: str, cause: str) -> None:
+    def _child_of(self, job: str) -> Child | None:
+        node = self.nodes.get(job)
+        pid = node.life.run.pid if node is not None and node.life is not None else None
+        return None if pid is None else self.resources.children.get(pid)
+
+    def _due(self, job: str, cause: str) -> None:
         if job in self.nodes:
             self.order("restart", [job], cause=cause)
 
@@ -372,6 +380,7 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_in_phases, last_resort)
                 nursery.start_soon(self._watching.run)
+                nursery.start_soon(self._scales.run)
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:
@@ -512,6 +521,7 @@ async def open_supervisor(
     journal: Journal | None = None,
     spread: Callable[[float, float], float] = random.uniform,
     last_resort: Callable[[], None] | None = None,
+    record: Path | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
 
@@ -521,12 +531,12 @@ async def open_supervisor(
 
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
-    cancellation, so that the tree can never end.
+    cancellation, so that the tree can never end. `record` is for a daemon: `open_children` tells what it is.
     """
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort)
+    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, record)
     errors: list[BaseException] = []
     try:
         async with trio.open_nursery() as nursery:
@@ -560,6 +570,7 @@ async def _house(
     journal: Journal,
     spread: Callable[[float, float], float],
     last_resort: Callable[[], None] | None,
+    record: Path | None,
     block: trio.CancelScope,
     task_status: trio.TaskStatus[Supervisor],
 ) -> None:
@@ -573,7 +584,7 @@ async def _house(
 
     with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
         async with (
-            open_children(instance, warn=warn) as children,
+            open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
         ):
             passed_on = inherited({**environ, **config.daemon.env})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import trio
@@ -10,7 +9,6 @@ import trio
 from supervisor.config import Config
 from supervisor.events import Ended, Journal, Killing, Starting, Stopping
 from supervisor.kinds import JobSpec
-from supervisor.nodes.recycling import memory_of
 from supervisor.spec import Backoff, Bytes, Recycle, Seconds, Strategy
 from supervisor.tree import open_supervisor
 from tests.forest import crashing_at, forest, group, job, lasting, serve, slow
@@ -96,6 +94,8 @@ async def test_looks_leave_no_timers_behind(autojump_clock, tmp_path):
         for _ in range(200):
             await f.tree.restart("x")
         assert len(f.tree.root._timers) < 100
+        for _ in range(200):
+            await f.tree.restart("y")
         before = len(f.times(Starting, "x"))
         await trio.sleep(15)
         assert len(f.times(Starting, "x")) == before + 1
@@ -136,6 +136,25 @@ async def test_a_tree_of_processes_that_holds_too_much_is_replaced(tmp_path, mon
     assert causes[0].startswith("recycled: it holds ") and causes[0].endswith(" MB, more than 80 MB")
 
 
-def test_memory_is_that_of_the_process_and_of_what_is_gone_none():
-    assert memory_of(os.getpid()) > 10 << 20
-    assert memory_of(1 << 30) == 0
+async def test_memory_is_looked_at_as_the_file_says_now(tmp_path, monkeypatch):
+    monkeypatch.setattr("supervisor.nodes.recycling.LOOK_EVERY", 0.1)
+
+    def x(limit: int | None) -> Config:
+        recycle = None if limit is None else Recycle(memory=Bytes(limit))
+        jobs = {"x": JobSpec(command=("sleep", "1000"), recycle=recycle, output="null")}
+        return Config(file=None, base=tmp_path, jobs=jobs)
+
+    journal, started = Journal(), trio.Event()
+    journal.add_sink(lambda event: started.set() if isinstance(event, Starting) and event.run == "x#2" else None)
+    async with open_supervisor(x(1 << 30), journal=journal) as tree:
+        await tree.wait_running()
+        await trio.sleep(0.3)
+        assert not started.is_set()
+        tree.apply(x(4096))
+        with trio.fail_after(30):
+            await started.wait()
+        tree.apply(x(None))
+        await tree.restart("x")
+        run = tree.journal.table["x"].run
+        await trio.sleep(0.3)
+        assert tree.journal.table["x"].run == run

@@ -41,6 +41,9 @@ from supervisor.tree import Supervisor, open_supervisor
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
 
+INSTANCE = "instance"
+"""In the state directory: what a daemon notes of itself for the one after it."""
+
 AGAIN = 0.2
 """Seconds after the first signal to stop before another one counts as impatience, and not as its echo."""
 
@@ -116,7 +119,12 @@ class Daemon:
         try:
             async with trio.open_nursery() as servers:
                 async with open_supervisor(
-                    config, echo=self._log.echo, environ=self._environ, journal=journal, last_resort=self._end_at_once
+                    config,
+                    echo=self._log.echo,
+                    environ=self._environ,
+                    journal=journal,
+                    last_resort=self._end_at_once,
+                    record=config.state_dir / INSTANCE,
                 ) as self._tree:
                     await self._serve(servers, self._tree)
                     await self._tree.wait_stopped()
@@ -134,6 +142,7 @@ class Daemon:
         if self._notifier.watchdog_interval is not None:
             servers.start_soon(self._feed_the_watchdog, self._notifier.watchdog_interval)
         self._announce(tree.config)
+        _log.info(tree.resources.children.guarantee)
         self._notifier.ready(self._status(tree))
         if self._stop_asked is not None:
             tree.shutdown(self._stop_asked[1])

@@ -3,6 +3,7 @@
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and the fence round its runs
     attendance   what looks after a run from beside it: readiness
+    recycling    what runs hold in memory
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     commands     what an operator may ask of a child
 
@@ -10,7 +11,7 @@ A supervisor is one task with one inbox. What happens to its children (a run is 
 operator asks) is posted there; the loop updates its books, *touches* the children concerned and *settles* each of them: it
 compares what the child should be doing with what it does, and starts or asks it to stop. Settling is level-triggered, so a
 command is nothing but a changed goal, and every command is answered in every state. Nothing is awaited in the loop: runs,
-stop ladders and readiness waits are tasks of their own that report back through the inbox.
+readiness waits are tasks of their own that report back through the inbox, and the rungs of a stop ladder are timers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Node, Order
+from supervisor.nodes.recycling import Scales
 from supervisor.nodes.supervisor import SupervisorNode
 
-__all__ = ["COMMANDS", "JobNode", "Node", "Order", "SupervisorNode", "obey"]
+__all__ = ["COMMANDS", "JobNode", "Node", "Order", "Scales", "SupervisorNode", "obey"]

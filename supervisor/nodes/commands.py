@@ -100,7 +100,8 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
 
 def _restart(supervisor: SupervisorNode, child: Node, order: Order, cause: str | None = None) -> None:
     """Stop and start. With `cause` nobody commands it: it is due (a file has changed), and gives way to what was commanded."""
-    if cause is not None and (child.goal is Goal.DOWN or child.stopping):
+    ending = child.life is not None and _ending(supervisor, child, child.life)
+    if cause is not None and (child.goal is Goal.DOWN or ending):
         order.resolve(False, f"{child.name} is {child.row.word}")
         return
     _want_up(supervisor, child, order, cause)

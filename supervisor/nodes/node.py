@@ -10,7 +10,6 @@ import trio
 
 from supervisor import events, restart
 from supervisor.kinds import Outcome, Run
-from supervisor.nodes.recycling import Freshness
 from supervisor.spec import ChildSpec, RestartType
 from supervisor.state import Answer, Goal, JobStatus, State, Why
 
@@ -68,19 +67,9 @@ class Life:
     """One run of a child, from start to gone."""
 
     __slots__ = (
-        "asked",
-        "attended",
-        "began",
-        "freshness",
-        "gone",
-        "killed_after",
-        "number",
-        "patience",
-        "ready_at",
-        "run",
-        "scope",
-        "starting",
-    )
+        "asked", "asked_at", "attended", "began", "gone", "killed_after", "number", "old_at", "over", "ready_at", "run", "rung_due",
+        "scope", "starting",
+    )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
@@ -89,22 +78,21 @@ class Life:
         self.ready_at: float | None = None
         self.gone = trio.Event()
         self.began = trio.current_time()
-        self.freshness: Freshness | None = None
-        """How long it stays fresh, where its job has `recycle`."""
+        self.old_at = math.inf
+        """When it is to be replaced by a fresh one, where its job has `recycle = { age }`."""
         self.killed_after: float | None = None
         """Seconds from being asked to being killed."""
         self.scope = trio.CancelScope(shield=True)
         """Only the ladder cancels it: a tree that is cancelled from outside still drains."""
-        self.patience: trio.CancelScope | None = None
+        self.asked_at = -math.inf
+        self.rung_due = math.inf
+        """When the next rung of the stop ladder is to be climbed."""
+        self.over = False
+        """Whether the run has ended, though its end may not have been judged yet."""
         self.starting: trio.CancelScope | None = None
         """The wait for readiness."""
         self.attended: trio.CancelScope | None = None
         """Round those who look after the run from beside."""
-
-    def hurry(self) -> None:
-        """End the grace now."""
-        if self.patience is not None:
-            self.patience.cancel(reason="told to hurry")
 
 
 class Node:
@@ -185,8 +173,10 @@ class Node:
 
     def hurry(self) -> None:
         """End the grace of a stop under way."""
-        if self.life is not None:
-            self.life.hurry()
+        life = self.life
+        if life is not None and life.asked is not None and life.killed_after is None and self.parent is not None:
+            life.rung_due = -math.inf
+            self.parent.post(self.parent.touch, self)
 
     @property
     def active(self) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
 from supervisor import events, restart
+from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
 from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
-from supervisor.nodes.recycling import Freshness
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 
@@ -151,7 +151,7 @@ class SupervisorNode(Node):
             with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
                 method, args = await self._receive.receive()
                 method(*args)
-                self._take_waiting(25)
+            self._take_waiting(25)
             self._fire_timers()
             self._settle()
         return self.closing.outcome
@@ -222,7 +222,7 @@ class SupervisorNode(Node):
         if child.life is not None:
             if child.life.asked is None:
                 self.ask(child, child.life, Ask(cause))
-            child.life.hurry()
+            child.hurry()
 
     # ---- timers: one heap, read by the loop ----
 
@@ -236,7 +236,7 @@ class SupervisorNode(Node):
         """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
         waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
         for when, count, child in self._timers:
-            if child is None or when in _waited_for(child):
+            if child is None or when in _moments(child):
                 waited[when, child.name if child is not None else ""] = (when, count, child)
         self._timers = list(waited.values())
         heapq.heapify(self._timers)
@@ -249,7 +249,7 @@ class SupervisorNode(Node):
                 self.touch_all()
             elif child.parent is self:
                 self._skip_tick(child, now)
-                self._recycle(child, now)
+                self._replace_old(child, now)
                 self.touch(child)
 
     def _skip_tick(self, child: Node, now: float) -> None:
@@ -260,23 +260,23 @@ class SupervisorNode(Node):
             child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
             self.move_tick(child, now)
 
-    def _keep_fresh(self, child: JobNode, life: Life) -> None:
-        """Begin to look whether a run is to be recycled."""
-        now, recycle = trio.current_time(), child.spec.recycle
-        life.freshness = None if recycle is None else Freshness(recycle, life.began, now, self.tree.spread)
-        if life.freshness is not None:
-            self._at(life.freshness.look_at, child)
+    def _set_age(self, child: JobNode, life: Life) -> None:
+        """Say when a run is to be replaced, and be there. Those that began together do not go together."""
+        recycle = child.spec.recycle
+        age = math.inf if recycle is None or recycle.age is None else recycle.age * self.tree.spread(0.9, 1.1)
+        life.old_at = life.began + age
+        if recycle is not None and recycle.age is not None:
+            self._at(life.old_at, child)
 
-    def _recycle(self, child: Node, now: float) -> None:
-        """Have a run that is not fresh any more replaced, as if by a command that gives way to all others."""
-        life = child.life
-        if life is None or life.freshness is None or life.asked is not None or now < life.freshness.look_at:
-            return
-        cause = life.freshness.lost(now, life.run.pid)
-        if cause is None:
-            self._at(life.freshness.look_at, child)
-        elif self.group is None or child.name not in self.group.affected:
-            self.tree.order("restart", [child.name], cause=cause)
+    def _replace_old(self, child: Node, now: float) -> None:
+        """Have a run that is too old replaced, as if by a command that gives way to all others."""
+        if (
+            isinstance(child, JobNode)
+            and child.life is not None
+            and child.life.old_at <= now
+            and child.spec.recycle is not None
+        ):
+            self.tree.order("restart", [child.name], cause=f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
 
     def move_tick(self, child: JobNode, now: float) -> None:
         child.advance(now)
@@ -298,8 +298,9 @@ class SupervisorNode(Node):
 
     def _settle_child(self, child: Node, now: float) -> None:
         if child.life is not None:
-            ask = self._reason_to_stop(child)
-            if ask is not None and child.life.asked is None:
+            if child.life.asked is not None:
+                self._climb(child, child.life, now)
+            elif (ask := self._reason_to_stop(child)) is not None:
                 self.ask(child, child.life, ask)
         elif child.removing or child.moving_to:
             self._depart(child)
@@ -400,7 +401,7 @@ class SupervisorNode(Node):
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
         if isinstance(child, JobNode):
             attendance.begin(self, self._nursery, child, life)
-            self._keep_fresh(child, life)
+            self._set_age(child, life)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.hastened = False
@@ -421,6 +422,7 @@ class SupervisorNode(Node):
         outcome = None
         with life.scope:
             outcome = await child.body(life.run)
+        life.over = True
         self.post(self._on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
 
     # ---- what happens to a child ----
@@ -602,36 +604,44 @@ class SupervisorNode(Node):
     # ---- stopping: one ladder for every kind ----
 
     def ask(self, child: Node, life: Life, ask: Ask) -> None:
-        """Ask a run to end. It hears it at once; the rest of the ladder is a task of its own."""
-        assert self._nursery is not None
+        """Ask a run to end. It hears it at once; the rest of the ladder is climbed when its time comes, or when hurried."""
         life.asked = ask
-        grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
-        life.patience = trio.CancelScope(deadline=trio.current_time() + grace)
+        life.asked_at = trio.current_time()
         child.emit(events.Stopping, run=life.run.id, cause=ask.cause, why=ask.why)
         life.run.advance(Phase.STOPPING)
-        self._nursery.start_soon(self._ladder, child, life, ask)
+        grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
+        self._await_rung(child, life, life.asked_at + grace)
         self._note(child)
 
-    async def _ladder(self, child: Node, life: Life, ask: Ask) -> None:
-        """Ask (done), wait for the grace, kill; and say what cannot be killed."""
-        assert life.patience is not None
-        asked_at = trio.current_time()
-        with life.patience:
-            await life.gone.wait()
-        if life.gone.is_set():  # also where the grace ended in the same moment
+    def _await_rung(self, child: Node, life: Life, when: float) -> None:
+        """Have the next rung of the ladder climbed at `when`."""
+        life.rung_due = when
+        if when <= trio.current_time():
+            self.touch(child)
+        elif when < math.inf:
+            self._at(when, child)
+
+    def _climb(self, child: Node, life: Life, now: float) -> None:
+        """The ladder: ask (done), wait for the grace, kill; then say what cannot be killed."""
+        if now < life.rung_due or life.over:
             return
+        life.rung_due = math.inf
+        if life.killed_after is None:
+            self._kill_run(child, life, now)
+        elif child.row.word != Why.STUCK.value:
+            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+
+    def _kill_run(self, child: Node, life: Life, now: float) -> None:
+        assert life.asked is not None
         life.run.advance(Phase.KILLING)
-        life.killed_after = trio.current_time() - asked_at
+        life.killed_after = now - life.asked_at
         self.tree.was_late(child.name)
         if not child.killable:
             life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
             return
-        child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {ask.cause}")
-        life.scope.cancel(reason=ask.cause)
-        with trio.move_on_after(STUCK_AFTER):
-            await life.gone.wait()
-        if not life.gone.is_set() and child.row.word != Why.STUCK.value:
-            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+        child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
+        life.scope.cancel(reason=life.asked.cause)
+        self._await_rung(child, life, now + STUCK_AFTER)
 
     # ---- readiness of the whole ----
 
@@ -712,7 +722,7 @@ class SupervisorNode(Node):
         if isinstance(child, JobNode) and isinstance(old, JobSpec):
             child.respecified(old)
             if child.life is not None and old.recycle != child.spec.recycle:
-                self._keep_fresh(child, child.life)
+                self._set_age(child, child.life)
         if again is not None and child.life is not None:
             child.again = again
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
@@ -762,12 +772,13 @@ class SupervisorNode(Node):
         self.tree.forget(child)
 
 
-def _waited_for(child: Node) -> set[float | None]:
-    """The moments for which a child has a timer."""
-    waited = {child.hold.until if child.hold else None, child.next_tick if isinstance(child, JobNode) else None}
-    if child.life is not None and child.life.freshness is not None:
-        waited.add(child.life.freshness.look_at)
-    return waited
+def _moments(child: Node) -> Iterator[float | None]:
+    """What moments of time a child waits for."""
+    yield child.hold and child.hold.until
+    yield None if child.life is None else child.life.rung_due
+    yield None if child.life is None else child.life.old_at
+    if isinstance(child, JobNode):
+        yield child.next_tick
 
 
 def _killed(after: float | None) -> str:
