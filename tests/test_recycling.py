@@ -59,6 +59,15 @@ async def test_a_stop_under_way_is_not_overtaken(autojump_clock, tmp_path):
         assert f.times(Starting, "x") == [0]
 
 
+async def test_a_restart_under_way_is_left_to_go_on(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"x": job(slow(50), recycle=HOURLY, grace=100)}) as f:
+        await trio.sleep(3590)
+        f.tree.order("restart", ["x"])
+        await trio.sleep(100)
+        assert f.times(Starting, "x") == [0, 3640]
+        assert f.events(Starting)[-1].cause == "started"
+
+
 async def test_it_changes_live_at_a_reload_and_counts_from_the_start_of_the_run(autojump_clock, tmp_path):
     def x(age: float | None) -> dict[str, JobSpec]:
         return {"x": job(serve, recycle=age and Recycle(age=Seconds(age)))}
@@ -95,7 +104,8 @@ async def test_looks_leave_no_timers_behind(autojump_clock, tmp_path):
             await f.tree.restart("x")
         assert len(f.tree.root._timers) < 100
         for _ in range(200):
-            await f.tree.restart("y")
+            await f.tree.pause("y")
+            await f.tree.resume("y")
         before = len(f.times(Starting, "x"))
         await trio.sleep(15)
         assert len(f.times(Starting, "x")) == before + 1
@@ -157,4 +167,5 @@ async def test_memory_is_looked_at_as_the_file_says_now(tmp_path, monkeypatch):
         await tree.restart("x")
         run = tree.journal.table["x"].run
         await trio.sleep(0.3)
+        assert trio.lowlevel.current_statistics().seconds_to_next_deadline > 1  # nobody looks any more
         assert tree.journal.table["x"].run == run

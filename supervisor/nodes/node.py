@@ -67,8 +67,8 @@ class Life:
     """One run of a child, from start to gone."""
 
     __slots__ = (
-        "asked", "asked_at", "attended", "began", "gone", "killed_after", "number", "old_at", "over", "ready_at", "run", "rung_due",
-        "scope", "starting",
+        "asked", "asked_at", "attended", "began", "gone", "killed_after", "number", "old_at", "over", "ready_at", "run",
+        "rung_due", "scope", "starting",
     )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:

@@ -270,12 +270,8 @@ class SupervisorNode(Node):
 
     def _replace_old(self, child: Node, now: float) -> None:
         """Have a run that is too old replaced, as if by a command that gives way to all others."""
-        if (
-            isinstance(child, JobNode)
-            and child.life is not None
-            and child.life.old_at <= now
-            and child.spec.recycle is not None
-        ):
+        if child.life is not None and child.life.old_at <= now:
+            assert isinstance(child, JobNode) and child.spec.recycle is not None
             self.tree.order("restart", [child.name], cause=f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
 
     def move_tick(self, child: JobNode, now: float) -> None:
