@@ -341,8 +341,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
         "jitter",
         "catch_up",
         "health",
-        "stop_command",
-        "reload_signal",
         "timeout",
         "deadline",
         "retry",
@@ -353,21 +351,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
         "into",
         "batch",
         "serialize_by",
-        "env_file",
-        "clear_env",
-        "user",
-        "group",
-        "groups",
-        "umask",
-        "nice",
-        "rlimits",
-        "no_new_privileges",
-        "stdin",
-        "tty",
-        "sockets",
-        "max_line",
-        "on_overload",
-        "parse",
     ],
 )
 def test_what_is_not_built_yet_is_never_silently_accepted(faults, key):
@@ -382,12 +365,10 @@ def test_what_is_not_built_yet_is_never_silently_accepted(faults, key):
         ('ready = { unix = "p" }', "ready.unix"),
         ('ready = { exec = ["x"] }', "ready.exec"),
         ('ready = { call = "m:f" }', "ready.call"),
-        ("rotate = { compress = true }", "rotate.compress"),
     ],
 )
 def test_keys_of_inner_tables_that_are_not_built_yet_are_refused(faults, keys, path):
     assert [line.partition(" ")[2] for line in faults(job(keys))] == [f"jobs.a.{path}: not supported yet"]
-    assert faults(job('output = "journal"')) == ['supervisor.toml:3:1: jobs.a.output: "journal" is not supported yet']
 
 
 def test_what_is_not_built_yet_is_never_suggested(faults):
@@ -613,11 +594,6 @@ def test_no_fault_shows_a_value_of_env_or_of_the_environment(faults, keys):
     text = job(keys, what="" if keys.startswith(("command", "call")) else 'command = "x"')
     told = "\n".join(faults(text, environ))
     assert SECRET not in told and str(NUMBER) not in told
-
-
-def test_a_daemon_wide_environment_lies_under_that_of_each_command(load):
-    loaded = load('[daemon]\nenv = { A = "1", B = "1" }\n' + job('env = { B = "2" }') + job("", "c", 'call = "m:f"'))
-    assert loaded.jobs["a"].env == {"A": "1", "B": "2"} and loaded.jobs["c"].env == {}
 
 
 # Files

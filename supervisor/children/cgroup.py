@@ -8,7 +8,10 @@ for the ten milliseconds of an RCU grace period, each time that it happens after
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from supervisor.children import guardian
@@ -20,6 +23,7 @@ class Cgroup:
     def __init__(self, outside: Path, instance: str) -> None:
         self.outside = outside
         self.path = outside / f"supervisor-{instance}"
+        self._numbers = itertools.count(1)
         self._home = self.path / "daemon"
 
     def enter(self) -> None:
@@ -32,6 +36,24 @@ class Cgroup:
         except OSError:
             guardian.remove_cgroup(str(self.path))
             raise
+
+    def purge(self, spare: Callable[[int], bool]) -> None:
+        """Kill everything here but this process and those that `spare` wants to keep, however fast it forks. Blocks.
+
+        We step aside; what stays behind is frozen, so that it holds still while those to be spared are taken out; the rest
+        is killed at one stroke. The spared stand still for that long: some milliseconds, more if they are many.
+        """
+        old, self._home = self._home, self.path / f"daemon-{next(self._numbers)}"
+        self._home.mkdir()
+        (self._home / "cgroup.procs").write_text("0")
+        (old / "cgroup.freeze").write_text("1")
+        guardian.await_event(str(old), b"frozen 1")
+        for pid in guardian.members(str(old)):
+            if spare(pid):
+                with suppress(OSError):  # it has died
+                    (self._home / "cgroup.procs").write_text(str(pid))
+        (old / "cgroup.kill").write_text("1")
+        guardian.remove_cgroup(str(old))
 
     def leave(self) -> bool:
         """Move back to where we were started, and remove the group. False: something that would not die is in it."""

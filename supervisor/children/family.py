@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import resource
 import select
@@ -23,6 +24,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,18 @@ from supervisor.errors import SpawnFailed
 
 SPAWNS_A_PASS = 8
 """So many spawns may go ahead between two turns of everybody else: a few milliseconds' worth."""
+
+LOOKS = 4
+"""So many times the list of orphans is looked at without a turn for everybody else."""
+
+STRANGERS = 200
+"""So many orphans that we have not seen before are attributed in one look: a few milliseconds' worth."""
+
+WATCHED = 100
+"""So many dying orphans are watched each by itself; of more, so many stand for all."""
+
+PURGE_AFTER = 0.3
+"""Seconds of killing after which who still gets new descendants is taken for a fork bomb."""
 
 KILL_LIMIT = 5.0
 """Seconds after SIGKILL from which on a process counts as stuck."""
@@ -150,13 +164,23 @@ class Child:
         return (await self._children.usage(self))[self]
 
     async def end_rest(self, number: int) -> None:
-        """Once the main process is dead: signal what it left behind, and what that leaves, until nothing is left."""
+        """Once the main process is dead: signal what it left behind, and what that leaves, until nothing is left.
+
+        Who forks faster than it can be killed one by one is killed as a whole, where there is a cgroup.
+        """
         told: set[int] = set()
-        while left := self._children.adopted().get(self._serial):
+        since = trio.current_time()
+        while (left := self._children.adopted().get(self._serial, set())) or not self._children.settled:
             for pid in left - told:
                 self._children.signal_adopted(pid, number)
+            if number == signal.SIGKILL and not left <= told and trio.current_time() > since + PURGE_AFTER:
+                await self._children.purge(self)
+                since = trio.current_time()
             told = left
-            await _any_gone(left)
+            if self._children.settled:
+                await _any_gone(left)
+            else:
+                await trio.lowlevel.checkpoint()
         self._alone = True
 
     async def destroy(self, *, stuck: Callable[[tuple[int, ...]], None], abandoned: trio.Event) -> ExitReport:
@@ -164,7 +188,7 @@ class Child:
 
         What is still alive after `KILL_LIMIT` is told to `stuck`, once, and waited for until `abandoned` is set.
         """
-        if self._alone or (self.dead and not self._children.adopted().get(self._serial)):
+        if self._alone or (self.dead and not self._children.adopted().get(self._serial) and self._children.settled):
             return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
@@ -208,6 +232,9 @@ class Children:
         self._serials = itertools.count(1)
         self._spawned: dict[int, Child] = {}
         self._adopted: dict[int, int] = {}
+        self.settled = True
+        self.cgroup: Cgroup | None = None
+        self._purging = trio.Lock()
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._list = open_children_list()
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -279,19 +306,28 @@ class Children:
             pass  # dead already, or a set-uid program
 
     def adopted(self) -> dict[int, set[int]]:
-        """The orphans that are ours now and alive, by the serial of the child they came from. Reaps the dead ones."""
-        while (left := self._look()) is None:
-            pass
+        """The orphans that are ours now and alive, by the serial of the child they came from. Reaps the dead ones.
+
+        `settled` tells whether these are all. In a crowd they may not be: then look again when others have had their turn.
+        """
+        for _ in range(LOOKS):
+            left, self.settled = self._look()
+            if self.settled:
+                break
         return left
 
-    def _look(self) -> dict[int, set[int]] | None:
-        """One look at the list; None if somebody was reaped, who may have handed over children just before."""
+    def _look(self) -> tuple[dict[int, set[int]], bool]:
+        """One look at the list; not settled if somebody was reaped, who may have handed over children just before."""
         left: dict[int, set[int]] = {}
-        reaped = False
+        settled, strangers = True, 0
         for pid in listed(self._list) | self._adopted.keys():
             if pid in self._spawned or pid == self._guardian.pid:
                 continue
-            serial = self._adopted.get(pid) or self._with_reserve(self._owner, pid)
+            if (serial := self._adopted.get(pid)) is None:
+                strangers += 1
+                if strangers > STRANGERS:
+                    return left, False
+                serial = self._with_reserve(self._owner, pid)
             if serial is None:
                 continue  # a child of other code in this process: its exit status is not ours to take
             if reap(pid)[0] == 0:
@@ -299,8 +335,8 @@ class Children:
                 left.setdefault(serial, set()).add(pid)
             else:
                 self._adopted.pop(pid, None)
-                reaped = True
-        return None if reaped else left
+                settled = False
+        return left, settled
 
     async def usage(self, *children: Child) -> dict[Child, Usage]:
         """What each of these, or of all, uses at this moment: one walk of /proc beside the loop, whatever their number."""
@@ -323,6 +359,19 @@ class Children:
         except (ProcessLookupError, PermissionError):
             pass
 
+    async def purge(self, child: Child) -> None:
+        """Kill everything of `child` at once, where there is a cgroup: nothing can be forked meanwhile."""
+        if self.cgroup is not None:
+            spare = partial(self._spared, child._serial)
+            async with self._purging:
+                try:
+                    await trio.to_thread.run_sync(self.cgroup.purge, spare, limiter=self._walker)
+                except RuntimeError:  # no thread to be had: it has taken them all
+                    self.cgroup.purge(spare)
+
+    def _spared(self, serial: int, pid: int) -> bool:
+        return self._with_reserve(self._owner, pid) != serial
+
     def _owner(self, pid: int) -> int | None:
         """The serial of the child that `pid` came from: by its session, its marks, or because we saw it below that child."""
         session = session_of(pid)
@@ -334,7 +383,8 @@ class Children:
         if tag == self._tag:
             return serial
         run = self._run_mark(pid)
-        return next((child._serial for child in self._spawned.values() if pid in child._descendants or child.run == run), None)
+        known = list(self._spawned.values())  # at one stroke: we may not be in the loop's thread
+        return next((child._serial for child in known if pid in child._descendants or child.run == run), None)
 
     def _run_mark(self, pid: int) -> str | None:
         """The run that the environment of `pid` names, if it is one of ours."""
@@ -402,10 +452,13 @@ class Children:
             with trio.move_on_after(KILL_LIMIT) as limit:
                 for child in list(self._spawned.values()):
                     await child.wait()
-                while left := set().union(*self.adopted().values()):
+                while (left := set().union(*self.adopted().values())) or not self.settled:
                     for pid in left:
                         self.signal_adopted(pid, signal.SIGKILL)
-                    await _any_gone(left)
+                    if self.settled:
+                        await _any_gone(left)
+                    else:
+                        await trio.lowlevel.checkpoint()
             self.survived = limit.cancelled_caught
             for child in list(self._spawned.values()):
                 self._bury(child, set())
@@ -510,24 +563,30 @@ def _cgroup(children: Children, write: Callable[..., None]) -> Cgroup | None:
         write(cgroup="")
         children.guarantee = guarantee(None, str(error))
         return None
-    children._guardian.cgroup = cgroup
+    children.cgroup = children._guardian.cgroup = cgroup
     children.guarantee = guarantee(cgroup.path, "")
     return cgroup
 
 
 async def _any_gone(pids: set[int]) -> None:
-    """Wait until one of these children of ours is dead."""
+    """Wait until one of these children of ours is dead; at most a moment where they are too many to watch them all."""
+    patience = math.inf if len(pids) <= WATCHED else REAP_PAUSE
     with ExitStack() as opened:
-        watch = select.epoll()
-        opened.callback(watch.close)
         try:
-            for pid in pids:
+            watch = select.epoll()
+            opened.callback(watch.close)
+            for pid in itertools.islice(pids, WATCHED):
                 fd = os.pidfd_open(pid)
                 opened.callback(os.close, fd)
                 watch.register(fd, select.EPOLLIN)
         except ProcessLookupError:
             return
-        await trio.lowlevel.wait_readable(watch.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            patience = REAP_PAUSE
+        with trio.move_on_after(patience):
+            await trio.lowlevel.wait_readable(watch.fileno())
 
 
 async def _unless(event: trio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -114,7 +114,7 @@ def remove_cgroup(cgroup: str, patience: float = 1.0) -> bool:
     while not _removed(cgroup):
         if time.monotonic() > limit:
             return False
-        _await_empty(cgroup)
+        await_event(cgroup, b"populated 0")
     return True
 
 
@@ -168,15 +168,15 @@ def _write(path: str, data: bytes) -> None:
         os.close(fd)
 
 
-def _await_empty(cgroup: str) -> None:
-    """Wait until nothing lives in it, at most a moment."""
+def await_event(cgroup: str, wanted: bytes) -> None:
+    """Wait until `cgroup.events` says so, such as `populated 0`, at most a moment."""
     try:
         fd = os.open(f"{cgroup}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return
     poll = select.poll()
     poll.register(fd, select.POLLPRI)
-    if b"populated 1" in os.read(fd, 1 << 10):
+    if wanted not in os.read(fd, 1 << 10):
         poll.poll(PAUSE_MS)
     os.close(fd)
 

@@ -9,14 +9,12 @@ TABLES = {
     "http": "an HTTP page: health, metrics, status, events",
     "access": "who may read, control and administer over the socket",
     "hooks": "what is called when something happens",
-    "sockets": "listening sockets that the daemon opens and hands to its children",
     "limits": "limits that jobs share by name: concurrency, rate, breaker",
     "queues": "where work waits for the workers of queue jobs",
 }
 
 KEYS = {
     "DaemonSpec": {
-        "env_file": "a file of NAME=value lines for the environment of every child",
         "threads": "how many threads the daemon may use",
         "processes": "how many worker processes the daemon may use",
     },
@@ -30,8 +28,6 @@ KEYS = {
         "jitter": "a random delay of each scheduled run",
         "catch_up": "what happens with runs that were missed",
         "health": "a probe that restarts the job when it fails",
-        "stop_command": "a command that asks the job to end",
-        "reload_signal": "a signal that makes the job read its configuration again",
         "timeout": "how long one attempt may take",
         "deadline": "how long a whole run may take, retries included",
         "retry": "another attempt after a failed one, within the run",
@@ -42,21 +38,6 @@ KEYS = {
         "into": "the queue that gets what the job returns",
         "batch": "hands several items to one run",
         "serialize_by": "a field of the item: one at a time for each value",
-        "env_file": "a file of NAME=value lines for the environment of the child",
-        "clear_env": "the child does not inherit the daemon's environment",
-        "user": "the user the child runs as",
-        "group": "the group the child runs as",
-        "groups": "more groups of the child",
-        "umask": "the child's file mode mask",
-        "nice": "the child's priority",
-        "rlimits": "the child's resource limits",
-        "no_new_privileges": "the child cannot gain privileges",
-        "stdin": "what the child reads",
-        "tty": "the child gets a terminal",
-        "sockets": "listening sockets handed to the child",
-        "max_line": "longer lines of output are cut",
-        "on_overload": "what happens when output comes faster than it can be kept",
-        "parse": "how output is read: as text or as JSON",
     },
     "Ready": {
         "http": "ready when this URL answers",
@@ -67,9 +48,8 @@ KEYS = {
         "status": "the HTTP status that `http` expects",
     },
     "Recycle": {"runs": "it has handled so many items"},
-    "Rotate": {"compress": "old log files are compressed"},
 }
 """By the name of the spec that will hold them."""
 
-WORDS = {("JobSpec", "kind"): ("process", "asyncio"), ("JobSpec", "output"): ("journal",)}
+WORDS = {("JobSpec", "kind"): ("process", "asyncio")}
 """Values that a key will know."""

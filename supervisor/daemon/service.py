@@ -22,10 +22,9 @@ from pathlib import Path
 import structlog
 import trio
 
-from supervisor import __version__
+from supervisor import __version__, systemd
 from supervisor import config as configuration
 from supervisor.config import Config, Plan, preflight
-from supervisor.control.listener import SocketTaken
 from supervisor.control.server import serve_control
 from supervisor.daemon import SIGNALS, hold_signals, release_signals
 from supervisor.daemon.claim import NotToBeHad, Places, claimed, have_standard_streams
@@ -37,6 +36,7 @@ from supervisor.nodes import Order
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
 from supervisor.tree import Supervisor, open_supervisor
+from supervisor.unix import SocketTaken
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
@@ -83,6 +83,7 @@ class Daemon:
         self._only = only
         self._environ = environ
         self._notifier = Notifier.from_environment(environ)
+        self._listening = systemd.listening(environ)
         self._places = Places(environ)
         self._loading = trio.CancelScope()
         self._stop_asked: tuple[float, str] | None = None
@@ -124,6 +125,7 @@ class Daemon:
                     environ=self._environ,
                     journal=journal,
                     last_resort=self._end_at_once,
+                    listening=self._listening,
                     record=config.state_dir / INSTANCE,
                 ) as self._tree:
                     await self._serve(servers, self._tree)
@@ -150,6 +152,8 @@ class Daemon:
     def _announce(self, config: Config) -> None:
         for warning in config.warnings:
             _log.warning(str(warning))
+        for name in self._listening.keys() - config.sockets.keys():
+            _log.warning("the service manager passed a socket that no [sockets] table names", socket=name)
         _log.info(
             "running",
             version=__version__,

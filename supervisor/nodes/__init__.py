@@ -2,6 +2,7 @@
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and the fence round its runs
+    oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness
     recycling    what runs hold in memory
     supervisor   a supervisor: its loop, its decisions, the stop ladder
@@ -19,7 +20,8 @@ from __future__ import annotations
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Node, Order
+from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
 from supervisor.nodes.supervisor import SupervisorNode
 
-__all__ = ["COMMANDS", "JobNode", "Node", "Order", "Scales", "SupervisorNode", "obey"]
+__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "Scales", "SupervisorNode", "obey"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal as signals
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,8 @@ def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
     if isinstance(child, SupervisorNode):
         if verb not in ("start", "stop", "restart", "reload"):
             return f"{child.name} is a supervisor"
+    elif child.one_off and verb in ONE_OFF_REFUSES:
+        return f"{child.name} is run once, and forgotten at its end: use {ONE_OFF_REFUSES[verb]}"
     elif isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
         return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
     if verb in STARTS:
@@ -112,6 +115,22 @@ def _restart(supervisor: SupervisorNode, child: Node, order: Order, cause: str |
         child.disarm()
 
 
+def _reload(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    """Have its process read its own configuration again, where the job says how; else a restart."""
+    number = child.spec.reload_signal if isinstance(child, JobNode) else None
+    if number is None:
+        _restart(supervisor, child, order)
+        return
+    life = child.life
+    if life is None or life.run.send_signal is None or child.stopping:
+        order.resolve(False, f"{child.name} is {child.row.word}: it reads its configuration when it starts")
+    elif life.ready_at is None:
+        order.resolve(False, f"{child.name} is starting: a {number} may come too early; reload it when it is ready")
+    else:
+        life.run.send_signal(signals.Signals[f"SIG{number}"], False)
+        order.resolve(True, f"signalled {number}, pid {child.row.pid}")
+
+
 def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     assert isinstance(child, JobNode)
     if child.life is not None:
@@ -172,11 +191,20 @@ def _said(done: str, order: Order) -> str:
 SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
 """What a service refuses, and the word to use instead."""
 
+ONE_OFF_REFUSES = {
+    "restart": "exec for another run",
+    "reload": "signal",
+    "run-now": "exec for another run",
+    "pause": "stop",
+    "resume": "start",
+}
+"""What a job refuses that is run once and forgotten, and the word to use instead."""
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "start": _start,
     "stop": _stop,
     "restart": _restart,
-    "reload": _restart,
+    "reload": _reload,
     "run-now": _run_now,
     "pause": _pause,
     "resume": _resume,

@@ -29,13 +29,15 @@ class Order:
         self.verb = verb
         self.by = by
         self.after_run = after_run
+        self.note = ""
+        """What is to be known besides, whatever it comes to."""
         self._answer: Answer | None = None
         self._done = trio.Event()
 
     def resolve(self, ok: bool, text: str) -> Order:
         """Settle it; only the first time counts."""
         if self._answer is None:
-            self._answer = Answer(name=self.name, ok=ok, text=text)
+            self._answer = Answer(name=self.name, ok=ok, text=f"{text}; {self.note}" if self.note else text)
             self._done.set()
         return self
 
@@ -105,6 +107,8 @@ class Node:
     )  # fmt: skip
 
     killable = True
+    one_off = False
+    """Whether no configuration names it: it leaves at its end."""
 
     def __init__(self, tree: Supervisor, name: str, spec: ChildSpec, goal: Goal) -> None:
         self.tree = tree
@@ -217,6 +221,9 @@ class Node:
             self.goal = goal
             self.emit(events.GoalSet, goal=goal, cause=cause, by=by)
 
+    def over(self, outcome: Outcome) -> None:
+        """Hear that its run is over, and how it ended."""
+
     def forget_failures(self) -> None:
         """An operator has taken over: what failed before counts for nothing."""
         self.due_at = self.restarting = None
@@ -270,5 +277,8 @@ class Node:
         self.emit(events.Progress, run=run.id, done=done, total=total)
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
-        """See `Reporter`."""
-        self.emit(events.OutputLost, cause=cause, bytes=count)
+        """See `Reporter`. What a run left behind may be lost later than the job is."""
+        if self.name in self.tree.journal.table:
+            self.emit(events.OutputLost, cause=cause, bytes=count)
+        else:
+            self.tree.journal.emit(events.Warned, text=f"output of {self.name}, which is no more: {cause}: {count} bytes")
