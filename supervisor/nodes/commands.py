@@ -50,10 +50,11 @@ def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
     return None
 
 
-def _want_up(supervisor: SupervisorNode, child: Node, order: Order) -> None:
-    """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
-    child.overtake(order)
-    child.set_goal(Goal.UP, _said("started", order), order.by)
+def _want_up(supervisor: SupervisorNode, child: Node, order: Order, due: str | None = None) -> None:
+    """Goal up, and no wait of ours in the way: it is not a restart after a failure. What is merely `due` overtakes nobody."""
+    if due is None:
+        child.overtake(order)
+    child.set_goal(Goal.UP, due or _said("started", order), order.by)
     child.forget_failures()
     if child.life is None:
         child.revive()
@@ -100,11 +101,16 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
         child.hurry()
 
 
-def _restart(supervisor: SupervisorNode, child: Node, order: Order) -> None:
-    _want_up(supervisor, child, order)
+def _restart(supervisor: SupervisorNode, child: Node, order: Order, cause: str | None = None) -> None:
+    """Stop and start. With `cause` nobody commands it: it is due (a file has changed), and gives way to what was commanded."""
+    ending = child.life is not None and _ending(supervisor, child, child.life)
+    if cause is not None and (child.goal is Goal.DOWN or ending):
+        order.resolve(False, f"{child.name} is {child.row.word}")
+        return
+    _want_up(supervisor, child, order, cause)
     order.after_run = child.runs
     if child.life is not None:
-        child.again = _said("restarted", order)
+        child.again = cause or _said("restarted", order)
     if isinstance(child, JobNode) and child.spec.scheduled:
         child.disarm()
 

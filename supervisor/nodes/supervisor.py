@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from supervisor import events, restart
+from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
 from supervisor.nodes import attendance
@@ -248,6 +249,7 @@ class SupervisorNode(Node):
                 self.touch_all()
             elif child.parent is self:
                 self._skip_tick(child, now)
+                self._replace_old(child, now)
                 self.touch(child)
 
     def _skip_tick(self, child: Node, now: float) -> None:
@@ -257,6 +259,20 @@ class SupervisorNode(Node):
         if child.next_tick is not None and child.next_tick <= now:
             child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
             self.move_tick(child, now)
+
+    def _set_age(self, child: JobNode, life: Life) -> None:
+        """Say when a run is to be replaced, and be there. Those that began together do not go together."""
+        recycle = child.spec.recycle
+        age = math.inf if recycle is None or recycle.age is None else recycle.age * self.tree.spread(0.9, 1.1)
+        life.old_at = life.began + age
+        if recycle is not None and recycle.age is not None:
+            self._at(life.old_at, child)
+
+    def _replace_old(self, child: Node, now: float) -> None:
+        """Have a run that is too old replaced, as if by a command that gives way to all others."""
+        if child.life is not None and child.life.old_at <= now:
+            assert isinstance(child, JobNode) and child.spec.recycle is not None
+            self.tree.order("restart", [child.name], cause=f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
 
     def move_tick(self, child: JobNode, now: float) -> None:
         child.advance(now)
@@ -381,6 +397,7 @@ class SupervisorNode(Node):
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
         if isinstance(child, JobNode):
             attendance.begin(self, self._nursery, child, life)
+            self._set_age(child, life)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.hastened = False
@@ -713,6 +730,8 @@ class SupervisorNode(Node):
             child.respecified(old)
             if child.life is not None and again is None and self._nursery is not None:
                 attendance.renew(self, self._nursery, child, child.life, old)
+            if child.life is not None and old.recycle != child.spec.recycle:
+                self._set_age(child, child.life)
         if again is not None and child.life is not None:
             child.again = again
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
@@ -766,6 +785,7 @@ def _moments(child: Node) -> Iterator[float | None]:
     """What moments of time a child waits for."""
     yield child.hold and child.hold.until
     yield None if child.life is None else child.life.rung_due
+    yield None if child.life is None else child.life.old_at
     if isinstance(child, JobNode):
         yield child.next_tick
 
