@@ -245,9 +245,10 @@ class Shifted(datetime.datetime):
     def now(cls, tz=None):
         return cls.fromtimestamp(real_time() + shift(), tz)
 
-real_time, real_clock = time.time, time.clock_gettime
+real_time, real_time_ns, real_clock = time.time, time.time_ns, time.clock_gettime
 datetime.datetime = Shifted
 time.time = lambda: real_time() + shift()
+time.time_ns = lambda: real_time_ns() + int(shift() * 1e9)
 time.clock_gettime = lambda which: real_clock(which) + (shift() if which == time.CLOCK_REALTIME else 0)
 from supervisor.__main__ import main
 sys.argv[0] = "supervisor"
