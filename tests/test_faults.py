@@ -22,9 +22,13 @@ from running import MODULE, Running, command, running, well
 from supervisor.state import State
 
 COVERED = {
-    "command not found, not executable, a directory; cwd missing": (
-        "test_faults.py::test_what_cannot_be_started_is_told_by_check_and_fails_alone",
+    "command not found, not executable, a directory; wrong user; cwd missing; env_file missing or malformed": (
+        "test_process_daemon.py::test_every_fault_of_the_machine_is_told_by_check_and_fails_its_job_alone_at_the_start",
         "test_children.py::test_a_failed_spawn_says_what_to_do_and_leaves_nothing",
+    ),
+    "a port already taken for a socket": (
+        "test_process_daemon.py::test_every_fault_of_the_machine_is_told_by_check_and_fails_its_job_alone_at_the_start",
+        "test_sockets.py::test_a_port_that_is_taken_fails_who_needs_it_and_is_tried_again",
     ),
     "child exits before ready": ("test_faults.py::test_a_child_that_ends_before_it_is_ready_is_told_to_who_waits",),
     "child that forks 10 000 times while being killed": (
@@ -81,35 +85,6 @@ def unharmed(rows: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]])
 
 
 # -- starting
-
-
-CANNOT_START = {
-    "absent": ('command = ["no-such-program"]', "no program 'no-such-program' in the job's PATH"),
-    "plain": ('command = ["./plain.txt"]', "it is not executable: chmod +x"),
-    "folder": ('command = ["./folder"]', "it is a directory"),
-    "nowhere": ('command = ["true"]\ncwd = "not/there"', "not/there' (cwd)"),
-}
-
-
-async def test_what_cannot_be_started_is_told_by_check_and_fails_alone(tmp_path):
-    (tmp_path / "plain.txt").write_text("no program")
-    (tmp_path / "folder").mkdir()
-    jobs = "".join(f'[jobs.{name}]\nrestart = "temporary"\n{keys}\n' for name, (keys, _) in CANNOT_START.items())
-    write(tmp_path, jobs + BYSTANDER)
-    checked = await command(MODULE, "check", directory=tmp_path)
-    assert checked.returncode == 78
-    told = (checked.stdout + checked.stderr).decode()
-    assert [f"jobs.{name}." in told for name in CANNOT_START] == [True] * 4
-    async with running(tmp_path) as daemon:
-        await daemon.until(
-            lambda table: all(table[name].word == "failed" for name in CANNOT_START) and table["bystander"].ready
-        )
-        rows = await daemon.rows()
-        for name, (_, words) in CANNOT_START.items():
-            assert words in rows[name]["cause"], rows[name]
-        assert "plain" in await daemon("reload", code=78)  # it is no better for being read again
-        assert unharmed(await daemon.rows(), rows)
-        assert "Traceback" not in repr(daemon.log)
 
 
 async def test_a_child_that_ends_before_it_is_ready_is_told_to_who_waits(tmp_path):
@@ -263,17 +238,20 @@ import datetime, os, sys, time
 
 def shift():
     with open(os.environ["SHIFT"]) as file:
-        return float(file.read())
+        return int(file.read())
+
+real = {name: getattr(time, name) for name in ("time", "time_ns", "clock_gettime", "clock_gettime_ns")}
+time.time = lambda: real["time"]() + shift()
+time.time_ns = lambda: real["time_ns"]() + shift() * 10**9
+time.clock_gettime = lambda which: real["clock_gettime"](which) + (which == time.CLOCK_REALTIME) * shift()
+time.clock_gettime_ns = lambda which: real["clock_gettime_ns"](which) + (which == time.CLOCK_REALTIME) * shift() * 10**9
 
 class Shifted(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
-        return cls.fromtimestamp(real_time() + shift(), tz)
+        return cls.fromtimestamp(time.time(), tz)
 
-real_time, real_clock = time.time, time.clock_gettime
 datetime.datetime = Shifted
-time.time = lambda: real_time() + shift()
-time.clock_gettime = lambda which: real_clock(which) + (shift() if which == time.CLOCK_REALTIME else 0)
 from supervisor.__main__ import main
 sys.argv[0] = "supervisor"
 main()
