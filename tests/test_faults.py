@@ -238,18 +238,20 @@ import datetime, os, sys, time
 
 def shift():
     with open(os.environ["SHIFT"]) as file:
-        return float(file.read())
+        return int(file.read())
+
+real = {name: getattr(time, name) for name in ("time", "time_ns", "clock_gettime", "clock_gettime_ns")}
+time.time = lambda: real["time"]() + shift()
+time.time_ns = lambda: real["time_ns"]() + shift() * 10**9
+time.clock_gettime = lambda which: real["clock_gettime"](which) + (which == time.CLOCK_REALTIME) * shift()
+time.clock_gettime_ns = lambda which: real["clock_gettime_ns"](which) + (which == time.CLOCK_REALTIME) * shift() * 10**9
 
 class Shifted(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
-        return cls.fromtimestamp(real_time() + shift(), tz)
+        return cls.fromtimestamp(time.time(), tz)
 
-real_time, real_time_ns, real_clock = time.time, time.time_ns, time.clock_gettime
 datetime.datetime = Shifted
-time.time = lambda: real_time() + shift()
-time.time_ns = lambda: real_time_ns() + int(shift() * 1e9)
-time.clock_gettime = lambda which: real_clock(which) + (shift() if which == time.CLOCK_REALTIME else 0)
 from supervisor.__main__ import main
 sys.argv[0] = "supervisor"
 main()
