@@ -30,6 +30,12 @@ COVERED = {
         "test_process_daemon.py::test_every_fault_of_the_machine_is_told_by_check_and_fails_its_job_alone_at_the_start",
         "test_sockets.py::test_a_port_that_is_taken_fails_who_needs_it_and_is_tried_again",
     ),
+    "a probe target that hangs": (
+        "test_probing.py::test_a_server_that_listens_and_never_answers_is_not_ready_and_has_given_no_answer",
+        "test_questions.py::test_a_tcp_target_that_never_answers_is_no_answer",
+        "test_questions.py::test_a_command_that_takes_too_long_is_killed_with_all_its_tree",
+        "test_questions.py::test_a_thread_that_hangs_gives_no_answer_and_gets_no_second_beside_it",
+    ),
     "child exits before ready": ("test_faults.py::test_a_child_that_ends_before_it_is_ready_is_told_to_who_waits",),
     "child that forks 10 000 times while being killed": (
         "test_faults.py::test_a_child_that_goes_on_forking_while_it_is_killed_leaves_nothing",
