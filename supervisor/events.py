@@ -106,6 +106,16 @@ class Changed(ChildEvent, frozen=True, kw_only=True):
         return replace(row, kind=self.kind, supervisor=self.supervisor, description=self.description)
 
 
+class Renamed(ChildEvent, frozen=True, kw_only=True):
+    """A job goes on under another name: it has become the first of several workers."""
+
+    to: str
+    supervisor: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, name=self.to, supervisor=self.supervisor)
+
+
 class GoalSet(ChildEvent, frozen=True, kw_only=True):
     """Somebody wants the child up or down from now on."""
 
@@ -331,8 +341,8 @@ class Warned(Event, frozen=True, kw_only=True):
 
 
 AnyEvent = (
-    Added | Removed | Changed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Stopping | Draining | Killing
-    | Stuck | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
+    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Stopping | Draining
+    | Killing | Stuck | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
     | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
 )  # fmt: skip
 """What an `events` stream can carry: the type to decode it with."""
@@ -359,6 +369,8 @@ def apply(table: dict[str, JobStatus], event: Event) -> None:
         table[event.name] = event.first()
     elif isinstance(event, Removed):
         del table[event.name]
+    elif isinstance(event, Renamed):
+        table[event.to] = event.apply(table.pop(event.name))
     elif isinstance(event, ChildEvent):
         table[event.name] = event.apply(table[event.name])
 

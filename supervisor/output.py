@@ -528,6 +528,15 @@ class Outputs:
         with self._log(name).follow() as follower:
             yield follower
 
+    def rename(self, old: str, new: str) -> None:
+        """A job goes on under another name, and so does what is kept of its output. The next run's file has the new name."""
+        log = self._logs.pop(old, None)
+        if log is not None:
+            self._logs[new] = log
+            for capture in self._captures.values():
+                if capture.log is log:
+                    capture.name = new
+
     def linger(self, capture: Capture) -> None:
         """Read on in the background until the pipe has been silent for `IDLE_GRACE`, at most for `HARD_LIMIT`."""
         self.nursery.start_soon(self._linger, capture)

@@ -17,6 +17,12 @@ from msgspec import Meta
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+def split_name(name: str) -> tuple[str, int | None]:
+    """`api:1`, the name of a worker, as its job and its number; any other name has no number."""
+    job, colon, number = name.partition(":")
+    return (job, int(number)) if colon else (name, None)
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all specs: immutable, compared by value, without unknown fields."""
 

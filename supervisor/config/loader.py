@@ -205,6 +205,8 @@ def _applies(
             return not once and "every" not in own
         case "run_on_start":
             return scheduled
+        case "workers":
+            return not once and not scheduled
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":

@@ -24,7 +24,7 @@ from supervisor.config.reading import quoted
 from supervisor.config.tables import Config
 from supervisor.errors import Problem
 from supervisor.kinds import inspection
-from supervisor.kinds.job import JobSpec
+from supervisor.kinds.job import JobSpec, for_worker
 from supervisor.spec import shown
 
 IMPORT_LIMIT = 10.0
@@ -64,7 +64,7 @@ def check(
     findings = Findings(warnings=[*_daemon_warnings(config)])
     program_fault = functools.cache(_program_fault)
     faults = {
-        name: [*_process_faults(spec, config.base, environ, program_fault)]
+        name: [*_process_faults(for_worker(spec, 0), config.base, environ, program_fault)]
         for name, spec in config.jobs.items()
         if spec.command is not None
     }

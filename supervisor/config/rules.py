@@ -9,7 +9,7 @@ from collections.abc import Callable
 from supervisor.config.reading import Reading, quoted
 from supervisor.config.shapes import table_of
 from supervisor.config.toml_places import Path
-from supervisor.kinds.job import JobSpec
+from supervisor.kinds.job import JobSpec, clashes
 from supervisor.probes import Ready
 from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
 
@@ -84,6 +84,16 @@ def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
         reading.fault((*path, "every"), "either `once` or `every`, not both")
 
 
+def _workers(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.workers == 1:
+        return
+    if not spec.service:
+        key = "once" if spec.once else "every"
+        reading.fault((*path, "workers"), f"only for a service: a job with `{key}` makes one run at a time")
+    for keys, message in clashes(spec):
+        reading.fault((*path, *keys), message)
+
+
 def _restart(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.restart is None:
         return
@@ -132,6 +142,7 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _callable,
     _fitting,
     _trigger,
+    _workers,
     _restart,
     _ready,
     _exit_codes,

@@ -490,7 +490,7 @@ class Call:
 async def _status(call: Call, names: list[str]) -> msgspec.Raw | list[JobStatus]:
     if not names:
         return call.server.table.encoded()
-    return [call.tree.journal.table[name] for name in call.tree.resolve(names)]
+    return call.tree.status(*names)
 
 
 async def _tree(call: Call) -> list[Branch]:
@@ -513,6 +513,10 @@ async def _order(call: Call, names: list[str], wait: bool = True, timeout: float
 
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:
     return await _order(call, [name], signal=_signal_number(signal), group=group)
+
+
+async def _scale(call: Call, name: str, workers: int, wait: bool, timeout: float | None) -> list[Answer]:
+    return await _order(call, [name], wait, timeout, workers=workers)
 
 
 async def _reload(call: Call, names: list[str], plan: bool, wait: bool, timeout: float | None) -> Reload | list[Answer]:
@@ -613,11 +617,13 @@ async def _say(call: Call, name: str, lines: Iterable[bytes]) -> None:
 
 
 def _jobs_of(table: Mapping[str, JobStatus], names: Sequence[str] | None) -> list[str]:
-    """The jobs among these names and below the supervisors among them; all without names."""
+    """Who has an output among these names and below those of them that are groups; all without names."""
+    groups = {row.supervisor for row in table.values()}
+    jobs = [row for row in table.values() if row.kind != SUPERVISOR and row.name not in groups]
     if names is None:
-        return [row.name for row in table.values() if row.kind != SUPERVISOR]
+        return [row.name for row in jobs]
     wanted = set(names)
-    return [row.name for row in table.values() if row.kind != SUPERVISOR and not wanted.isdisjoint(_ancestry(table, row))]
+    return [row.name for row in jobs if not wanted.isdisjoint(_ancestry(table, row))]
 
 
 def _ancestry(table: Mapping[str, JobStatus], row: JobStatus) -> Iterator[str]:
@@ -664,6 +670,7 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "restart": _order,
     "reload": _reload,
     "signal": _signal,
+    "scale": _scale,
     "run-now": _order,
     "pause": _order,
     "resume": _order,

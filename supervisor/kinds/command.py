@@ -14,6 +14,7 @@ from supervisor.errors import SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture
+from supervisor.spec import split_name
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
@@ -98,7 +99,8 @@ def _argv(spec: JobSpec) -> tuple[str, ...]:
 
 
 def _environ(spec: JobSpec, run: Run, resources: Resources) -> dict[str, str]:
-    return {**resources.environ, **spec.env, "SUPERVISOR_JOB": run.job, "SUPERVISOR_WORKER": "0"}
+    marks = {"SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)}
+    return {**resources.environ, **spec.env, **marks}
 
 
 def _stop_signal(spec: JobSpec) -> signal.Signals:

@@ -4,6 +4,7 @@
     job          a job: its schedule, and the fence round its runs
     attendance   what looks after a run from beside it: readiness
     supervisor   a supervisor: its loop, its decisions, the stop ladder
+    workers      the workers of a job with several: a supervisor of its own
     commands     what an operator may ask of a child
 
 A supervisor is one task with one inbox. What happens to its children (a run is ready, a run is over, a timer is due, an
@@ -19,5 +20,6 @@ from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Node, Order
 from supervisor.nodes.supervisor import SupervisorNode
+from supervisor.nodes.workers import WorkersNode, scale
 
-__all__ = ["COMMANDS", "JobNode", "Node", "Order", "SupervisorNode", "obey"]
+__all__ = ["COMMANDS", "JobNode", "Node", "Order", "SupervisorNode", "WorkersNode", "obey", "scale"]
