@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
 from pathlib import Path
 from typing import Annotated
 
-import trio
 from msgspec import Meta
 
 from supervisor.errors import RunFailed
+from supervisor.inotify import ATTRIB, CLOSE_WRITE, CREATE, DELETE_SELF, MODIFY, MOVE_SELF, MOVED_FROM, MOVED_TO, Inotify
 from supervisor.spec import Spec
+
+_CHANGE = MODIFY | ATTRIB | CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE_SELF | MOVE_SELF
 
 
 class Ready(Spec, frozen=True, kw_only=True):
@@ -37,12 +36,26 @@ class FreshFile:
 
     async def wait(self) -> None:
         """Wait until the file is there and fresh. Raises RunFailed where it cannot be watched."""
-        with _Inotify() as inotify:
-            while True:
-                inotify.watch(self._nearest())
-                if self._fresh():
-                    return
-                await inotify.wait()
+        try:
+            with Inotify() as inotify:
+                await self._wait(inotify)
+        except OSError as error:
+            limits = "see fs.inotify.max_user_instances and max_user_watches"
+            raise RunFailed(f"cannot watch {self._path} for `ready`: {error.strerror}: {limits}") from error
+
+    async def _wait(self, inotify: Inotify) -> None:
+        watched = None
+        while True:
+            try:
+                watch = inotify.watch(self._nearest(), _CHANGE)
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it has gone in this moment
+            if watched not in (None, watch):
+                inotify.unwatch(watched)  # what happens further up, or where it was, wakes nobody any more
+            watched = watch
+            if self._fresh():
+                return
+            await inotify.wait()
 
     def _nearest(self) -> Path:
         """The directory in which something must happen next: the file's, or the nearest that exists above it."""
@@ -58,38 +71,3 @@ class FreshFile:
     def _fresh(self) -> bool:
         now = self._look()
         return now is not None and now != self._stale
-
-
-class _Inotify:
-    """One inotify descriptor that looks at one directory at a time, and tells only that something happened there."""
-
-    _CHANGE = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x400 | 0x800  # modify, attrib, close, moves, create, self gone or moved
-
-    def __enter__(self) -> _Inotify:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._watched: tuple[Path, int] | None = None
-        if self._fd < 0:
-            self._fail("inotify")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._fd)
-
-    def watch(self, directory: Path) -> None:
-        """Look at `directory` from now on, and at no other."""
-        watch = self._libc.inotify_add_watch(self._fd, os.fsencode(directory), self._CHANGE)
-        if watch < 0 and ctypes.get_errno() not in (errno.ENOENT, errno.ENOTDIR):
-            self._fail(str(directory))
-        if self._watched is not None and self._watched[1] != watch:
-            self._libc.inotify_rm_watch(self._fd, self._watched[1])
-        self._watched = (directory, watch)
-
-    async def wait(self) -> None:
-        """Wait until something has happened, and forget what."""
-        await trio.lowlevel.wait_readable(self._fd)
-        os.read(self._fd, 1 << 16)
-
-    def _fail(self, what: str) -> None:
-        reason = os.strerror(ctypes.get_errno())
-        raise RunFailed(f"cannot watch {what} for `ready`: {reason}: see fs.inotify.max_user_instances and max_user_watches")

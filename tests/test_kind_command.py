@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervisor import guardian
-from supervisor.children import Children, open_children
+from supervisor.children import Children, guardian, open_children
 from supervisor.errors import RunFailed, SpawnFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.output import Outputs, open_outputs

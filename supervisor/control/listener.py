@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
 
 from supervisor.control.wire import short_address
 from supervisor.errors import SupervisorError
+from supervisor.inotify import DELETE, DELETE_SELF, MOVE_SELF, MOVED_FROM, MOVED_TO, ONLY_DIRECTORY, Inotify
 
 BACKLOG = 512
 
-_IN_NONBLOCK, _IN_CLOEXEC, _IN_ONLYDIR = os.O_NONBLOCK, os.O_CLOEXEC, 0x0100_0000
-_IN_MOVED_FROM, _IN_MOVED_TO, _IN_DELETE, _IN_DELETE_SELF, _IN_MOVE_SELF = 0x40, 0x80, 0x200, 0x400, 0x800
-_GONE = _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
+_GONE = MOVED_FROM | MOVED_TO | DELETE | DELETE_SELF | MOVE_SELF
 
 
 class SocketTaken(SupervisorError):
@@ -38,15 +36,15 @@ class Place:
         self.watched = False
         """Whether the system tells us when the path is stolen."""
         self._identity: tuple[int, int] | None = None
-        self._inotify: int | None = None
+        self._inotify: Inotify | None = None
 
     def __enter__(self) -> Place:
-        self._inotify = _inotify_open()
+        self._inotify = _inotify()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._inotify is not None:
-            os.close(self._inotify)
+            self._inotify.close()
         if self.is_ours():
             self.path.unlink(missing_ok=True)
 
@@ -58,7 +56,7 @@ class Place:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_directory(self.path.parent)
         _check_free(self.path)
-        self.watched = self._inotify is not None and _inotify_watch(self._inotify, self.path.parent)
+        self._watch()
         temporary = self.path.with_name(f".{os.getpid()}.{self.path.name}")
         temporary.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -75,6 +73,13 @@ class Place:
             raise
         return listener
 
+    def _watch(self) -> None:
+        """Hear of what disappears from the directory; one that is watched already is not watched twice."""
+        if self._inotify is not None:
+            with suppress(OSError):
+                self._inotify.watch(self.path.parent, _GONE | ONLY_DIRECTORY)
+                self.watched = True
+
     def is_ours(self) -> bool:
         """Whether the path still leads to what `take` put there."""
         return self._identity is not None and _identity(self.path) == self._identity
@@ -89,8 +94,7 @@ class Place:
         if self._inotify is None:
             await trio.sleep_forever()
         else:
-            await trio.lowlevel.wait_readable(self._inotify)
-            _inotify_drain(self._inotify)
+            await self._inotify.wait()
 
 
 @contextmanager
@@ -142,27 +146,9 @@ def _answers(path: Path) -> bool:
     raise OSError(problem, os.strerror(problem), str(path))
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _inotify_open() -> int | None:
-    """A descriptor for watching directories; None where the system has none or has no more."""
+def _inotify() -> Inotify | None:
+    """Something to watch directories with; None where the system has none or has no more."""
     try:
-        descriptor = int(_libc().inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC))
-    except AttributeError:
+        return Inotify()
+    except OSError:
         return None
-    return descriptor if descriptor >= 0 else None
-
-
-def _inotify_watch(inotify: int, directory: Path) -> bool:
-    """Hear of what disappears from `directory`; one that is watched already is not watched twice. False where it cannot be."""
-    return int(_libc().inotify_add_watch(inotify, os.fsencode(directory), _GONE | _IN_ONLYDIR)) >= 0
-
-
-def _inotify_drain(inotify: int) -> None:
-    try:
-        while os.read(inotify, 1 << 16):
-            pass
-    except BlockingIOError:
-        pass

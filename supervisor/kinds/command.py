@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from supervisor.children import Child, ExitReport, signal_name
+from supervisor.children import Child, ExitReport, Launch, signal_name
 from supervisor.errors import SpawnFailed
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
@@ -26,12 +26,14 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     pattern = spec.ready.log if spec.ready else None
     with _output(spec, run, resources, pattern) as (stdout, capture):
         child = await resources.children.spawn(
-            _argv(spec),
-            env=_environ(spec, run, resources),
-            cwd=spec.cwd or str(resources.base),
-            stdout=stdout,
-            stderr=stdout,
-            run=run.id,
+            Launch(
+                _argv(spec),
+                env=_environ(spec, run, resources),
+                cwd=spec.cwd or str(resources.base),
+                stdout=stdout,
+                stderr=stdout,
+                run=run.id,
+            )
         )
         if capture is not None:
             capture.release()

@@ -12,27 +12,27 @@ walk of /proc, nothing periodic, and every signal goes to a process that only we
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import itertools
 import os
 import resource
 import select
 import signal
-import subprocess
-import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import trio
 
-from supervisor import guardian
+from supervisor.children import guardian
+from supervisor.children.guard import Guard
+from supervisor.children.launch import NOT_PERMITTED, Launch, Launcher, why
+from supervisor.children.process import file_limit_raised, nothing_ignored, noticed, subreaper
+from supervisor.children.procfs import descendants, listed, open_children_list, reap, session_of
+from supervisor.children.spawner import Spawner
 from supervisor.errors import SpawnFailed
 
 SPAWNS_A_PASS = 8
@@ -44,12 +44,7 @@ KILL_LIMIT = 5.0
 REAP_PAUSE = 0.1
 """Orphans that died are reaped after so many seconds: deaths come in crowds, and one look serves all of them."""
 
-GUARDIAN_PAUSE = 1.0
-"""A guardian is started at most once in so many seconds."""
-
-_SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37
 _STOP_SIGNALS = frozenset({signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-_GUARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +137,7 @@ class Child:
     def remaining(self) -> set[int]:
         """The pids of everything of it that is alive: it, its adopted orphans, and their descendants."""
         roots = self._children.adopted().get(self._serial, set()) | ({self.pid} if self._alive() else set())
-        return roots | {pid for root in roots for pid in _descendants(root)}
+        return roots | {pid for root in roots for pid in descendants(root)}
 
     async def end_rest(self, number: int) -> None:
         """Once the main process is dead: signal what it left behind, and what that leaves, until nothing is left."""
@@ -163,7 +158,7 @@ class Child:
             return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
-                self._descendants |= _descendants(self.pid)
+                self._descendants |= descendants(self.pid)
             self.send_signal(signal.SIGKILL, group=True)
             with trio.move_on_after(KILL_LIMIT) as limit:
                 await self._end()
@@ -191,15 +186,15 @@ class Children:
     def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
         self.instance = instance
         self._tag = zlib.crc32(instance.encode()) >> 1
-        self._spawner = _Spawner()
-        self._guardian = _Guardian(instance, self._tag, self._spawner, warn)
+        self._spawner = Spawner()
+        self._guardian = Guard(instance, self._tag, self._spawner, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
         self._serials = itertools.count(1)
         self._spawned: dict[int, Child] = {}
         self._adopted: dict[int, int] = {}
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._list = _open_children_list()
+        self._list = open_children_list()
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._reserve = os.dup(self.null)
 
@@ -207,46 +202,58 @@ class Children:
         """The child with this main process, until its end has been reported."""
         return self._spawned.get(pid)
 
-    async def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str],
-        cwd: str | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
-        run: str = "",
-    ) -> Child:
-        """Start `argv` in a session of its own; standard input is empty, `stdout` and `stderr` None mean ours.
+    async def spawn(self, launch: Launch) -> Child:
+        """Start a program in a session of its own.
 
-        The child inherits exactly the descriptors 0, 1 and 2, default signal dispositions and an empty mask; its environment
-        is `env` and the marks of `instance` and `run`. In a crowd, spawns take turns with everything else, in order of
-        arrival. Cancelled: there is no child. Raises SpawnFailed, whose text says what to do.
+        The child inherits exactly the descriptors 0, 1, 2 and those of its sockets, default signal dispositions and an empty
+        mask; its environment is that of `launch` and the marks of `instance` and `run`. In a crowd, spawns take turns with
+        everything else, in order of arrival. Cancelled: there is no child. Raises SpawnFailed, whose text says what to do.
         """
         if not self._guarded:
             self._guarded = True
             self.nursery.start_soon(self._guardian.keep, name="guardian of the children")
+        marks = {"SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": launch.run} if launch.run else {})}
+        env = {**launch.env, **marks}
+        if launch.needs_launcher:
+            return await self._spawn_by_launcher(launch, env)
         async with self._gate:
-            marked = {**env, "SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": run} if run else {})}
-            try:
-                return self._spawn(argv, marked, cwd, stdout, stderr, run)
-            except (OSError, ValueError) as error:
-                raise SpawnFailed(_why(error, argv, env, cwd)) from error
+            return self._spawn(launch, launch.argv, env=env, cwd=launch.cwd)
 
-    def _spawn(
-        self, argv: Sequence[str], env: dict[str, str], cwd: str | None, stdout: int | None, stderr: int | None, run: str
-    ) -> Child:
+    async def _spawn_by_launcher(self, launch: Launch, env: dict[str, str]) -> Child:
+        async with self._gate:
+            with ExitStack() as opened, _told(launch):
+                launcher = opened.enter_context(Launcher(launch, env, self._files))
+                child = self._spawn(launch, launcher.argv, env={}, cwd=None, pass_fds=launcher.descriptors)
+                opened = opened.pop_all()
+        with opened:
+            try:
+                await launcher.wait()
+            except BaseException:
+                await child.destroy(stuck=lambda pids: None, abandoned=trio.Event())
+                raise
+        return child
+
+    def _spawn(self, launch: Launch, argv: Sequence[str], **options: Any) -> Child:
         serial = next(self._serials) & 0xFFFFFFFF
         mark = self._tag << 32 | serial
-        pid = self._spawner.popen(argv, mark, stdin=self.null, stdout=stdout, stderr=stderr, env=env, cwd=cwd)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-        self._give_back_file_limit(pid)
-        child = self._spawned[pid] = Child(self, pid, pidfd, serial, run)
+        options["stdin"] = self.null if launch.stdin is None else launch.stdin
+        options["umask"] = -1 if launch.umask is None else launch.umask
+        with _told(launch):
+            pid = self._spawner.popen(argv, mark, stdout=launch.stdout, stderr=launch.stderr, **options)
+            pidfd = -1
+            try:
+                pidfd = os.pidfd_open(pid)
+                if launch.nice is not None:
+                    _renice(pid, launch)
+            except (OSError, SpawnFailed):
+                os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                if pidfd >= 0:
+                    os.close(pidfd)
+                raise
+        if not launch.needs_launcher:
+            self._give_back_file_limit(pid)
+        child = self._spawned[pid] = Child(self, pid, pidfd, serial, launch.run)
         return child
 
     def _give_back_file_limit(self, pid: int) -> None:
@@ -266,13 +273,13 @@ class Children:
         """One look at the list; None if somebody was reaped, who may have handed over children just before."""
         left: dict[int, set[int]] = {}
         reaped = False
-        for pid in _listed(self._list) | self._adopted.keys():
+        for pid in listed(self._list) | self._adopted.keys():
             if pid in self._spawned or pid == self._guardian.pid:
                 continue
             serial = self._adopted.get(pid) or self._with_reserve(self._owner, pid)
             if serial is None:
                 continue  # a child of other code in this process: its exit status is not ours to take
-            if _reap(pid)[0] == 0:
+            if reap(pid)[0] == 0:
                 self._adopted[pid] = serial
                 left.setdefault(serial, set()).add(pid)
             else:
@@ -295,7 +302,7 @@ class Children:
 
     def _owner(self, pid: int) -> int | None:
         """The serial of the child that `pid` came from: by its session, its marks, or because we saw it below that child."""
-        session = _session(pid)
+        session = session_of(pid)
         if session == os.getsid(0):
             return None  # all of ours have left our session
         if child := self._spawned.get(session):
@@ -330,14 +337,21 @@ class Children:
         """Reap orphans as they die, by pid. Needs SIGCHLD, so the main thread; elsewhere they stay until the next look."""
         if threading.current_thread() is not threading.main_thread():
             return
-        with trio.open_signal_receiver(signal.SIGCHLD) as deaths:
-            async for _ in deaths:
+        died = trio.Event()
+
+        def notice() -> None:
+            died.set()
+
+        with noticed(signal.SIGCHLD, notice, self._spawner.settle):
+            while True:
+                await died.wait()
                 await trio.sleep(REAP_PAUSE)
+                died = trio.Event()
                 self.adopted()
 
     def _bury(self, child: Child, survivors: set[int]) -> ExitReport:
         """Reap the main process and forget the child. What would not die is reaped when it does."""
-        pid, status, usage = _reap(child.pid)
+        pid, status, usage = reap(child.pid)
         os.close(child._pidfd)
         child._pidfd = -1
         del self._spawned[child.pid]
@@ -382,108 +396,24 @@ class Children:
                 os.close(fd)
 
 
-class _Spawner:
-    """The thread that spawns. It lives as long as the children are open.
-
-    Its signal mask is empty, as that of a child shall be: to change it for each spawn and back would cost as much as the
-    spawn. (A signal that is delivered here is handled all the same: Python's handlers run in the main thread.)
-    """
-
-    def __init__(self) -> None:
-        self._orders = SimpleQueue[Callable[[], int] | None]()
-        self._results = SimpleQueue[int | BaseException]()
-        self._thread = threading.Thread(target=self._run, name="spawner", daemon=True)
-        self._thread.start()
-
-    @trio.lowlevel.enable_ki_protection
-    def popen(self, argv: Sequence[str], mark: int | None, *, mask: Collection[signal.Signals] = (), **options: Any) -> int:
-        """Spawn with this limit mark and signal mask, and return the pid. Blocks for as long as that takes, as Popen does."""
-        self._orders.put(lambda: _popen(argv, mark, mask, options))
-        if isinstance(result := self._results.get(), BaseException):
-            raise result
-        return result
-
-    def close(self) -> None:
-        """End the thread."""
-        self._orders.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        while (order := self._orders.get()) is not None:
-            try:
-                self._results.put(order())
-            except BaseException as error:
-                self._results.put(error)
+@contextmanager
+def _told(launch: Launch) -> Iterator[None]:
+    """What fails in the block is told in words that help."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SpawnFailed(why(error, launch)) from error
 
 
-def _popen(argv: Sequence[str], mark: int | None, mask: Collection[signal.Signals], options: Mapping[str, Any]) -> int:
-    with _limit_mark(mark), _signals_blocked(mask) if mask else nullcontext():
-        process = subprocess.Popen(argv, start_new_session=True, **options)
-    process.returncode = 0  # else Popen's own clean-up would reap the child behind our back
-    return process.pid
-
-
-class _Guardian:
-    """Our side of the guardian: the table of groups that it reads after our death, and its process."""
-
-    def __init__(self, instance: str, tag: int, spawner: _Spawner, warn: Callable[[str], None]) -> None:
-        self.pid = 0
-        self._spawner = spawner
-        self._instance = instance
-        self._tag = tag
-        self._warn = warn
-        self._pidfd = -1
-        self._table = os.memfd_create("supervisor-groups", os.MFD_CLOEXEC)
-        self._free: list[int] = []
-        self._size = 0
-
-    def add(self, group: int) -> int:
-        """Have `group` killed if we die. Returns its place, for `remove`."""
-        place = self._free.pop() if self._free else self._size
-        self._size = max(self._size, place + 1)
-        os.pwrite(self._table, group.to_bytes(4, "little"), 4 * place)
-        return place
-
-    def remove(self, place: int) -> None:
-        """The group that has this place is gone."""
-        os.pwrite(self._table, bytes(4), 4 * place)
-        self._free.append(place)
-
-    async def keep(self) -> None:
-        """Have a guardian at all times: one that dies is replaced."""
-        while True:
-            started = trio.current_time()
-            try:
-                self._start()
-            except OSError as error:
-                self._warn(f"no guardian: children would outlive a kill of the daemon: {error}")
-            else:
-                await trio.lowlevel.wait_readable(self._pidfd)
-                self._bury()
-                self._warn("the guardian of the children has died; starting another")
-            await trio.sleep_until(started + GUARDIAN_PAUSE)
-
-    def _start(self) -> None:
-        command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), self._instance, str(self._tag)]
-        null = subprocess.DEVNULL
-        # deaf to the terminal, and without a mark: an outer supervisor shall not take it for a leftover of ours
-        pid = self._spawner.popen(command, None, mask=_GUARDED, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
-        self._pidfd = os.pidfd_open(pid)
-        self.pid = pid
-
-    def _bury(self) -> None:
-        _reap(self.pid)
-        os.close(self._pidfd)
-        self.pid, self._pidfd = 0, -1
-
-    async def close(self) -> None:
-        """Nothing is left to guard: end it and reap it."""
-        if self.pid:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            await trio.lowlevel.wait_readable(self._pidfd)
-            self._bury()
-        os.close(self._table)
+def _renice(pid: int, launch: Launch) -> None:
+    """Set its niceness, which only some may lower."""
+    assert launch.nice is not None
+    try:
+        os.setpriority(os.PRIO_PROCESS, pid, launch.nice)
+    except PermissionError:
+        raise SpawnFailed(f"cannot start {launch.argv[0]!r}: nice {launch.nice}: {NOT_PERMITTED.format(os.getuid())}") from None
+    except ProcessLookupError:
+        pass
 
 
 @asynccontextmanager
@@ -495,11 +425,11 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
     leaving, every child is killed. Exceptions of the body arrive in a group, as from any nursery.
     """
     async with AsyncExitStack() as process:
-        process.enter_context(_subreaper())
-        process.enter_context(_nothing_ignored())
+        process.enter_context(subreaper())
+        process.enter_context(nothing_ignored())
         children = Children(instance, warn)
         process.push_async_callback(children.close)
-        process.enter_context(_file_limit_raised())
+        process.enter_context(file_limit_raised())
         async with trio.open_nursery() as nursery:
             children.nursery = nursery
             nursery.start_soon(children.reap_adopted, name="reaper of adopted orphans")
@@ -508,123 +438,6 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
             finally:
                 nursery.cancel_scope.cancel(reason="the children are closed")
                 await children.end()
-
-
-@contextmanager
-def _subreaper() -> Iterator[None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-    before = ctypes.c_int()
-    libc.prctl(_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0)
-    libc.prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    try:
-        yield
-    finally:
-        libc.prctl(_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
-
-
-@contextmanager
-def _nothing_ignored() -> Iterator[None]:
-    """Children inherit what we ignore (`nohup` leaves SIGHUP so); a handler they do not. Popen sees to SIGPIPE and SIGXFSZ."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
-    ignored = [number for number in ignored if number not in (signal.SIGPIPE, signal.SIGXFSZ)]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else lambda number, frame: None)
-    try:
-        yield
-    finally:
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def _file_limit_raised() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextmanager
-def _limit_mark(mark: int | None) -> Iterator[None]:
-    """What is spawned inside bears this mark (None: none, whatever we bear ourselves). Where limits may not be set, none."""
-    soft, hard = resource.getrlimit(guardian.RLIMIT_LOCKS)
-    try:
-        resource.setrlimit(guardian.RLIMIT_LOCKS, (hard if mark is None else mark, hard))
-    except (ValueError, OSError):  # a lower hard limit, or a filter of system calls: the environment alone must do
-        yield
-        return
-    try:
-        yield
-    finally:
-        resource.setrlimit(guardian.RLIMIT_LOCKS, (soft, hard))
-
-
-@contextmanager
-def _signals_blocked(mask: Collection[signal.Signals]) -> Iterator[None]:
-    """What is spawned inside starts with exactly this signal mask."""
-    before = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _open_children_list() -> int:
-    """The kernel's list of our children; -1 where it keeps none to read (no CONFIG_PROC_CHILDREN)."""
-    try:
-        return os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return -1
-
-
-def _listed(fd: int) -> set[int]:
-    """Orphans, and what other code spawned in the main thread. Exact, since only this process takes entries off the list."""
-    if fd < 0:
-        return _children_of(os.getpid())
-    parts, at = [], 0
-    while part := os.pread(fd, 1 << 16, at):
-        parts.append(part)
-        at += len(part)
-    return set(map(int, b"".join(parts).split()))
-
-
-def _children_of(pid: int) -> set[int]:
-    try:
-        tasks = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return set()
-    if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
-        return {each for each in guardian.pids() if (guardian.stat_of(each) or (0,))[0] == pid}
-    return {int(child) for task in tasks for child in guardian.read(f"/proc/{pid}/task/{task}/children").split()}
-
-
-def _descendants(pid: int) -> set[int]:
-    found: set[int] = set()
-    level = _children_of(pid)
-    while level:
-        found |= level
-        level = {child for each in level for child in _children_of(each)} - found
-    return found
-
-
-def _session(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except (ProcessLookupError, PermissionError):
-        return -1
-
-
-def _reap(pid: int) -> tuple[int, int, resource.struct_rusage | None]:
-    """`wait4` by name, without waiting. pid 0: not dead; -1: not ours, or somebody else took its status."""
-    try:
-        return os.wait4(pid, os.WNOHANG)
-    except ChildProcessError:
-        return -1, 0, None
 
 
 async def _any_gone(pids: set[int]) -> None:
@@ -653,46 +466,3 @@ async def _unless(event: trio.Event, work: Callable[[], Awaitable[None]]) -> Non
         nursery.start_soon(watch)
         await work()
         nursery.cancel_scope.cancel(reason="done")
-
-
-def _why(error: Exception, argv: Sequence[str], env: Mapping[str, str], cwd: str | None) -> str:
-    """Why a spawn failed, for the operator."""
-    program = argv[0] if argv else ""
-    if isinstance(error, ValueError):
-        return f"cannot start {program!r}: {error}: a command, an environment and a cwd cannot contain NUL"
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.EMFILE, errno.ENFILE):
-        return f"cannot start {program!r}: no file descriptor left: raise the limit of open files (LimitNOFILE=, ulimit -n)"
-    if number in (errno.EAGAIN, errno.ENOMEM):
-        return f"cannot start {program!r}: {os.strerror(number)}: too many processes (TasksMax=, ulimit -u) or no memory"
-    if number == errno.E2BIG:
-        return f"cannot start {program!r}: the command and its environment are too long"
-    if cwd is not None and not os.path.isdir(cwd):
-        return f"cannot start {program!r}: no such directory: {cwd!r} (cwd)"
-    if cwd is not None and not os.access(cwd, os.X_OK):
-        return f"cannot start {program!r}: may not enter {cwd!r} (cwd)"
-    return _why_not_this(program, env, cwd, number) or f"cannot start {program!r}: {error}"
-
-
-def _why_not_this(program: str, env: Mapping[str, str], cwd: str | None, number: int | None) -> str | None:
-    """What is wrong with the program itself."""
-    if not program:
-        return "cannot start: the command is empty"
-    if "/" not in program:
-        searched = [Path(cwd or "", entry, program) for entry in os.get_exec_path(dict(env))]
-        path = next((each for each in searched if each.exists()), None)
-        if path is None:
-            return f"no program {program!r} in the job's PATH: install it, or give its full path"
-    else:
-        path = Path(cwd or "", program)
-    if not path.exists():
-        return f"no such program: {str(path)!r}"
-    if path.is_dir():
-        return f"cannot start {str(path)!r}: it is a directory"
-    if not os.access(path, os.X_OK):
-        return f"cannot start {str(path)!r}: it is not executable: chmod +x"
-    if number == errno.ENOEXEC:
-        return f"cannot start {str(path)!r}: not a program of this machine; a script needs a first line such as #!/bin/sh"
-    if number == errno.ENOENT:
-        return f"cannot start {str(path)!r}: the interpreter in its first line (#!) does not exist"
-    return None
