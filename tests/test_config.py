@@ -314,7 +314,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
 @pytest.mark.parametrize(
     "key",
     [
-        "workers",
         "cron",
         "timezone",
         "queue",
@@ -374,7 +373,7 @@ def test_keys_of_inner_tables_that_are_not_built_yet_are_refused(faults, keys, p
 
 
 def test_what_is_not_built_yet_is_never_suggested(faults):
-    assert faults(job("worker = 2")) == ["supervisor.toml:3:1: jobs.a.worker: unknown key"]
+    assert faults(job("fallbck = 2")) == ["supervisor.toml:3:1: jobs.a.fallbck: unknown key"]
 
 
 # The tree
@@ -469,7 +468,7 @@ def test_significant_needs_a_supervisor_that_listens_and_a_child_that_ends(fault
 def test_a_broken_key_does_not_lead_to_faults_that_are_only_its_consequence(faults):
     assert len(faults(job('restart = "x"\nsignificant = true'))) == 1
     assert len(faults(job("", what="comand = 'x'"))) == 1
-    assert len(faults('[jobs.a]\nworkers = 1\ncommand = "x"\n[jobs.b]\ncommand = "x"\nafter = ["a"]')) == 1
+    assert len(faults('[jobs.a]\nqueue = 1\ncommand = "x"\n[jobs.b]\ncommand = "x"\nafter = ["a"]')) == 1
 
 
 # Warnings

@@ -13,7 +13,7 @@ from supervisor.events import Added, Ended, GroupRestarting, Killing, Removed, R
 from supervisor.kinds import Context
 from supervisor.probes import Ready
 from supervisor.spec import GiveUp, RestartType, Seconds, Strategy
-from tests.forest import SIXTY, Forest, at_once, forest, group, job, said, serve, settle, slow
+from tests.forest import SIXTY, Forest, at_once, forest, group, job, said, serve, settle
 
 NOTIFY = Ready(notify=True)
 
@@ -255,25 +255,28 @@ async def test_a_plain_job_becomes_the_first_of_its_workers_and_goes_on(autojump
 
 async def test_what_is_under_way_when_a_plain_job_is_split_goes_on_in_the_group(autojump_clock, tmp_path):
     live = Crew(ready_in=4, stops_in=3)
-    async with forest(tmp_path, {"api": service(live, grace=2), "late": job(slow(2), start="manual")}) as f:
+    async with forest(tmp_path, {"api": service(live, grace=2)}) as f:
         start, scale = f.tree.order("start", ["api"])[0], f.tree.order("scale", ["api"], workers=2)[0]
         await settle()
         assert causes(f) == "0 of 2 workers are ready"
         assert said(await start.wait()) == "yes, running"
         assert said(await scale.wait()) == "yes, 2 workers"
         assert trio.current_time() == 4
+
+
+async def test_a_plain_job_can_be_split_while_it_stops(autojump_clock, tmp_path):
     live = Crew(stops_in=3)
-    async with forest(tmp_path, {"api": service(live, grace=2)}) as f:  # split while its run is being stopped
-        await settle()
+    async with forest(tmp_path, {"api": service(live, grace=2)}) as f:
+        await trio.sleep(5)
+        began = trio.current_time()
         stop = f.tree.order("stop", ["api"])[0]
         scale = f.tree.order("scale", ["api"], workers=2)[0]
         restart = f.tree.order("restart", ["api"])[0]
         await settle()
         assert said(await stop.wait()) == "no, overtaken by restart"
         assert said(await scale.wait()) == "yes, 2 workers from its next start on"
-        assert said(await restart.wait()) == "yes, running"
-        assert trio.current_time() == 4 + 2  # killed after its grace
-        assert f.times(Killing, "api:0") == [6.0]
+        assert said(await restart.wait()) == "yes, running, 2 workers"
+        assert f.times(Killing, "api:0") == [trio.current_time()] == [began + 2.0]
         assert sorted(live.alive) == [0, 1]
 
 
@@ -458,6 +461,17 @@ async def test_a_worker_that_crashes_during_a_roll_counts_as_renewed_once_it_is_
         live.fail(2)
         assert said(await restart.wait()) == "yes, running, 3 workers"
         assert [f.tree.journal.table[f"api:{at}"].run for at in range(3)] == ["api:0#2", "api:1#2", "api:2#2"]
+
+
+async def test_a_worker_that_backs_off_when_its_turn_comes_waits_no_longer(autojump_clock, tmp_path):
+    live = Crew(ready_in=2)
+    async with forest(tmp_path, {"api": service(live, 2, backoff=SIXTY)}) as f:
+        await trio.sleep(10)
+        restart = f.tree.order("restart", ["api"])[0]
+        await trio.sleep(0.5)
+        live.fail(1)
+        assert said(await restart.wait()) == "yes, running, 2 workers"
+        assert trio.current_time() == 14
 
 
 async def test_the_end_of_the_daemon_ends_a_roll(autojump_clock, tmp_path):

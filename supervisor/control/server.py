@@ -36,7 +36,7 @@ from supervisor.control.listener import Place, SocketTaken
 from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
-from supervisor.events import Commanded, Journal, Lagged, Warned
+from supervisor.events import Added, Commanded, Journal, Lagged, Renamed, Warned
 from supervisor.output import Lines
 from supervisor.state import Answer, JobStatus
 
@@ -586,17 +586,33 @@ async def _events(call: Call, follow: bool, since: int | None, snapshot: bool) -
 
 
 async def _logs(call: Call, names: list[str], follow: bool, lines: int) -> End:
-    jobs = _jobs_of(call.tree.journal.table, call.tree.resolve(names) if names else None)
+    wanted = call.tree.resolve(names) if names else None
     if not follow:
-        for name in jobs:
+        for name in _jobs_of(call.tree.journal.table, wanted):
             splitter = Lines()
             tail = list(splitter.feed(await call.tree.outputs.tail(name, lines)))
             await _say(call, name, [*tail, *splitter.flush()])
         return End(seq=call.tree.journal.seq)
-    async with trio.open_nursery() as nursery:
-        for name in jobs:
-            nursery.start_soon(_follow, call, name, lines)
+    await _follow_all(call, wanted, lines)
     return End(seq=call.tree.journal.seq)
+
+
+async def _follow_all(call: Call, wanted: Sequence[str] | None, lines: int) -> None:
+    """Follow these names, and what is added to them while we do: the next workers of a job, the next jobs of all."""
+    journal = call.tree.journal
+    with journal.subscribe() as changes:
+        async with trio.open_nursery() as nursery:
+            followed = _jobs_of(journal.table, wanted)
+            for name in followed:
+                nursery.start_soon(_follow, call, name, lines)
+            async for event in changes:
+                if isinstance(event, Renamed):
+                    followed.append(event.to)  # the output goes on where it was
+                elif isinstance(event, (Added, Lagged)):
+                    new = [name for name in _jobs_of(journal.table, wanted) if name not in followed]
+                    followed += new
+                    for name in new:
+                        nursery.start_soon(_follow, call, name, 0)
 
 
 async def _follow(call: Call, name: str, lines: int) -> None:

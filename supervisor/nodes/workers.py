@@ -222,15 +222,23 @@ class WorkersNode(SupervisorNode):
     def _roll_on(self) -> None:
         while self._roll is not None and self._roll.left:
             worker, old = self._roll.left[0]
-            if worker.parent is self and not worker.removing and worker.active and not (worker.runs > old and worker.satisfied):
-                if worker.runs <= old and worker.life is not None and worker.life.asked is None:
-                    worker.renew(self._roll.cause)
-                    self.touch(worker)
+            stays = worker.parent is self and not worker.removing and worker.active
+            if stays and not (worker.runs > old and worker.satisfied):
+                self._take_its_turn(worker, old, self._roll.cause)
                 return
             del self._roll.left[0]
         if self._roll is not None:
             self._roll = None
             self.answer(("restart", "reload"), True, f"running, {plural(self.wanted)}")
+
+    def _take_its_turn(self, worker: Node, old: int, cause: str) -> None:
+        """Have a worker renewed, if it is not on its way already. One that has crashed meanwhile does not wait any longer."""
+        if worker.life is None and worker.due_at is not None:
+            worker.forget_failures()
+            self.touch(worker)
+        elif worker.life is not None and worker.life.asked is None and worker.runs <= old and worker.again is None:
+            worker.renew(cause)
+            self.touch(worker)
 
     def on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
         super().on_ended(child, life, outcome)
