@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from supervisor.errors import ControlError, EssentialEnded
 from supervisor.events import Added, Ended, GroupRestarting, Killing, Removed, Renamed, Starting, Stopping, Warned, fold
@@ -25,8 +30,8 @@ class Crew:
         self.ready_in = ready_in
         self.stops_in = stops_in
         self.alive: list[int] = []
-        self.most = 0
-        self.least = 0
+        self.doubles: list[int] = []
+        """Numbers that were started while they were alive."""
         self._doors: dict[int, trio.Event] = {}
         self._failing: dict[int, bool] = {}
         self.broken = False
@@ -34,13 +39,12 @@ class Crew:
 
     async def __call__(self, ctx: Context) -> None:
         number = ctx.worker
-        assert number not in self.alive, f"two of number {number}"
+        self.doubles += [number] * (number in self.alive)
         self.alive.append(number)
         try:
             await self._live(ctx, number)
         finally:
             self.alive.remove(number)
-            self.least = min(self.least, len(self.alive))
 
     async def _live(self, ctx: Context, number: int) -> None:
         door = self._doors[number] = trio.Event()
@@ -50,7 +54,6 @@ class Crew:
         if broken:
             raise RuntimeError("the new version is broken")
         ctx.ready()
-        self.least = len(self.alive)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._open_when_asked, ctx, door)
             await door.wait()
@@ -64,8 +67,9 @@ class Crew:
         door.set()
 
     def fail(self, number: int) -> None:
-        self._failing[number] = True
-        self._doors[number].set()
+        if number in self.alive:
+            self._failing[number] = True
+            self._doors[number].set()
 
     def succeed(self, number: int) -> None:
         self._doors[number].set()
@@ -350,7 +354,6 @@ async def test_a_restart_renews_one_worker_at_a_time(autojump_clock, tmp_path):
     live = Crew(ready_in=2, stops_in=1)
     async with forest(tmp_path, {"api": service(live, 3)}) as f:
         await trio.sleep(10)
-        live.least = 3
         assert await order(f, "restart", "api") == "yes, running, 3 workers"
         assert trio.current_time() == 10 + 3 * 3
         assert f.times(Stopping, "api:0") == [10.0]
@@ -551,3 +554,108 @@ async def test_commands_that_arrive_with_a_scale_find_the_whole_job(autojump_clo
         await settle()
         assert f.words() == "api:stopped api:0:exited api:1:stopped api:2:stopped" or f.word("api:0") in ("failed", "stopped")
         assert {f.tree.nodes[name].spec.grace for name in f.tree.nodes} == {7}
+
+
+# ---- whatever happens ----
+
+
+@dataclass
+class Wanted:
+    """Which workers there should be, by the contract: what was said, and nothing of what happened."""
+
+    file: int
+    count: int
+    split: bool = False
+    """Whether it is no plain job any more: only then has a worker a name."""
+    up: bool = True
+    stopped: set[int] = field(default_factory=set)
+
+    def take(self, verb: str, number: int) -> None:
+        """What a step changes of what is wanted."""
+        match verb:
+            case "scale":
+                self.scale(number)
+            case "reload" if number != self.file:
+                self.file = number
+                self.scale(number)
+            case "start" | "restart" | "restart at once":
+                self.up = True
+                self.stopped.clear()
+            case "stop":
+                self.up = False
+            case "start one" | "restart one" if self.up:
+                self.stopped.discard(number)
+            case "stop one" if self.split and number < self.count:
+                self.stopped.add(number)
+
+    def scale(self, count: int) -> None:
+        self.stopped = {number for number in self.stopped if number < count}
+        self.count = count
+        self.split = self.split or count > 1
+
+    @property
+    def alive(self) -> list[int]:
+        return [number for number in range(self.count) if number not in self.stopped] if self.up else []
+
+
+STEPS = st.tuples(
+    st.sampled_from(
+        ["scale", "scale", "reload", "change", "start", "stop", "restart", "restart at once", "start one", "stop one"]
+        + ["restart one", "fail", "fail", "break", "mend"]
+    ),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 90.0]),
+)
+
+
+def take(f: Forest, live: Crew, verb: str, number: int, wanted: Wanted, made: dict[str, Any]) -> list[Any]:
+    """One step of those that `Wanted` knows, or one that changes nothing of what is wanted."""
+    word, _, how = verb.partition(" ")
+    named = f"api:{number - 1}"
+    wanted.take(verb, number if verb in ("scale", "reload") else number - 1)
+    match word:
+        case "scale":
+            return f.tree.order("scale", ["api"], workers=number)
+        case "reload" | "change":
+            made["grace"] = made["grace"] + 1
+            made["workers"] = number if word == "reload" else wanted.file
+            made["description"] = made["description"] + "!"
+            made["args"] = {} if word == "change" and made["args"] is None else None if word == "change" else made["args"]
+            return f.tree.apply(f.config({"api": service(live, **made)}))[1]
+        case "fail":
+            live.fail(number - 1)
+        case "break" | "mend":
+            live.broken = word == "break"
+        case _ if how == "one":
+            return f.tree.order(word, [named]) if named in f.tree.nodes else []
+        case _:
+            return f.tree.order(word, ["api"], **({"at_once": bool(how)} if word == "restart" else {}))
+    return []
+
+
+async def live_through(base: Path, first: int, steps: list[tuple[str, int, float]]) -> None:
+    live = Crew(ready_in=1, stops_in=1)
+    made: dict[str, Any] = {"workers": first, "grace": 3, "description": "", "args": None}
+    wanted, orders = Wanted(first, first, split=first > 1), []
+    async with forest(base, {"api": service(live, **made)}) as f:
+        for verb, number, wait in steps:
+            orders += take(f, live, verb, number, wanted, made)
+            await trio.sleep(wait)
+            await settle()
+            assert len(live.alive) <= 4
+        live.broken = False
+        await trio.sleep(1000)
+        await settle()
+        assert sorted(live.alive) == wanted.alive
+        assert not live.doubles
+        assert all(order._answer for order in orders), "a command without an answer"
+        assert list(f.tree.nodes) == list(f.tree.journal.table)
+        assert fold(event for _, event in f.history) == f.tree.journal.table
+        assert f.tree.journal.table["api"].ready is wanted.up
+    assert not live.alive
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(first=st.integers(1, 3), steps=st.lists(STEPS, min_size=1, max_size=15))
+def test_whatever_happens_the_workers_are_those_that_are_wanted(first, steps, tmp_path_factory):
+    trio.run(live_through, tmp_path_factory.getbasetemp(), first, steps, clock=MockClock(autojump_threshold=0))

@@ -114,9 +114,11 @@ class WorkersNode(SupervisorNode):
             child = self.children.get(f"{self.name}:{at}")
             if child is None:
                 child = self._add(at)
-            elif not child.removing:
+            elif child.removing:  # on its way out: it is called back
+                child.removing = None
+                child.set_goal(Goal.UP, f"scaled to {wanted}", None)
+            else:
                 continue
-            child.removing = None  # also one that is on its way out: it is called back
             added.add(child.name)
         for child in list(self.children.values()):
             if number(child) >= wanted and not child.removing:
