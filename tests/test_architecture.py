@@ -93,7 +93,7 @@ def test_every_cancel_says_why():
 def test_cancellation_is_never_swallowed():
     """A handler of BaseException, or a bare one, raises again or hands the exception on; only a named boundary may not."""
     boundaries = {
-"children/spawner.py": "the spawner's thread hands what it caught to the one that waits for it, which raises it",
+        "children/spawner.py": "the spawner's thread hands what it caught to the one that waits for it, which raises it",
         "kinds/inspection.py": "a process of its own that only reports what an import did",
         "nodes/job.py": "the run boundary: `stopped_at_fence` raises again what is not the job's own",
     }

@@ -50,7 +50,8 @@ class Crew:
         door = self._doors[number] = trio.Event()
         broken = self.broken
         if not await ctx.sleep(self.ready_in):
-            return await trio.sleep(self.stops_in)
+            await trio.sleep(self.stops_in)
+            return
         if broken:
             raise RuntimeError("the new version is broken")
         ctx.ready()
@@ -425,14 +426,20 @@ async def test_a_command_ends_a_roll_at_once(autojump_clock, tmp_path, verb):
         await trio.sleep(1.5)  # api:0 is on its way up
         other = f.tree.order(verb, ["api"], by="ann")[0]
         assert said(await restart.wait()) == f"no, overtaken by {verb} (ann)"
-        assert said(await other.wait()) == {"stop": "yes, stopped", "start": "yes, running", "restart": "yes, running, 3 workers"}[verb]
+        assert (
+            said(await other.wait())
+            == {"stop": "yes, stopped", "start": "yes, running", "restart": "yes, running, 3 workers"}[verb]
+        )
         await trio.sleep(30)
         runs = [f.tree.journal.table[f"api:{at}"].run for at in range(3)]
-        assert runs == {
-            "stop": ["api:0#2", "api:1#1", "api:2#1"],
-            "start": ["api:0#2", "api:1#1", "api:2#1"],
-            "restart": ["api:0#3", "api:1#2", "api:2#2"],
-        }[verb]
+        assert (
+            runs
+            == {
+                "stop": ["api:0#2", "api:1#1", "api:2#1"],
+                "start": ["api:0#2", "api:1#1", "api:2#1"],
+                "restart": ["api:0#3", "api:1#2", "api:2#2"],
+            }[verb]
+        )
         assert sorted(live.alive) == ([] if verb == "stop" else [0, 1, 2])
 
 
@@ -598,11 +605,13 @@ class Wanted:
         return [number for number in range(self.count) if number not in self.stopped] if self.up else []
 
 
+VERBS = (
+    "scale", "scale", "reload", "change", "start", "stop", "restart", "restart at once", "start one", "stop one", "restart one",
+    "fail", "fail", "break", "mend",
+)  # fmt: skip
+
 STEPS = st.tuples(
-    st.sampled_from(
-        ["scale", "scale", "reload", "change", "start", "stop", "restart", "restart at once", "start one", "stop one"]
-        + ["restart one", "fail", "fail", "break", "mend"]
-    ),
+    st.sampled_from(VERBS),
     st.integers(1, 4),
     st.sampled_from([0.0, 0.0, 0.5, 1.0, 2.0, 5.0, 90.0]),
 )

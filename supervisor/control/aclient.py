@@ -52,7 +52,9 @@ class AsyncClient:
         """Stop jobs or supervisors; `now` kills them at once."""
         return await self._call("stop", list[Answer], names=names, now=now, wait=wait, timeout=timeout)
 
-    async def restart(self, names: Names, *, at_once: bool = False, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+    async def restart(
+        self, names: Names, *, at_once: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> list[Answer]:
         """Stop and start again, also from stopped; workers one after another, or `at_once`."""
         return await self._call("restart", list[Answer], names=names, at_once=at_once, wait=wait, timeout=timeout)
 

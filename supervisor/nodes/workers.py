@@ -23,6 +23,7 @@ from supervisor.state import Goal
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
 
+
 class Renewal(NamedTuple):
     """A worker that a roll is still to renew, and the number of its last run that does not count as new."""
 
@@ -288,7 +289,9 @@ class WorkersNode(SupervisorNode):
         ready = sum(worker.satisfied for worker in self.workers)
         if self.wanted == 1:
             return "its one worker is ready" if ready else "its one worker is not ready"
-        return f"all {ready} workers are ready" if ready == self.wanted else f"{ready} of {self.wanted} workers are ready"
+        if ready == self.wanted:
+            return f"{'both' if ready == 2 else f'all {ready}'} workers are ready"
+        return f"{ready} of {self.wanted} workers are ready"
 
     def _announce(self) -> None:
         since, told = self._ready_since, self._told
