@@ -186,7 +186,17 @@ async def test_give_up_counts_the_failures_of_all_workers_and_ends_the_job(autoj
         assert await at_once(f, "start", "api") == "yes, running"
         live.fail(0)
         await settle()
+        live.fail(1)
+        await settle()
         assert f.word("api") == "running"  # what failed before that start counts for nothing
+        assert await at_once(f, "restart", "api") == "yes, running, 3 workers"
+        live.fail(0)
+        live.fail(1)
+        await settle()
+        assert f.word("api") == "running"  # and nor does what failed before the restart
+        live.fail(2)
+        await settle()
+        assert f.word("api") == "gave up"
 
 
 async def test_a_job_is_essential_as_a_whole(autojump_clock, tmp_path):

@@ -154,12 +154,20 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
 WORKER = "{worker}"
 """What stands for the number of the worker."""
 
-_TEXTS = tuple(name for name in JobSpec.__struct_fields__ if name not in ("after", "args", "call", "description"))
+_TEXTS = tuple(
+    (field.name, field.default)
+    for field in msgspec.structs.fields(JobSpec)
+    if field.name not in ("after", "args", "call", "description")
+)
 
 
 def for_worker(spec: JobSpec, number: int) -> JobSpec:
     """The job as its worker of that number runs it. The same object where nothing in it depends on the number."""
-    changes = {name: _numbered(value, str(number)) for name in _TEXTS if _mentions(value := getattr(spec, name))}
+    changes = {
+        name: _numbered(value, str(number))
+        for name, default in _TEXTS
+        if (value := getattr(spec, name)) is not default and _mentions(value)  # a thousand jobs are common
+    }
     return msgspec.structs.replace(spec, **changes) if changes else spec
 
 
