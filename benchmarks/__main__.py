@@ -12,11 +12,12 @@ from pathlib import Path
 
 import click
 
+from benchmarks.capture import Writer
 from benchmarks.children import HERE, Child
 from benchmarks.drivers import DRIVERS, look_for_peers_in
 from benchmarks.life import QUICK, Pace
 from benchmarks.processes import workplace
-from benchmarks.report import Report
+from benchmarks.report import Report, markdown_table, table
 from benchmarks.sweep import MEASURES, Plan, Sweeps
 
 
@@ -65,6 +66,7 @@ def write(report: Report, file: Path | None) -> Path:
 @click.option("--minutes", type=float, default=10.0, help="After this long nothing noisy is measured again.")
 @click.option("--quick", is_flag=True, help="Short windows and few samples: to try the harness, not to compare.")
 @click.option("--peers", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Where peers' programs are.")
+@click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the JSON.")
 def main(
     counts: tuple[int, ...],
@@ -75,6 +77,7 @@ def main(
     minutes: float,
     quick: bool,
     peers: Path | None,
+    markdown: bool,
     file: Path | None,
 ) -> None:
     """Measure our supervisor beside its floors and its peers."""
@@ -84,19 +87,20 @@ def main(
     plan = Plan(chosen(drivers or DRIVERS), sorted(counts), frozenset(measures or MEASURES), runs, pace, seconds, tasks)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=memory_folder()) as folder, workplace():
         child = Child.build(Path(folder))
-        sweeps = Sweeps(plan, child, lambda line: click.echo(line, err=True))
+        writer = Writer.compile(Path(folder)) if "capture" in plan.measures else None
+        sweeps = Sweeps(plan, child, writer, lambda line: click.echo(line, err=True))
         try:
             sweeps.run()
         except KeyboardInterrupt:
             click.echo("interrupted: here is what there is", err=True)
-            report(sweeps, child, file)
+            report(sweeps, child, markdown, file)
             sys.exit(130)
-        report(sweeps, child, file)
+        report(sweeps, child, markdown, file)
 
 
-def report(sweeps: Sweeps, child: Child, file: Path | None) -> None:
+def report(sweeps: Sweeps, child: Child, markdown: bool, file: Path | None) -> None:
     """Print it and write it."""
-    found = Report(sweeps, child)
+    found = Report(sweeps, child, markdown_table if markdown else table)
     click.echo(found.text())
     click.echo(f"\nall samples: {write(found, file)}", err=True)
 

@@ -20,7 +20,8 @@ from typing import Literal
 HERE = Path(__file__).parent
 RECORD = struct.Struct("=qii")
 
-Mode = Literal["live", "crash"]
+Mode = Literal["live", "crash", "blocks", "lines", "paced"]
+"""What a child does; the last three are those of a writer."""
 
 
 class Failed(Exception):
@@ -67,7 +68,11 @@ class Child:
 
     def command(self, slot: int, mode: Mode = "live", *, ready_fd: int | None = None) -> list[str]:
         """The words that start it. `ready_fd` is a descriptor on which it says that it is ready."""
-        return [*self.program, f"{slot}:{mode[0]}:{'-' if ready_fd is None else ready_fd}:{self.log}"]
+        return [*self.program, self.argument(slot, mode, ready_fd)]
+
+    def argument(self, slot: int, mode: Mode, ready_fd: int | None) -> str:
+        """What it is to do, as one word."""
+        return f"{slot}:{mode[0]}:{'-' if ready_fd is None else ready_fd}:{self.log}"
 
     def script(self, slot: int, mode: Mode = "live", *, ready_fd: int | None = None) -> str:
         """The same as an executable file, for supervisors that want a `run` script; no shell stands between if it can be."""

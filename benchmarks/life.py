@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.children import Child, Failed, Mode, Starts, pause
-from benchmarks.drivers import PATIENCE, Client, Driver, Launch, Setup, connected
-from benchmarks.processes import Daemon, pss_of, use_of, used_between
+from benchmarks.drivers import PATIENCE, Client, Driver, Launch, Rotation, Setup, connected
+from benchmarks.processes import Daemon, clocks_of, descendants, pss_of, rss_of, spent_between, use_of, used_between
 
 Samples = dict[str, list[float]]
 
@@ -43,9 +43,24 @@ class Pace:
     idle_seconds: float = 3.0
     settle_seconds: float = 1.2  # s6 restarts at once only what has been ready for one second
     storm_seconds: float = 2.0
+    long_storm_seconds: tuple[float, float] = (10.0, 60.0)  # when the memory is looked at
+    capture_seconds: float = 2.0  # a writer ends after so long, or when all of them have written so much
+    capture_bytes: int = 1_000_000_000
+    rotate_at: int = 10_000_000
 
 
-QUICK = Pace(kills=3, asks=3, commands=1, idle_seconds=0.3, settle_seconds=0.1, storm_seconds=0.5)
+QUICK = Pace(
+    kills=3,
+    asks=3,
+    commands=1,
+    idle_seconds=0.3,
+    settle_seconds=0.1,
+    storm_seconds=0.5,
+    long_storm_seconds=(0.3, 0.6),
+    capture_seconds=0.3,
+    capture_bytes=5_000_000,
+    rotate_at=200_000,
+)
 
 
 class Life:
@@ -139,12 +154,20 @@ class Life:
 
 
 @contextmanager
-def living(driver: Driver, child: Child, count: int, mode: Mode = "live") -> Iterator[Life]:
+def living(
+    driver: Driver,
+    child: Child,
+    count: int,
+    mode: Mode = "live",
+    *,
+    throttled: bool = False,
+    rotation: Rotation | None = None,
+) -> Iterator[Life]:
     """A daemon with `count` children, in a folder of its own that is gone afterwards, like every process of it."""
     home = Path(tempfile.mkdtemp(prefix="life-", dir=child.log.parent))
     starts = Starts(child.log, count)
     try:
-        setup = Setup(home, child, count, mode)
+        setup = Setup(home, child, count, mode, throttled, rotation)
         launch = driver.prepare(setup)
         daemon = Daemon(launch.argv, cwd=home, env=launch.env, log=home / "daemon.log")
         try:
@@ -209,27 +232,50 @@ def _measure_deaths(life: Life, client: Client, measures: frozenset[str], pace: 
         found["all_back"] = [life.all_back()]
 
 
-def measure_storm(driver: Driver, child: Child, pace: Pace, children: int = STORM_CHILDREN) -> Samples:
-    """Keep `children` that exit at once: starts a second, and how long the status of all takes meanwhile, each time."""
-    asked: list[float] = []
-    with living(driver, child, children, "crash") as life:
+def measure_storm(driver: Driver, child: Child, pace: Pace, *, throttled: bool = False) -> Samples:
+    """Keep children that exit at once: starts a second, the status of all meanwhile, and the processor that it takes."""
+    with _storm(driver, child, throttled=throttled) as (life, client, asked):
+        before, began = clocks_of(descendants()), time.monotonic()
+        life.starts.read()
+        starts = life.starts.total
+        _ask_until(began + pace.storm_seconds, life, client, asked)
+        life.starts.read()
+        took = time.monotonic() - began
+        spent = spent_between(before, clocks_of(descendants()))
+        return {"starts": [(life.starts.total - starts) / took], "status": asked, "core": [spent / took]}
+
+
+def measure_long_storm(driver: Driver, child: Child, pace: Pace) -> Samples:
+    """The same, unthrottled and for long: how much memory the daemon has taken meanwhile."""
+    with _storm(driver, child, throttled=False) as (life, client, asked):
+        began, rss = time.monotonic(), []
+        for seconds in pace.long_storm_seconds:
+            _ask_until(began + seconds, life, client, asked)
+            rss.append(float(rss_of(life.daemon.pid)))
+        early, late = rss
+        return {"status": asked, "early": [early], "late": [late], "growth": [late / early]}
+
+
+@contextmanager
+def _storm(driver: Driver, child: Child, *, throttled: bool) -> Iterator[tuple[Life, Client, list[float]]]:
+    """Children that exit at once; a connection, and the seconds that it took to get it as the first of its waits."""
+    with living(driver, child, STORM_CHILDREN, "crash", throttled=throttled) as life:
         life.boot()
         began = time.monotonic()
         client = life.connect()
         try:
-            asked.append(time.monotonic() - began)
-            life.starts.read()
-            before, began = life.starts.total, time.monotonic()
-            while (took := time.monotonic() - began) < pace.storm_seconds:
-                asked.append(_asked_in_the_storm(life, client))
-                if asked[-1] >= PATIENCE:
-                    break  # the rest of that answer would be taken for the next one
-                pause(0.02)
-            life.starts.read()
-            took = time.monotonic() - began
+            yield life, client, [time.monotonic() - began]
         finally:
             client.close()
-        return {"storm_starts": [(life.starts.total - before) / took], "storm_status": asked}
+
+
+def _ask_until(end: float, life: Life, client: Client, asked: list[float]) -> None:
+    while time.monotonic() < end:
+        asked.append(_asked_in_the_storm(life, client))
+        if asked[-1] >= PATIENCE:
+            break  # the rest of that answer would be taken for the next one
+        pause(0.02)
+        life.starts.read()
 
 
 def _asked_in_the_storm(life: Life, client: Client) -> float:

@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.children import Failed
 
 PR_SET_CHILD_SUBREAPER = 36
+CPUCLOCK_SCHED = 2
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -126,6 +127,27 @@ def used_between(before: Uses, after: Uses) -> Use:
     return Use(cpu, ended + sum(use.waits - before.get(thread, nothing).waits for thread, use in after.items()))
 
 
+def clocks_of(pids: Sequence[int]) -> Mapping[int, int]:
+    """The processor time (nanoseconds) of each whole process, its ended threads included."""
+    found = {}
+    for pid in pids:
+        try:
+            found[pid] = time.clock_gettime_ns(~pid << 3 | CPUCLOCK_SCHED)  # as clock_getcpuclockid(3) makes it
+        except OSError:
+            continue  # gone
+    return found
+
+
+def spent_between(before: Mapping[int, int], after: Mapping[int, int]) -> float:
+    """Processor seconds of those that were there all the time: no child that came or went."""
+    return sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) / 1e9
+
+
+def rss_of(pid: int) -> int:
+    """Resident set size in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def pss_of(pids: Sequence[int]) -> int:
     """Proportional set size in bytes: what `pids` hold, shared pages divided among those who share them."""
     total = 0
@@ -145,6 +167,11 @@ class Daemon:
             self._process = subprocess.Popen(
                 argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
 
     @property
     def alive(self) -> bool:

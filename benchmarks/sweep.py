@@ -10,14 +10,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
+from benchmarks.capture import SHAPES, Writer, measure_capture
 from benchmarks.children import Child, Failed
-from benchmarks.drivers import DRIVERS, Driver
+from benchmarks.drivers import DRIVERS
 from benchmarks.drivers.driver import clean_environment
-from benchmarks.life import STORM_CHILDREN, Pace, Samples, measure_life, measure_storm
+from benchmarks.life import STORM_CHILDREN, Pace, Samples, measure_life, measure_long_storm, measure_storm
 from benchmarks.processes import end_everything
 from benchmarks.tasks import MANY, WAYS, measure_tasks
 
-MEASURES = ("boot", "stop", "restart", "all-back", "memory", "idle", "status", "cli", "storm", "tasks")
+LIFE = ("boot", "stop", "restart", "all-back", "memory", "idle", "status", "cli")
+"""What is measured in a life."""
+
+MEASURES = (*LIFE, "storm", "throttled-storm", "long-storm", "capture", "tasks")
+
+CHILDREN = {"storm": STORM_CHILDREN, "throttled-storm": STORM_CHILDREN, "long-storm": STORM_CHILDREN, "interpreter": 0} | {
+    f"capture-{shape.key}": shape.children for shape in SHAPES
+}
+"""How many children there are in what is no life."""
 
 NOISY = 1.5
 """Where the largest of the runs' results is more than this times the smallest, the life is measured again."""
@@ -44,10 +53,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """One life, or one storm (`storm` is True), or in-process tasks (`driver` is then the way they were run)."""
+    """One life, storm or capture, or in-process tasks (`driver` is then the way they were run)."""
 
     driver: str
-    what: str  # life, storm, tasks, interpreter
+    what: str  # life, tasks, or one of CHILDREN
     count: int
     sweep: int
     samples: Samples = field(default_factory=dict)
@@ -57,8 +66,9 @@ class Result:
 class Sweeps:
     """Measures a plan, and keeps what it found."""
 
-    def __init__(self, plan: Plan, child: Child, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, child: Child, writer: Writer | None, say: Callable[[str], None]) -> None:
         self.plan = plan
+        self._writer = writer
         self.results: list[Result] = []
         self._child = child
         self._say = say
@@ -89,15 +99,13 @@ class Sweeps:
         ]
         return len(found) > 1 and max(found) > NOISY * min(found) and max(found) - min(found) > SMALL
 
-    def _drivers(self) -> list[Driver]:
-        return [DRIVERS[name] for name in self.plan.drivers]
-
     def _warm_up(self) -> None:
         """A tiny life of each, not counted: its files come into the page cache, and what cannot run says so in a second."""
-        for driver in self._drivers():
+        for driver in map(DRIVERS.__getitem__, self.plan.drivers):
             self._say(f"warm-up: {driver.name}")
             try:
-                measure_life(driver, self._child, 3, frozenset(), Pace(settle_seconds=0.1))
+                if driver.lives:
+                    measure_life(driver, self._child, 3, frozenset(), Pace(settle_seconds=0.1))
             except Failed as error:
                 self._say(f"  {driver.name}: {error}")
 
@@ -106,19 +114,40 @@ class Sweeps:
         names = list(self.plan.drivers)
         turn = sweep % len(names) if names else 0
         order = names[turn:] + names[:turn]
-        for count in self.plan.counts:
-            for name in order:
-                self._life(name, count, sweep)
-        if "storm" in self.plan.measures:
-            for name in order:
-                storm = partial(measure_storm, DRIVERS[name], self._child, self.plan.pace)
-                self._measure(name, "storm", STORM_CHILDREN, sweep, storm)
+        lives = [name for name in order if DRIVERS[name].lives]
+        if self.plan.measures.intersection(LIFE):
+            for count in self.plan.counts:
+                for name in lives:
+                    self._life(name, count, sweep)
+        self._storms(lives, sweep)
+        if "capture" in self.plan.measures:
+            self._captures([name for name in order if DRIVERS[name].captures], sweep)
         if "cli" in self.plan.measures:
-            self._measure("interpreter", "interpreter", 0, sweep, measure_interpreter)
+            self._measure("interpreter", "interpreter", CHILDREN["interpreter"], sweep, measure_interpreter)
         if "tasks" in self.plan.measures:
             for count in self.plan.tasks:
                 for way in WAYS if count < MANY or sweep == 1 else ():
                     self._measure(way, "tasks", count, sweep, partial(measure_tasks, way, count))
+
+    def _storms(self, names: Sequence[str], sweep: int) -> None:
+        ours = [name for name in names if DRIVERS[name].role == "ours"]
+        for what, drivers, measure in (
+            ("storm", names, measure_storm),
+            ("throttled-storm", names, partial(measure_storm, throttled=True)),
+            ("long-storm", ours if sweep == 1 else (), measure_long_storm),
+        ):
+            for name in drivers if what in self.plan.measures else ():
+                storm = partial(measure, DRIVERS[name], self._child, self.plan.pace)
+                self._measure(name, what, CHILDREN[what], sweep, storm)
+
+    def _captures(self, names: Sequence[str], sweep: int) -> None:
+        if not self._writer:
+            self._say("nothing is captured: the writer needs a C compiler")
+            return
+        for shape in SHAPES:
+            for name in names:
+                capture = partial(measure_capture, DRIVERS[name], self._writer, shape, self.plan.pace)
+                self._measure(name, f"capture-{shape.key}", shape.children, sweep, capture)
 
     def _life(self, name: str, count: int, sweep: int) -> None:
         # Idle is the same nothing at every N: measured where there would be most of it.

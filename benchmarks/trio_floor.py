@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 import trio
 
@@ -31,10 +32,7 @@ class Job:
     async def keep(self, floor: Floor) -> None:
         """Run, wait, run again, until the floor is stopping."""
         while True:
-            # In Trio's own thread: `trio.lowlevel.open_process` hops to a worker thread, twice the cost.
-            self.process = subprocess.Popen(  # noqa: ASYNC220
-                self.argv, stdin=floor.null, stdout=floor.null, stderr=floor.null, process_group=0, env=floor.environ
-            )
+            self.process = self.start(floor, floor.null)
             # Encoded when it changes, not when it is asked for: an answer is then a join.
             self.row = b'{"name":"%s","state":"running","pid":%d,"restarts":%d,"since":%.3f}' % (
                 self.name.encode(), self.process.pid, self.restarts, trio.current_time()
@@ -43,6 +41,10 @@ class Job:
             if floor.stopping:
                 return
             self.restarts += 1
+
+    def start(self, floor: Floor, output: int) -> subprocess.Popen[bytes]:
+        # In Trio's own thread: `trio.lowlevel.open_process` hops to a worker thread, twice the cost.
+        return subprocess.Popen(self.argv, stdin=floor.null, stdout=output, stderr=output, process_group=0, env=floor.environ)
 
     async def ended(self, process: subprocess.Popen[bytes]) -> None:
         pidfd = os.pidfd_open(process.pid)
@@ -56,6 +58,8 @@ class Job:
 
 class Floor:
     """All of them, and the socket."""
+
+    children: trio.Nursery
 
     def __init__(self, jobs: list[Job]) -> None:
         self.jobs = jobs
@@ -71,9 +75,9 @@ class Floor:
                 listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
                 service.start_soon(trio.serve_listeners, self.answer, listeners)
                 service.start_soon(self.stop_at_sigterm)
-                async with trio.open_nursery() as children:
+                async with trio.open_nursery() as self.children:
                     for job in self.jobs:
-                        children.start_soon(job.keep, self)
+                        self.children.start_soon(job.keep, self)
                 service.cancel_scope.cancel(reason="every child has ended")
 
     async def answer(self, stream: trio.SocketStream) -> None:
@@ -93,11 +97,12 @@ class Floor:
                         job.process.send_signal(signal.SIGTERM)
 
 
-def main(path: str, listing: str) -> None:
+def main(path: str, listing: str, make: Callable[[str, list[str]], Job] = Job) -> None:
+    """Keep the commands of the file `listing`, and listen at `path`."""
     with open(listing) as lines:
-        jobs = [Job(f"j{index}", line.split()) for index, line in enumerate(lines)]
+        jobs = [make(f"j{index}", line.split()) for index, line in enumerate(lines)]
     trio.run(Floor(jobs).run, path)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2])

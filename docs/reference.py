@@ -11,15 +11,16 @@ from pathlib import Path
 
 from supervisor.config import later
 from supervisor.config.schema import Topic, topics
-from supervisor.config.tables import TABLES
+from supervisor.config.tables import NAMED, TABLES
 
 PAGE = Path(__file__).with_name("configuration.md")
 _PART = re.compile(r"(?<=<!-- reference: begin -->\n).*?(?=<!-- reference: end -->)", re.DOTALL)
-_HEADS = {"daemon": "[daemon]", "log": "[log]", "supervisors": "[supervisors.NAME]", "jobs": "[jobs.NAME]"}
+_HEADS = {name: f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in TABLES}
 _EFFECTS = {
     "a change is applied live": "live",
     "a change restarts the job": "restarts the job",
     "a change restarts every job with `command`": "restarts every command",
+    "a change restarts the jobs that use it": "restarts its jobs",
     "a change needs a restart of the daemon": "needs a new daemon",
 }
 

@@ -8,7 +8,9 @@ its fields and what it does to a row stand together: add one here and `fold`, th
 from __future__ import annotations
 
 import datetime
+import functools
 import re
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,13 @@ from supervisor.state import Exit, Goal, JobStatus, Phase, State, Why, move, wor
 
 def wall_now() -> str:
     """The wall clock for people: RFC 3339, UTC, milliseconds. Never used for a duration."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")[: -len("+00:00")] + "Z"
+    second, fraction = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(second)}.{fraction // 1_000_000:03d}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))  # events come in crowds: formatted once for all of them
 
 
 def rfc3339(moment: datetime.datetime) -> str:
@@ -398,6 +406,7 @@ class Journal:
         self._ring: deque[Event] = deque(maxlen=ring)
         self._sinks: list[Sink] = []
         self._subscriptions: set[Subscription] = set()
+        self._ended = False
 
     def emit(self, kind: type[E], /, **fields: Any) -> E:
         """Record that something happened, and tell everyone. Synchronous; never blocks.
@@ -418,6 +427,12 @@ class Journal:
         """Call `sink` with every event from now on. It must not block and must not raise."""
         self._sinks.append(sink)
 
+    def end(self) -> None:
+        """There will be no more events: each subscription ends after those it still has."""
+        self._ended = True
+        for subscription in self._subscriptions:
+            subscription.end()
+
     def arrange(self, names: Iterable[str]) -> None:
         """Have the rows of the table in this order, from now on."""
         for name in names:
@@ -434,6 +449,8 @@ class Journal:
         """Events from here on, at most `size` of them waiting. Read `table` first: no event falls between."""
         subscription = Subscription(size)
         self._subscriptions.add(subscription)
+        if self._ended:
+            subscription.end()
         try:
             yield subscription
         finally:
@@ -454,7 +471,13 @@ class Subscription:
         self._size = size
         self._waiting: deque[Event] = deque()
         self._lost = 0
+        self._ended = False
         self._kick = trio.Event()
+
+    def end(self) -> None:
+        """There is nothing more to come."""
+        self._ended = True
+        self._kick.set()
 
     def put(self, event: Event) -> None:
         """Queue one event; count it as lost while the reader has a loss to hear of, so that the order stays true."""
@@ -468,9 +491,11 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event | Lagged:
-        """The next event, or `Lagged`. Cancelled while waiting: nothing is lost."""
+        """The next event, or `Lagged`; the end comes with the tree's. Cancelled while waiting: nothing is lost."""
         await trio.lowlevel.checkpoint()
         while not self._waiting and not self._lost:
+            if self._ended:
+                raise StopAsyncIteration
             self._kick = trio.Event()
             await self._kick.wait()
         return self.take()

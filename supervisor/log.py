@@ -320,7 +320,7 @@ class Log:
 
     def attach(self, journal: Journal) -> None:
         """Log every event of `journal`, also those that came before."""
-        events = Events(self._emit)
+        events = Events(self.enabled, self._emit)
         for event in journal.past(0)[1]:
             events(event)
         journal.add_sink(events)
@@ -335,9 +335,8 @@ class Log:
             if writer is not None:
                 writer.close()
 
-    def _emit(self, level: str, fields: Fields) -> None:
-        if self.enabled(level):
-            self.put(self._render(fields))
+    def _emit(self, fields: Fields) -> None:
+        self.put(self._render(fields))
 
     def _lost(self, loss: Loss) -> bytes:
         return self.rendered("warning", str(loss), {"lost": loss.count})
@@ -386,7 +385,8 @@ class Echo:
 class Events:
     """A sink for a journal: each event becomes one line, which carries job, run, worker and pid where there are any."""
 
-    def __init__(self, emit: Callable[[str, Fields], None]) -> None:
+    def __init__(self, enabled: Callable[[str], bool], emit: Callable[[Fields], None]) -> None:
+        self._enabled = enabled
         self._emit = emit
         self._pids: dict[str, int] = {}
         self._supervisors: set[str] = set()
@@ -395,6 +395,12 @@ class Events:
         """Log `event`."""
         self._remember(event)
         level = "warning" if isinstance(event, Ended) and event.failed else event.level
+        if self._enabled(level):  # asked first: the line costs more than everything else about an event
+            self._emit(self._line(level, event))
+        if isinstance(event, (Ended, Removed)):
+            self._pids.pop(event.name, None)
+
+    def _line(self, level: str, event: Event) -> Fields:
         fields = msgspec.to_builtins(event)
         tag, at = fields.pop("event"), fields.pop("at")
         line: Fields = {"timestamp": at, "level": level, "event": tag}
@@ -404,9 +410,7 @@ class Events:
             done = fields.pop("exit")
             fields |= {"code": done["code"], "signal": done["signal"]}
         line.update((key, value) for key, value in fields.items() if value is not None and value != [])
-        self._emit(level, line)
-        if isinstance(event, (Ended, Removed)):
-            self._pids.pop(event.name, None)
+        return line
 
     def _remember(self, event: Event) -> None:
         if isinstance(event, Spawned):

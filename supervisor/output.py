@@ -7,6 +7,7 @@ came. A job's `Log` (file, ring, followers) outlives its runs; a `Capture` is th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -275,15 +276,27 @@ class Log:
         for number in range(1, self.file.rotate.keep + 1):
             yield self.file.aside(number)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody who must lose nothing is behind: the job is to wait for that reader."""
+        return any(follower.behind for follower in self._followers)
+
     @contextmanager
-    def follow(self) -> Iterator[Follower]:
-        """What comes from here on."""
-        follower = Follower()
+    def follow(self, on_room: Callable[[], None] | None = None) -> Iterator[Follower]:
+        """What comes from here on. With `on_room`, nothing of it is lost: that is called when the reader has caught up."""
+        follower = Follower(on_room)
         self._followers.add(follower)
         try:
             yield follower
         finally:
             self._followers.discard(follower)
+            if on_room is not None:
+                on_room()
+
+    def end(self) -> None:
+        """There is no more to come: whoever follows reads to the end of what there is."""
+        for follower in self._followers:
+            follower.end()
 
 
 def _open_to_read(path: Path, opened: ExitStack) -> int | None:
@@ -321,17 +334,32 @@ def _last_lines(data: bytes, lines: int) -> bytes:
 
 
 class Follower:
-    """An async iterator over a job's output as it comes: chunks of bytes, or `Lagged` with the bytes that were skipped."""
+    """An async iterator over a job's output as it comes: chunks of bytes, or `Lagged` with the bytes that were skipped.
 
-    def __init__(self) -> None:
+    With `on_room` none are skipped: the job waits while its reader is `behind`.
+    """
+
+    def __init__(self, on_room: Callable[[], None] | None = None) -> None:
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._lost = 0
+        self._ended = False
+        self._on_room = on_room
         self._kick = trio.Event()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the job should wait for this reader."""
+        return self._on_room is not None and self._size > FOLLOW
+
+    def end(self) -> None:
+        """There is no more to come: the iteration ends after what there is."""
+        self._ended = True
+        self._kick.set()
 
     def put(self, data: bytes) -> None:
         """Queue a chunk; a reader that is too far behind loses it, and is told so at that place."""
-        if self._lost or self._size + len(data) > FOLLOW:
+        if self._on_room is None and (self._lost or self._size + len(data) > FOLLOW):
             self._lost += len(data)
         else:
             self._chunks.append(data)
@@ -345,11 +373,16 @@ class Follower:
         """The next chunk. Cancelled while waiting: nothing is lost."""
         await trio.lowlevel.checkpoint()
         while not self._chunks and not self._lost:
+            if self._ended:
+                raise StopAsyncIteration
             self._kick = trio.Event()
             await self._kick.wait()
         if self._chunks:
+            was_behind = self.behind
             chunk = self._chunks.popleft()
             self._size -= len(chunk)
+            if was_behind and not self.behind and self._on_room is not None:
+                self._on_room()
             return chunk
         lost, self._lost = self._lost, 0
         return Lagged(lost)
@@ -390,12 +423,16 @@ class Lines:
 
 
 class Capture:
-    """The pipe of one run. Give `fd` to the child as stdout and stderr, then `release`; `finish` when the run is over."""
+    """The pipe of one run. Give `fd` to the child as stdout and stderr, then `release`; `finish` when the run is over.
 
-    __slots__ = ("_lines", "_on_line", "_on_lost", "_outputs", "_read", "fd", "log", "name", "received")
+    With `tty` it is a terminal instead: `fd` is the child's end, and `duplicate` gives another descriptor of ours.
+    """
 
-    def __init__(self, outputs: Outputs, name: str, log: Log, on_line: OnLine | None, on_lost: OnLost) -> None:
-        self._read, self.fd = os.pipe2(os.O_CLOEXEC)
+    __slots__ = ("_lines", "_on_line", "_on_lost", "_outputs", "_read", "_tty", "fd", "log", "name", "received")
+
+    def __init__(self, outputs: Outputs, name: str, log: Log, on_line: OnLine | None, on_lost: OnLost, tty: bool) -> None:
+        self._read, self.fd = os.openpty() if tty else os.pipe2(os.O_CLOEXEC)
+        self._tty = tty
         os.set_blocking(self._read, False)
         self._outputs = outputs
         self._on_line = on_line
@@ -411,6 +448,10 @@ class Capture:
         """Whether the end of the output has been seen or decided."""
         return self._read < 0
 
+    def duplicate(self) -> int:
+        """Another descriptor of the end that is read here; whoever asked closes it."""
+        return os.dup(self._read)
+
     def release(self) -> None:
         """Close our copy of the writing end, so that the end of the output can be seen. May be called again."""
         if self.fd >= 0:
@@ -422,9 +463,9 @@ class Capture:
         if self.closed:
             return
         waiting = int.from_bytes(fcntl.ioctl(self._read, termios.FIONREAD, bytes(4)), "little")
-        until = self.received + waiting
-        while not self.closed and self.received < until:
-            self.read()
+        until = self.received + (CHUNK if self._tty else waiting)  # a terminal does not know what is still on its way
+        while self.received < until and self.read():
+            pass
 
     def finish(self) -> None:
         """Drain, then close. Whoever still holds the pipe is read in the background for a moment, and delays nothing."""
@@ -439,6 +480,10 @@ class Capture:
             data = os.read(self._read, CHUNK)
         except BlockingIOError:
             return None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            data = b""  # the end of a terminal: nobody holds it any more
         if not data:
             self.close()
             return 0
@@ -455,6 +500,9 @@ class Capture:
             if not (size := self.read()):
                 break
             most = max(most, size)
+            if self.log.awaited:
+                self._outputs.hold(self)
+                break
         return most
 
     def close(self) -> None:
@@ -493,6 +541,8 @@ class Outputs:
         self._directory = directory
         self._logs: dict[str, Log] = {}
         self._captures: dict[int, Capture] = {}
+        self._held: set[int] = set()
+        """Pipes that are not emptied now: somebody who must lose nothing is behind."""
         self._epoll = select.epoll()
 
     def open(
@@ -503,14 +553,15 @@ class Outputs:
         rotate: Rotate | None = None,
         on_line: OnLine | None = None,
         on_lost: OnLost | None = None,
+        tty: bool = False,
     ) -> Capture:
-        """A pipe for one run of the job `name`, captured to `path`, or to NAME.log in the log directory.
+        """A pipe (or a terminal) for one run of the job `name`, captured to `path`, or to NAME.log in the log directory.
 
         `on_line` gets each line until it returns True. `on_lost` gets (bytes, reason) when the file cannot be written, and
         again when it can. Neither may block or raise. Raises OSError when no descriptor is left.
         """
         log = self._log(name, path, rotate or Rotate())
-        capture = Capture(self, name, log, on_line, on_lost or _ignore)
+        capture = Capture(self, name, log, on_line, on_lost or _ignore, tty)
         self._captures[capture._read] = capture
         self._epoll.register(capture._read, select.EPOLLIN)  # cannot fail for a pipe that was just made
         return capture
@@ -523,9 +574,10 @@ class Outputs:
         return await self._log(name).tail(lines)
 
     @contextmanager
-    def follow(self, name: str) -> Iterator[Follower]:
-        """A job's output from here on, through rotations and restarts."""
-        with self._log(name).follow() as follower:
+    def follow(self, name: str, *, lossless: bool = False) -> Iterator[Follower]:
+        """A job's output from here on, through rotations and restarts. `lossless`: the job waits for a slow reader."""
+        log = self._log(name)
+        with log.follow(partial(self._read_on, log) if lossless else None) as follower:
             yield follower
 
     def rename(self, old: str, new: str) -> None:
@@ -537,6 +589,22 @@ class Outputs:
                 if capture.log is log:
                     capture.name = new
 
+    def discard(self, name: str) -> None:
+        """Forget a job that has ended: what was captured of it stays in its file, and whoever follows it is at its end."""
+        if (log := self._logs.pop(name, None)) is not None:
+            log.end()
+
+    def hold(self, capture: Capture) -> None:
+        """Empty this pipe no more until its readers have caught up: the job waits when it is full."""
+        self._epoll.unregister(capture._read)
+        self._held.add(capture._read)
+
+    def _read_on(self, log: Log) -> None:
+        if self._held and not log.awaited:
+            for fd in [fd for fd in self._held if self._captures[fd].log is log]:
+                self._held.discard(fd)
+                self._epoll.register(fd, select.EPOLLIN)
+
     def linger(self, capture: Capture) -> None:
         """Read on in the background until the pipe has been silent for `IDLE_GRACE`, at most for `HARD_LIMIT`."""
         self.nursery.start_soon(self._linger, capture)
@@ -544,7 +612,10 @@ class Outputs:
     def forget(self, fd: int) -> None:
         """This pipe is about to be closed."""
         del self._captures[fd]
-        self._epoll.unregister(fd)
+        if fd in self._held:
+            self._held.discard(fd)
+        else:
+            self._epoll.unregister(fd)
 
     async def _linger(self, capture: Capture) -> None:
         with trio.move_on_after(HARD_LIMIT):
@@ -577,6 +648,7 @@ class Outputs:
             capture.close()
         for log in self._logs.values():
             log.file.close()
+            log.end()
         self._epoll.close()
 
     def _log(self, name: str, path: Path | None = None, rotate: Rotate | None = None) -> Log:

@@ -16,6 +16,9 @@ from msgspec import Meta
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
+UNLIMITED = -1
+"""A resource limit that is none, as the kernel writes it."""
+
 
 def split_name(name: str) -> tuple[str, int | None]:
     """`api:1`, the name of a worker, as its job and its number; any other name has no number."""
@@ -30,6 +33,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Seconds(float):
     """A duration: `"250ms"`, `"10s"`, `"1h30m"`, or a number of seconds. Never negative, never NaN."""
 
+    WORDS = "a duration"
+    TYPES = ("string", "number")
+    FORM = r"([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+"
     _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
     _UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
     _LONGEST = 1000 * 366 * 86400.0
@@ -51,6 +57,9 @@ class Seconds(float):
 class Bytes(int):
     """A size: `"64KB"`, `"10MB"`, or a number of bytes. 1 KB is 1024 bytes."""
 
+    WORDS = "a size"
+    TYPES = ("string", "integer")
+    FORM = r"[0-9]+(\.[0-9]+)?\s*([KMG]i?)?B"
     _FORM = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|KiB|MiB|GiB)", re.ASCII)
     _UNIT = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -64,6 +73,69 @@ class Bytes(int):
         if isinstance(value, str) and (form := cls._FORM.fullmatch(value)):
             return cls.parse(int(min(float(form[1]) * cls._UNIT[form[2][0]], 1 << 63)))
         raise ValueError('expected a size such as "64KB" or "10MB", or a number of bytes')
+
+
+class FileMode(int):
+    """Permission bits, written in octal: `"0022"`, or the TOML integer 0o022."""
+
+    WORDS = "an octal number"
+    TYPES = ("string", "integer")
+    FORM = "(0o)?[0-7]{1,4}"
+
+    @classmethod
+    def parse(cls, value: Any) -> FileMode:
+        """Read a TOML value. Raises ValueError with a sentence for the operator.
+
+        22 was hardly meant as 0o26: an integer that reads like a mask in its decimal digits is refused.
+        """
+        if isinstance(value, str) and re.fullmatch(cls.FORM, value, re.ASCII):
+            value = int(value.removeprefix("0o"), 8)
+        elif not isinstance(value, int) or isinstance(value, bool) or re.fullmatch("[027]{2,}", str(value)):
+            raise ValueError('expected an octal number such as "0022" or 0o022 (an integer without 0o is decimal)')
+        if 0 <= value <= 0o777:
+            return cls(value)
+        raise ValueError('expected an octal number such as "0022" or 0o022, at most 0o777')
+
+
+class Account(str):
+    """A user or a group: by name, or by number."""
+
+    WORDS = "a name or a number"
+    TYPES = ("string", "integer")
+    FORM = ".+"
+
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """Read a TOML value. Raises ValueError with a sentence for the operator."""
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < (1 << 32) - 1:
+            return cls(value)
+        if isinstance(value, str) and value:
+            return value  # as it is: it may be an `Expanded`
+        raise ValueError("expected a name or a number")
+
+
+class Paths(tuple[str, ...]):
+    """One path, or a list of them."""
+
+
+class Limit(tuple[int, int]):
+    """A resource limit: soft and hard; `UNLIMITED` where there is none."""
+
+    WORDS = "a limit"
+    TYPES = ("string", "integer", "array")
+    FORM = f"unlimited|[0-9]+|{Bytes.FORM}"
+
+    @classmethod
+    def parse(cls, value: Any) -> Limit:
+        """Read a TOML value. Raises ValueError with a sentence for the operator."""
+        both = list(value) if isinstance(value, (list, tuple)) else [value, value]
+        try:
+            soft, hard = (UNLIMITED if each == "unlimited" else int(Bytes.parse(each)) for each in both)
+        except ValueError:
+            raise ValueError('expected a number, a size such as "1GB", "unlimited", or [soft, hard]') from None
+        if hard != UNLIMITED and (soft > hard or soft == UNLIMITED):
+            raise ValueError("the soft limit is above the hard one: expected [soft, hard]")
+        return cls((soft, hard))
 
 
 class RestartType(enum.Enum):

@@ -13,8 +13,10 @@ which is the only place. A job, a worker and a supervisor use the same machine.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator, Mapping
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from supervisor.errors import InternalError
 
@@ -99,7 +101,10 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of `status`: the fold of a child's events. On the wire exactly as it stands here."""
+    """One row of `status`: the fold of a child's events. On the wire exactly as it stands here.
+
+    `memory` and `cpu` are of the child's processes and all that came of them, and only there where they were asked for.
+    """
 
     name: str
     kind: str
@@ -117,6 +122,16 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     exit: Exit | None
     run: str | None = None
     description: str = ""
+    memory: int | UnsetType | None = UNSET
+    cpu: float | UnsetType | None = UNSET
+
+
+def ancestry(table: Mapping[str, JobStatus], row: JobStatus) -> Iterator[str]:
+    """A name, its supervisor's, and so on up."""
+    yield row.name
+    while row.supervisor is not None:
+        row = table[row.supervisor]
+        yield row.name
 
 
 def move(status: JobStatus, state: State) -> State:

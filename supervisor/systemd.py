@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import socket
+import stat
 import sys
 import time
 from collections.abc import MutableMapping
@@ -20,6 +21,27 @@ import click
 
 MARGIN = 10.0
 """Seconds on top of the daemon's own grace before the manager may lose patience."""
+
+
+LISTEN_FDS_START = 3
+"""The first descriptor that the manager passes on."""
+
+
+def listening(environ: MutableMapping[str, str]) -> dict[str, socket.socket]:
+    """The sockets that the service manager has opened for us (FileDescriptorName=), by name.
+
+    Its variables are taken out: they are meant for us, not for children. What is no stream socket is left alone.
+    """
+    pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return {}
+    found = {}
+    for number, name in zip(range(LISTEN_FDS_START, LISTEN_FDS_START + int(count)), names.split(":"), strict=False):
+        os.set_inheritable(number, False)
+        if stat.S_ISSOCK(os.fstat(number).st_mode):
+            found[name] = socket.socket(fileno=number)
+            found[name].setblocking(True)
+    return found
 
 
 class Notifier:

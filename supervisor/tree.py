@@ -8,12 +8,15 @@ from __future__ import annotations
 import datetime
 import difflib
 import fnmatch
+import itertools
 import os
 import random
 import secrets
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,16 +26,18 @@ from trio_util import AsyncValue
 
 from supervisor import config as configuration
 from supervisor import events
-from supervisor.children import open_children
+from supervisor.children import Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
-from supervisor.kinds import JobSpec, Resources, Run, inherited
-from supervisor.nodes import COMMANDS, JobNode, Node, Order, SupervisorNode, WorkersNode, obey, scale
+from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds.function import outdated
+from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, SupervisorNode, WorkersNode, obey, scale
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
-from supervisor.spec import SupervisorSpec, split_name
-from supervisor.state import Answer, Goal, JobStatus, Phase, Why
+from supervisor.sockets import open_sockets
+from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
+from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
 
 KILL_LIMIT = 5.0
 """Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
@@ -73,8 +78,15 @@ class Supervisor:
         self.stuck = False
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
+        self._one_offs = 0
+        """How many there were: the number of a run is never given twice, though the name is."""
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         self._complete()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self._ended.is_set()
 
     @property
     def outputs(self) -> Outputs:
@@ -174,6 +186,8 @@ class Supervisor:
     def forget(self, node: Node) -> None:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        if node.one_off:
+            self.outputs.discard(node.name)
         if node.name in self.config.jobs or node.name in self.config.supervisors:
             self._complete()
 
@@ -215,6 +229,20 @@ class Supervisor:
             matched = set(names)
             found.update({name: None for name in names if split_name(name)[0] not in matched - {name}})
         return list(found)
+
+    async def usage(self) -> dict[str, Usage]:
+        """What each job's processes use at this moment, with all that came of them; of a supervisor: what those below it do.
+
+        One walk of /proc, beside the loop. A job without a process is not in it.
+        """
+        by_pid = {child.pid: usage for child, usage in (await self.resources.children.usage()).items()}
+        table = self.journal.table
+        found: dict[str, Usage] = {}
+        for row in table.values():
+            if row.pid is not None and (used := by_pid.get(row.pid)) is not None:
+                for name in ancestry(table, row):
+                    found[name] = _sum(found.get(name, Usage()), used)
+        return found
 
     async def wait_running(self) -> None:
         """Wait until every job that starts by itself is ready (a `once` job: has succeeded)."""
@@ -265,6 +293,9 @@ class Supervisor:
     def _one(self, verb: str, name: str, by: str | None, **options: Any) -> Order:
         node = self.nodes[name]
         order = Order(name, verb, by)
+        if verb in ("restart", "reload") and (stale := _stale(node.spec)):
+            order.note = stale
+            self.journal.emit(events.Warned, text=f"{name}: {stale}", by=by)
         assert node.parent is not None
         node.parent.post(obey, node.parent, node, order, options)
         return order
@@ -312,6 +343,52 @@ class Supervisor:
         """End the runs in hand of these names, or these runs; no failure, no retry."""
         await self._obeyed("cancel", names)
 
+    # ---- jobs that no configuration names ----
+
+    async def execute(self, spec: JobSpec, *, name: str | None = None, by: str | None = None) -> Outcome:
+        """Run a job that no configuration names, once; how it ended. Raises ControlError as `begin` does.
+
+        Cancelled, it asks the job to end, and waits until nothing of it is alive.
+        """
+        async with self.executing(spec, name=name, by=by) as job:
+            return await job.wait()
+
+    @asynccontextmanager
+    async def executing(self, spec: JobSpec, *, name: str | None = None, by: str | None = None) -> AsyncIterator[OneOff]:
+        """Run a job that no configuration names for as long as the block lasts: on leaving it is stopped, with its grace."""
+        job = self.begin(spec, name=name, by=by)
+        try:
+            yield job
+        finally:
+            if self.nodes.get(job.name) is job:
+                self.order("stop", [job.name], by=by)
+            with trio.CancelScope(shield=True):
+                await job.wait()
+
+    def begin(self, spec: JobSpec, *, name: str | None = None, by: str | None = None) -> OneOff:
+        """Add a job under the root that no configuration names, and return at once.
+
+        It runs once, under the same rules as all: it is seen in `status`, obeys commands, is left alone by a reload, and has
+        its grace in a shutdown. At its end it leaves the tree. Raises ControlError for a name that is taken or is none, for
+        a key that makes no sense for it, and where the tree is ending.
+        """
+        name = name or self.free_name()
+        if self.ending:
+            raise ControlError(f"the daemon is stopping: {self.ending}")
+        if not NAME.fullmatch(name):
+            raise ControlError(f'{name!r}: a name has only letters, digits, "-" and "_", and at most 64 of them')
+        if name in self.nodes:
+            raise ControlError(f"{name!r} is the name of another job or supervisor: choose another, or leave it out")
+        job = OneOff(self, name, spec, f"executed by {by}" if by else "executed")
+        job.runs, self._one_offs = self._one_offs, self._one_offs + 1
+        self.add(job, None)
+        self.root.adopt(job)
+        return job
+
+    def free_name(self) -> str:
+        """A name for a job that has none: the first of `exec-1`, `exec-2` and so on that nobody has now."""
+        return next(name for number in itertools.count(1) if (name := f"exec-{number}") not in self.nodes)
+
     # ---- reload ----
 
     def plan(self, config: Config) -> Plan:
@@ -319,13 +396,19 @@ class Supervisor:
         return configuration.diff(self.config, config)
 
     def apply(self, config: Config, *, by: str | None = None) -> tuple[Plan, list[Order]]:
-        """Put a new configuration in force: only what differs is touched. At once; what it set going goes on by itself."""
+        """Put a new configuration in force: only what differs is touched. At once; what it set going goes on by itself.
+
+        Raises SpecError, with nothing changed, where one that was built in Python has a fault.
+        """
+        configuration.check(config)
         plan = self.plan(config)
         self.config = config
-        orders = [self._remove(self.nodes[name], by) for name in plan.removed if name in self.nodes]
+        self.resources = replace(self.resources, env=config.daemon.env, env_file=config.daemon.env_file)
+        self.resources.sockets.apply(config.sockets)
+        orders = [self._remove(node, by) for name in plan.removed if (node := self._configured(name)) is not None]
         self._complete()
         for name in (*plan.moved, *plan.restarted, *plan.changed):
-            node = self.nodes.get(name)
+            node = self._configured(name)
             if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
                 orders += self._change(node, plan, by)
         self._apply_root(config)
@@ -334,6 +417,11 @@ class Supervisor:
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
         )  # fmt: skip
         return plan, orders
+
+    def _configured(self, name: str) -> Node | None:
+        """The node that the configuration means by that name; one that it does not know may hold the name still."""
+        node = self.nodes.get(name)
+        return None if node is None or node.one_off else node
 
     def _remove(self, node: Node, by: str | None, cause: str = "removed from the configuration") -> Order:
         order = Order(node.name, "stop", by)
@@ -404,6 +492,9 @@ class Supervisor:
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:
+            for node in self.nodes.values():  # none, unless the tree has failed
+                if isinstance(node, OneOff):
+                    node.over(Outcome(reason="the tree has ended without it", failed=True))
             self._ended.set()
 
     async def _end_in_phases(self, last_resort: Callable[[], None] | None) -> None:
@@ -472,6 +563,10 @@ class Supervisor:
                 node.life.scope.cancel(reason="given up")
 
 
+def _sum(one: Usage, other: Usage) -> Usage:
+    return Usage(one.memory + other.memory, one.cpu + other.cpu, one.processes + other.processes)
+
+
 async def _wait_at_most(seconds: float, event: trio.Event) -> None:
     with trio.move_on_after(seconds):
         await event.wait()
@@ -513,6 +608,14 @@ def _ancestry(name: str, parents: Mapping[str, str]) -> list[str]:
     return path
 
 
+def _stale(spec: ChildSpec) -> str:
+    """What to say of a job whose code in this process is not what its file says by now; empty where it is."""
+    if not isinstance(spec, JobSpec) or spec.call is None or (file := outdated(spec.call)) is None:
+        return ""
+    instead = ', or give it kind = "process"' if "process" in KINDS else ""
+    return f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon{instead}"
+
+
 def _unknown(name: str, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"no job or supervisor matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -541,6 +644,8 @@ async def open_supervisor(
     journal: Journal | None = None,
     spread: Callable[[float, float], float] = random.uniform,
     last_resort: Callable[[], None] | None = None,
+    listening: Mapping[str, socket.socket] | None = None,
+    record: Path | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
 
@@ -550,12 +655,15 @@ async def open_supervisor(
 
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
-    cancellation, so that the tree can never end.
+    cancellation, so that the tree can never end. `listening` has sockets that listen already, by their name in `[sockets]`:
+    they are used, and closed, instead of ones of our own. `record` is for a daemon: `open_children` tells what it is.
     """
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
-    house = partial(_house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort)
+    house = partial(
+        _house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, listening, record
+    )
     errors: list[BaseException] = []
     try:
         async with trio.open_nursery() as nursery:
@@ -589,6 +697,8 @@ async def _house(
     journal: Journal,
     spread: Callable[[float, float], float],
     last_resort: Callable[[], None] | None,
+    listening: Mapping[str, socket.socket] | None,
+    record: Path | None,
     block: trio.CancelScope,
     task_status: trio.TaskStatus[Supervisor],
 ) -> None:
@@ -602,14 +712,23 @@ async def _house(
 
     with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
         async with (
-            open_children(instance, warn=warn) as children,
+            open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
+            open_sockets(config.sockets, listening) as sockets,
         ):
-            passed_on = inherited({**environ, **config.daemon.env})
-            resources = Resources(children=children, outputs=outputs, environ=passed_on, base=config.base)
+            resources = Resources(
+                children=children,
+                outputs=outputs,
+                sockets=sockets,
+                environ=inherited(environ),
+                env=config.daemon.env,
+                env_file=config.daemon.env_file,
+                base=config.base,
+            )
             tree = Supervisor(config, resources, journal, spread)
             task_status.started(tree)
             await tree._run(last_resort)
+    journal.end()
     block.cancel(reason="the tree has ended")
 
 
@@ -641,6 +760,7 @@ def _bare(error: BaseException) -> BaseException:
 
 def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], environ: Mapping[str, str]) -> Config:
     if isinstance(config, Config):
+        configuration.check(config)
         return config
     if isinstance(config, Mapping):
         return configuration.from_mapping(config, Path.cwd(), environ)

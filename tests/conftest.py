@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import threading
 import traceback
 from contextlib import suppress
@@ -23,6 +24,8 @@ LIMIT = 60.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"limit(seconds): how long an async test may take in real time, if not {LIMIT:g} s")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's `&` makes us, and so every child, deaf to Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

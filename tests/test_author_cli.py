@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from supervisor import config
+from supervisor.children.cgroup import expected
 from supervisor.cli import author
 from supervisor.config import later, schema
 from supervisor.kinds.job import JobSpec
@@ -81,6 +82,7 @@ def test_check_prints_the_tree_it_would_run(run):
         "    inner   one_for_one",
         "      tick  task, every 1h",
         "  migrate   command, once",
+        expected(),
     ]
 
 
@@ -108,6 +110,17 @@ def test_check_answers_in_json(run):
     answer = json.loads(run(author.check, "--json", text='[jobs.a]\ncommand = "true"\nenv = { SECRET = "hunter2" }').stdout)
     assert answer["ok"] is True and [node["name"] for node in answer["tree"]] == ["a"]
     assert "hunter2" not in json.dumps(answer)
+    assert answer["guarantee"] == expected()
+
+
+def test_check_says_what_becomes_of_children_only_where_there_are_any(run):
+    Path("jobs.py").write_text("async def tick(): ...")
+    assert "children end" not in run(author.check, text='[jobs.a]\ncall = "jobs:tick"').stdout
+    assert (
+        run(author.check, text='[jobs.a]\ncommand = "true"')
+        .stdout.splitlines()[-1]
+        .startswith("children end with the daemon: ")
+    )
 
 
 def test_check_of_a_file_that_is_not_there_exits_78_and_points_to_init(run):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.capture import LINE, SHAPES, audit
 from benchmarks.children import RECORD, Child, Failed, Starts, compiler
 from benchmarks.drivers import DRIVERS
 from benchmarks.life import QUICK
 from benchmarks.processes import Use, used_between
-from benchmarks.report import METRICS_BY_KEY, Report, percentile_99
+from benchmarks.report import METRICS_BY_KEY, Report, markdown_table, percentile_99, table
 from benchmarks.sweep import Plan, Result, Sweeps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="procfs, pidfds and a subreaper")
@@ -89,6 +90,92 @@ def test_a_quick_run_measures_every_floor_and_leaves_nothing_behind(harness: Har
         assert values[floor, "idle_cpu"] >= 0
         assert floor in out.splitlines()[2]
     assert harness.left() == {}
+
+
+@pytest.mark.skipif(not compiler(), reason="the writer needs a C compiler")
+def test_whoever_captures_keeps_every_byte_that_was_written(harness: Harness, tmp_path: Path) -> None:
+    able = [name for name, driver in DRIVERS.items() if driver.captures and not driver.missing() and name != "ours-full"]
+    file = tmp_path / "result.json"
+    words = ["--quick", "-r", "1", "-m", "capture", "--json", str(file)]
+    process = harness.start("-m", "benchmarks", *words, *(word for name in able for word in ("-d", name)))
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    found = json.loads(file.read_text())
+    assert [result["error"] for result in found["results"]] == [None] * len(SHAPES) * len(able)
+    values = {(row["driver"], row["metric"]): row["value"] for row in found["medians"]}
+    for driver in able:
+        for shape in SHAPES:
+            assert values[driver, f"{shape.key}_rate"] > 0, (driver, shape)
+            assert values[driver, f"{shape.key}_cost"] > 0, (driver, shape)
+            assert values[driver, f"{shape.key}_lost"] == 0, (driver, shape)
+    assert values["ours-capture", "blocks_torn"] == 0
+    assert "capture: one child, large blocks" in out
+    assert harness.left() == {}
+
+
+def test_storms_of_every_kind_are_measured(harness: Harness, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    words = ["--quick", "-r", "1", "-d", "ours", "-d", "trio-floor", "--markdown", "--json", str(file)]
+    for measure in ("storm", "throttled-storm", "long-storm"):
+        words += ["-m", measure]
+    process = harness.start("-m", "benchmarks", *words)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    found = json.loads(file.read_text())
+    assert [result["error"] for result in found["results"]] == [None] * 5, "the long one is ours alone"
+    values = {(row["driver"], row["metric"]): row["value"] for row in found["medians"]}
+    for metric in ("storm_starts", "storm_status_p50", "storm_status_p99", "storm_status", "throttled_status"):
+        assert values["ours", metric] > 0
+        assert values["trio-floor", metric] > 0
+    assert values["ours", "storm_core"] > 0
+    assert values["ours", "long_late"] > 1_000_000
+    assert "| crash storm of 200 |  | ours | trio-floor |" in out
+    assert harness.left() == {}
+
+
+@pytest.mark.parametrize(
+    ("cuts", "loss", "expected"),
+    [
+        ((100, 250_000), slice(0, 0), (0, 0)),
+        ((130, 250_000), slice(0, 0), (0, 1)),
+        ((100,), slice(1000, 1200), (200, 0)),
+        ((100,), slice(1050, 1150), (100, 0)),
+        ((100,), slice(249_900, 250_000), (100, 0)),
+    ],
+    ids=[
+        "whole",
+        "a line is cut by a rotation",
+        "two lines are gone",
+        "100 bytes across a line end are gone",
+        "the last line is gone",
+    ],
+)
+def test_every_byte_is_accounted_for(tmp_path: Path, cuts: tuple[int, ...], loss: slice, expected: tuple[int, int]) -> None:
+    data = bytearray(b"".join(b"0007 %010d %b\n" % (number, b"x" * 83) for number in range(2500)))
+    assert len(data) == 2500 * LINE
+    del data[loss]
+    files = []
+    for begin, end in zip((0, *cuts), (*cuts, None), strict=True):
+        files.append(tmp_path / str(begin))
+        files[-1].write_bytes(data[begin:end])
+    assert audit([tmp_path / "absent", *files], 7, 2500) == expected
+
+
+def test_more_than_was_written_is_no_capture(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(bytes(2 * LINE))
+    with pytest.raises(Failed, match="more in the files of slot 0 than was written"):
+        audit([tmp_path / "log"], 0, 1)
+
+
+def test_where_more_is_better_a_target_is_a_least(tmp_path: Path) -> None:
+    rates = [Result(name, "capture-blocks", 1, 1, {"rate": [rate]}) for name, rate in (("ours", 80.0), ("supervisord", 100.0))]
+    targets = judged(tmp_path, *rates, drivers=("ours", "supervisord")).targets("ours")
+    assert [(row["metric"], row["figure"], row["reached"]) for row in targets] == [("blocks_rate", 0.8, False)]
+
+
+def test_tables_can_be_pasted_into_a_page() -> None:
+    lines = markdown_table(["N = 3", "", "ours"], [["boot", "s", "0.5"]]).splitlines()
+    assert lines == ["| N = 3 |  | ours |", "| --- | --- | --- |", "| boot | s | 0.5 |"]
 
 
 def test_ctrl_c_in_the_middle_of_a_life_leaves_nothing_behind(harness: Harness, tmp_path: Path) -> None:
@@ -196,9 +283,9 @@ def judged(
 ) -> Report:
     """A report on results that nobody measured."""
     plan = Plan(drivers, [10, 100], frozenset({"boot"}), 2, QUICK, 60.0)
-    sweeps = Sweeps(plan, Child(("child",), True, tmp_path / "starts"), print)
+    sweeps = Sweeps(plan, Child(("child",), True, tmp_path / "starts"), None, print)
     sweeps.results += results
-    return Report(sweeps, Child(("child",), True, tmp_path / "starts"))
+    return Report(sweeps, Child(("child",), True, tmp_path / "starts"), table)
 
 
 def life(driver: str, sweep: int, count: int = 100, **samples: float) -> Result:
@@ -224,7 +311,7 @@ def test_the_best_peer_is_neither_a_floor_nor_ours(tmp_path: Path) -> None:
         tmp_path, life("ours", 1, boot=1), life("c-floor", 1, boot=1), life("s6", 1, boot=3), life("runit", 1, boot=2)
     )
     assert report.best_peer(METRICS_BY_KEY["boot"], 100) == ("runit", 2)
-    storms = [Result(name, "storm", 200, 1, {"storm_starts": [rate]}) for name, rate in (("s6", 30.0), ("runit", 20.0))]
+    storms = [Result(name, "storm", 200, 1, {"starts": [rate]}) for name, rate in (("s6", 30.0), ("runit", 20.0))]
     assert judged(tmp_path, *storms).best_peer(METRICS_BY_KEY["storm_starts"], 200) == ("s6", 30.0)
 
 

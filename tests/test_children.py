@@ -396,6 +396,68 @@ async def test_a_child_that_forks_while_it_is_killed_does_not_get_away(children)
     assert not [pid for pid in guardian.pids() if (guardian.limit_mark(pid) or (0,))[0] == children._tag]
 
 
+BOMBS = {
+    "one that stays": """
+        if os.fork() == 0:
+            os.setsid()
+            for _ in range(10_000):
+                if os.fork() == 0:
+                    os.setsid()
+                    time.sleep(100)
+    """,
+    "chains that are elsewhere each time": """
+        for _ in range(4):
+            if os.fork() == 0:
+                for _ in range(10_000):
+                    if os.fork():
+                        os._exit(0)
+                    os.setsid()
+                time.sleep(100)
+    """,
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("daemon", [False, True], ids=["", "in a cgroup where it can be"])
+async def test_what_forks_ten_thousand_times_while_it_is_killed_is_ended(tmp_path, bomb, daemon):
+    script = "import os, time\n" + textwrap.dedent(bomb) + "\ntime.sleep(100)"
+    with trio.fail_after(50):
+        async with open_children(f"bomb-{os.getpid()}", record=tmp_path / "instance" if daemon else None) as children:
+            bystander = await children.spawn(Launch(["sleep", "100"], ENV))
+            child = await children.spawn(Launch([sys.executable, "-I", "-S", "-c", script], ENV))
+            seen = set()
+            while len(seen) < 50:
+                seen |= child.remaining()
+                await trio.lowlevel.checkpoint()
+            await end(child)
+            left = {pid for pid in guardian.pids() if (guardian.limit_mark(pid) or (0,))[0] == children._tag}
+            assert left == {bystander.pid}
+
+
+async def test_a_purge_takes_everything_of_one_child_and_nothing_of_another(tmp_path):
+    async with open_children(f"purge-{os.getpid()}", record=tmp_path / "instance") as children:
+        if children.cgroup is None:
+            pytest.skip(children.guarantee)
+        other, escaped = await start_saying(
+            children, "setsid sleep 100 & echo $!; (setsid sh -c 'echo $$; sleep 100' &); wait", 2
+        )
+        doomed, pids = await start_saying(
+            children, "setsid sleep 100 & echo $!; (setsid sh -c 'echo $$; sleep 100' &); wait", 2
+        )
+        foreign = subprocess.Popen(["sleep", "100"])
+        for _ in range(2):  # the second from where the first has moved us
+            await children.purge(doomed)
+        assert not [pid for pid in (doomed.pid, *pids) if alive(pid)]
+        assert all(map(alive, (other.pid, *escaped, foreign.pid)))
+        assert len(await children.usage()) == 2
+        await end(doomed)
+        later = await children.spawn(Launch(["sleep", "100"], ENV))
+        assert later.pid in guardian.members(str(children.cgroup.path))
+        foreign.kill()
+        foreign.wait()
+    assert not children.cgroup.path.exists()
+
+
 async def test_who_is_handed_over_by_a_dying_orphan_is_not_missed(children):
     """A family of three generations, killed while it is being handed over: at any moment somebody may just have died."""
     for _ in range(150):
@@ -620,3 +682,45 @@ def test_children_work_outside_the_main_thread():
     thread.start()
     thread.join(60)
     assert [report.code for report in reports] == [0]
+
+
+HOLDS = "x = bytearray(64 << 20); print(__import__('os').getpid(), flush=True); __import__('time').sleep(100)"
+BURNS = "n = 0\nwhile __import__('time').process_time() < 0.3: n += 1\nprint(1, flush=True); __import__('time').sleep(100)"
+
+
+async def test_usage_is_that_of_the_whole_tree_with_adopted_orphans(children):
+    """64 MiB in a grandchild, as much in an orphan with a session of its own, and CPU burnt by a third."""
+    idle, _ = await start_saying(children, "echo 1; exec sleep 100", 1)
+    script = (
+        f"""{sys.executable} -c "{HOLDS}" & (setsid {sys.executable} -c "{HOLDS}" &) ; {sys.executable} -c "$BURNS" & wait"""
+    )
+    with pipe() as (read, write):
+        child = await children.spawn(Launch(["sh", "-c", script], {**ENV, "BURNS": BURNS}, stdout=write))
+        os.close(write)
+        for _ in range(3):
+            await read_line(read)
+    usage = await children.usage()
+    assert usage.keys() == {idle, child}
+    assert usage[child].processes == 4
+    assert usage[child].memory > 128 << 20
+    assert usage[child].cpu >= 0.25
+    assert usage[idle].processes == 1
+    assert usage[idle].memory < 32 << 20
+    assert usage[idle].cpu < 0.1
+    assert (await child.usage()).processes == 4
+    await end(child)
+    assert (await children.usage()).keys() == {idle}
+    await end(idle)
+
+
+async def test_what_a_process_has_reaped_counts_as_its_own(children):
+    with pipe() as (read, write):
+        script = f"""{sys.executable} -c "$BURNS" & read _ < /dev/null; wait $!; echo 2; exec sleep 100"""
+        burns = BURNS.replace("sleep(100)", "sleep(0)")
+        child = await children.spawn(Launch(["sh", "-c", script], {**ENV, "BURNS": burns}, stdout=write))
+        os.close(write)
+        for _ in range(2):
+            await read_line(read)
+    usage = await child.usage()
+    assert (usage.processes, usage.cpu >= 0.25) == (1, True)
+    await end(child)

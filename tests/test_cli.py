@@ -125,6 +125,9 @@ def test_every_verb_has_a_command_whose_help_explains_each_param():
     listed = CliRunner().invoke(commands.cli, ["--help"]).stdout
     for verb in ALL:
         result = CliRunner().invoke(commands.cli, [verb.name, "--help"])
+        if not verb.command:
+            assert result.exit_code == 2 and f"  {verb.name}" not in listed
+            continue
         assert result.exit_code == 0
         text = " ".join(result.stdout.split())
         assert all(param.option in text for param in verb.params if not param.positional)
@@ -260,6 +263,45 @@ async def test_ctrl_c_ends_a_wait_with_130_and_leaves_the_order(tmp_path):
         assert tree.journal.table["slow"].state is State.STOPPING
 
 
+DEAF = """
+import _thread, sys, threading
+from supervisor.__main__ import main
+
+def note():
+    sys.stdin.readline()
+    _thread.interrupt_main()
+
+threading.Thread(target=note, daemon=True).start()
+main()
+"""
+"""The command, in which a line on stdin does what a SIGINT does that comes just before the system call that waits: it is
+noted, and interrupts nothing."""
+
+
+@pytest.mark.parametrize("words", [["events", "-f", "--since", "0"], ["stop", "slow"]])
+async def test_ctrl_c_in_the_moment_before_a_wait_is_not_lost(tmp_path, words):
+    async with serving(tmp_path) as (tree, path):
+        await tree.wait_running()
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", DEAF, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=ENVIRON | {"SUPERVISOR_SOCKET": path},
+        )
+        try:
+            if words[0] == "stop":
+                await until(tree, lambda table: table["slow"].state is State.STOPPING)
+            else:
+                await process.stdout.receive_some()
+            await process.stdin.send_all(b"now\n")
+            assert await process.wait() == 130
+        finally:
+            process.kill()
+            await process.wait()
+            await process.stdin.aclose()
+            await process.stdout.aclose()
+
+
 async def test_a_reader_that_has_had_enough_is_no_error(tmp_path):
     async with serving(tmp_path) as (tree, path):
         await tree.wait_running()
@@ -347,6 +389,20 @@ def test_rows_are_shown_below_their_supervisor_with_room_for_every_cell():
 
 def test_a_row_whose_supervisor_was_not_asked_for_stands_by_itself():
     assert [(depth, found["name"]) for depth, found in render.shape([row("leaf", supervisor="web")])] == [(0, "leaf")]
+
+
+def test_memory_and_cpu_are_shown_where_they_were_asked_for():
+    rows = [row("api", memory=3 << 20, cpu=0.254), row("task", memory=None, cpu=None), row("old", memory=2 << 30, cpu=7300)]
+    head, *lines = render.table(rows, colour=False, width=0)
+    assert head.split()[-3:] == ["MEMORY", "CPU", "CAUSE"] and "MEMORY" not in next(iter(render.table([row("api")], False, 0)))
+    assert [" ".join(line.split()[6:]) for line in lines] == ["3.0MB 0.25s started", "- - started", "2.0GB 2h 1m started"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0B"), (999, "999B"), (1000, "1.0KB"), (10200, "10KB"), (1023 << 10, "1.0MB"), (5 << 40, "5.0TB")]
+)
+def test_sizes_are_said_in_three_digits(count, text):
+    assert render.size(count) == text
 
 
 def test_the_next_run_is_shown_where_there_is_one(monkeypatch):

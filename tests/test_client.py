@@ -2,10 +2,12 @@ import inspect
 import os
 import socket
 import threading
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
-from control_serving import serving
+from control_serving import Peer, request, serving
+from running import running
 
 import supervisor
 from supervisor.client import AsyncClient, Client, ControlError, Refusal, Unreachable
@@ -14,7 +16,7 @@ from supervisor.control.messages import RESULTS
 from supervisor.control.verbs import VERBS
 from supervisor.state import Answer, JobStatus, Phase, State
 
-METHODS = {"rpc.discover": "discover"} | {verb: verb.replace("-", "_") for verb in VERBS if verb != "rpc.discover"}
+METHODS = {verb.name: verb.name.replace("-", "_") for verb in VERBS.values() if verb.command} | {"rpc.discover": "discover"}
 
 
 async def blocking(function, *args):
@@ -22,7 +24,7 @@ async def blocking(function, *args):
 
 
 @pytest.mark.parametrize("client", [Client, AsyncClient])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", METHODS)
 def test_every_verb_is_a_method_that_offers_its_params(client, verb):
     method = getattr(client, METHODS[verb])
     offered = set(inspect.signature(method).parameters) - {"self"}
@@ -112,17 +114,55 @@ async def test_an_async_follower_sees_what_others_do(tmp_path):
             assert len([event async for event in past]) == tree.journal.seq
 
 
-async def test_a_follower_hears_that_the_daemon_has_gone(tmp_path):
+async def test_a_follower_gets_the_last_events_of_a_daemon_that_stops_and_then_the_end(tmp_path):
     def follow(path, heard):
-        with Client(path) as client, pytest.raises(Unreachable, match="hung up"):
-            for _ in client.events(follow=True, snapshot=True):
+        with Client(path) as client:
+            for event in client.events(follow=True, snapshot=True):
+                numbers.append(event["seq"])
                 heard.set()
 
-    heard = threading.Event()
+    numbers, heard = [], threading.Event()
     async with trio.open_nursery() as nursery:
-        async with serving(tmp_path) as (_, path):
+        async with serving(tmp_path) as (tree, path):
             nursery.start_soon(blocking, follow, path, heard)
             await blocking(heard.wait, 30)
+    assert numbers == list(range(numbers[0], tree.journal.seq + 1))
+
+
+async def test_a_follower_of_output_gets_the_last_words_of_a_job_and_then_the_end(tmp_path):
+    script = "trap 'echo last words; exit' TERM; echo up; while :; do sleep 0.02; done"
+    jobs = {"talker": {"command": ["sh", "-c", script], "ready": {"log": "up"}, "grace": "50s"}}
+    lines = []
+
+    async def follow(path, task_status):
+        async with AsyncClient(path).logs("talker", follow=True) as stream:
+            lines.append((await anext(stream)).line)
+            task_status.started()
+            lines.extend([item.line async for item in stream])
+
+    async with trio.open_nursery() as nursery:
+        async with serving(tmp_path, jobs, {}) as (tree, path):
+            await tree.wait_running()
+            await nursery.start(follow, path)
+            await tree.stop("talker")
+    assert lines == ["up", "last words"]
+
+
+async def test_a_client_that_does_not_read_does_not_hold_up_the_end(tmp_path):
+    async with AsyncExitStack() as outliving, serving(tmp_path) as (_, path):
+        follower, idle = [Peer(await outliving.enter_async_context(await trio.open_unix_socket(path))) for _ in range(2)]
+        await follower.send(*(request("events", {"follow": True, "since": 0}, n) for n in range(500)))
+        await idle.ask("version")
+
+
+async def test_a_follower_hears_that_the_daemon_has_died(tmp_path):
+    (tmp_path / "supervisor.toml").write_text('[jobs.api]\ncommand = ["sleep", "1000"]\n')
+    async with running(tmp_path) as daemon, daemon.client().events(follow=True, snapshot=True) as feed:
+        await anext(feed)
+        daemon.process.kill()
+        with pytest.raises(Unreachable, match="hung up"):
+            async for _ in feed:
+                pass
 
 
 # ---------------------------------------------------------------- finding the daemon

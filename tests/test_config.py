@@ -321,8 +321,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
         "jitter",
         "catch_up",
         "health",
-        "stop_command",
-        "reload_signal",
         "timeout",
         "deadline",
         "retry",
@@ -333,18 +331,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
         "into",
         "batch",
         "serialize_by",
-        "env_file",
-        "clear_env",
-        "user",
-        "group",
-        "groups",
-        "umask",
-        "nice",
-        "rlimits",
-        "no_new_privileges",
-        "stdin",
-        "tty",
-        "sockets",
         "max_line",
         "on_overload",
         "parse",
@@ -628,11 +614,6 @@ def test_no_fault_shows_a_value_of_env_or_of_the_environment(faults, keys):
     text = job(keys, what="" if keys.startswith(("command", "call")) else 'command = "x"')
     told = "\n".join(faults(text, environ))
     assert SECRET not in told and str(NUMBER) not in told
-
-
-def test_a_daemon_wide_environment_lies_under_that_of_each_command(load):
-    loaded = load('[daemon]\nenv = { A = "1", B = "1" }\n' + job('env = { B = "2" }') + job("", "c", 'call = "m:f"'))
-    assert loaded.jobs["a"].env == {"A": "1", "B": "2"} and loaded.jobs["c"].env == {}
 
 
 # Files

@@ -17,10 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from supervisor.control import messages, server
-from supervisor.control.listener import Place, SocketTaken
+from supervisor.control.listener import Place
 from supervisor.control.verbs import ALL, LATER, VERBS
 from supervisor.events import Commanded, Warned
 from supervisor.state import Answer, State
+from supervisor.unix import SocketTaken
 
 
 def events_of(tree, kind):
@@ -531,7 +532,7 @@ async def test_a_stale_socket_is_replaced(tmp_path):
 
 async def test_a_second_server_is_refused_and_the_first_goes_on(tmp_path):
     async with serving(tmp_path) as (_, path), peer(path) as client:
-        with pytest.raises(SocketTaken, match="another daemon answers"):
+        with pytest.raises(SocketTaken, match="another process answers"):
             with Place(tmp_path / "run" / "control.sock") as place:
                 place.take()
         assert "result" in await client.ask("version")
@@ -626,7 +627,7 @@ async def test_another_server_in_our_place_is_not_fought_but_outlived(tmp_path):
                         break
                     thief.close()
                     os.unlink(path)
-        assert "another daemon answers" in warnings[0]
+        assert "another process answers" in warnings[0]
         async with peer(path) as client:
             assert "result" in await client.ask("version")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from supervisor.events import Ended, Killing, Progress, Ready, Starting
+from supervisor.events import Ended, Killing, Progress, Ready, Starting, Warned
 from supervisor.kinds import Context, JobSpec
 from supervisor.probes import Ready as ReadySpec
 from supervisor.state import Phase
+from supervisor.tree import open_supervisor
 from tests.forest import SIXTY, forest, job, serve, settle
 
 
@@ -263,3 +266,21 @@ async def test_a_module_that_has_been_mended_is_imported_by_the_next_start(autoj
         await f.tree.restart("a")
         assert f.word("a") == "running"
         assert f.times(Starting, "a") == [0.0, 0.0]
+
+
+async def test_a_restart_says_that_code_which_runs_in_the_daemon_is_not_loaded_anew(tmp_path: Path) -> None:
+    module = tmp_path / "stale_job.py"
+    module.write_text("async def run():\n    import trio\n    await trio.sleep_forever()\n")
+    config = {
+        "daemon": {"path": [str(tmp_path)]},
+        "jobs": {"job": {"call": "stale_job:run"}, "other": {"command": ["sleep", "1000"]}},
+    }
+    async with open_supervisor(config) as tree:
+        await tree.wait_running()
+        assert "changed" not in (await tree.order("restart", ["job"])[0].wait()).text
+        os.utime(module, ns=(0, module.stat().st_mtime_ns + 1))
+        answers = [await order.wait() for order in tree.order("restart", ["job", "other"], by="a test")]
+        assert answers[0].ok and "stale_job.py has changed since the daemon loaded it" in answers[0].text
+        assert "restart the daemon" in answers[0].text and "changed" not in answers[1].text
+        (warned,) = (event for event in tree.journal.past(0)[1] if isinstance(event, Warned))
+        assert warned.by == "a test" and warned.text.startswith("job: ")

@@ -296,6 +296,28 @@ async def test_a_launcher_that_is_killed_is_no_success(children):
         await children.spawn(Launch(["sleep", "100"], ENV, no_new_privileges=True))
 
 
+async def test_without_a_free_descriptor_a_launch_fails_and_nothing_leaks(children):
+    await guarded(children)
+    fds, limits = open_fds(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, fds - {str(max(map(int, fds)))}))
+    outcomes = []
+    for spare in range(12):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, limits[1]))
+        try:
+            child = await children.spawn(Launch(["true"], ENV, no_new_privileges=True))
+            await child.wait()
+            outcomes.append((await end(child)).code)
+        except SpawnFailed as error:
+            outcomes.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert len(open_fds()) == len(fds)
+        assert not children._spawned
+        assert not zombies()
+    assert outcomes[-1] == 0
+    assert "no file descriptor left" in outcomes[0]
+
+
 async def test_the_loop_turns_while_a_launcher_works(children):
     turns = 0
 

@@ -140,6 +140,13 @@ says "2 jobs from $PWD/supervisor.toml"
 supervisor start a b
 [ -S /run/supervisor/control.sock ] && [ "$(stat -c %a /var/lib/supervisor)" = 700 ]
 
+echo == all of it in a group of its own below that of the unit, and the guardian beside it
+group=$(grep ' cgroup2 ' /proc/mounts | head -1 | cut -d' ' -f2)$(show ControlGroup)
+grep -qx "$(show MainPID)" "$group"/supervisor-*/daemon/cgroup.procs
+grep -qx "$(pid a)" "$group"/supervisor-*/daemon/cgroup.procs
+eventually grep -qz guardian.py "/proc/$(head -1 "$group/cgroup.procs")/cmdline"
+journalctl -u supervisor | grep -q "children end with the daemon: all of them (cgroup $group/supervisor-"
+
 echo == kill -9 of a child
 before=$(pid a)
 kill -9 "$before"
@@ -168,6 +175,7 @@ echo == stop leaves no process and is clean
 systemctl stop supervisor
 is Result success; is ExecMainStatus 0; is NRestarts 0
 ! alive 9876
+[ ! -e /var/lib/supervisor/instance ]
 
 echo == kill -9 of the daemon: restarted, and nothing is there twice
 systemctl start supervisor

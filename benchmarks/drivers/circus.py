@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 from benchmarks.children import Failed
-from benchmarks.drivers.driver import Client, Launch, Role, Rows, Setup, connect, found, missing_programs
+from benchmarks.drivers.driver import Client, Launch, Role, Rows, Setup, connect, found, missing_programs, numbered
 
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x05READY" + b"\x0bSocket-Type" + b"\x00\x00\x00\x06DEALER" + b"\x08Identity" + bytes(4)
@@ -56,6 +56,8 @@ class Circus:
     name = "circus"
     role: Role = "peer"
     stop_signal: int = signal.SIGTERM
+    lives = True
+    captures = True
 
     def missing(self) -> str | None:
         return missing_programs("circusd", "circusctl")
@@ -78,8 +80,17 @@ class Circus:
                 f"args = {' '.join(arguments)}",
                 "copy_env = true",
                 "warmup_delay = 0",
-                "max_retry = -1",
             ]
+            if not setup.throttled:
+                lines.append("max_retry = -1")
+            if setup.rotation:
+                setup.logs.mkdir(exist_ok=True)
+                lines += [
+                    "stdout_stream.class = FileStream",
+                    f"stdout_stream.filename = {setup.log(slot)}",
+                    f"stdout_stream.max_bytes = {setup.rotation.size}",
+                    f"stdout_stream.backup_count = {setup.rotation.keep}",
+                ]
         file = setup.home / "circus.ini"
         file.write_text("\n".join(lines) + "\n")
         return Launch([found("circusd"), str(file)])
@@ -89,3 +100,6 @@ class Circus:
 
     def cli(self, setup: Setup) -> Launch:
         return Launch([found("circusctl"), "--endpoint", f"ipc://{setup.home}/control", "status"])
+
+    def captured(self, setup: Setup, slot: int) -> list[Path]:
+        return numbered(setup.log(slot))

@@ -21,13 +21,27 @@ Rows = Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """When a file of captured output is put aside (bytes), and how many of them are kept."""
+
+    size: int
+    keep: int
+
+
+@dataclass(frozen=True)
 class Setup:
-    """One life to be prepared: so many children of this mode, every file of it under `home`."""
+    """One life to be prepared: so many children of this mode, every file of it under `home`.
+
+    With `rotation` their output is captured; without, it is thrown away. With `throttled`, a child that dies at once is
+    restarted as the supervisor does it by default; without, at once, where that can be had.
+    """
 
     home: Path
     child: Child
     count: int
     mode: Mode = "live"
+    throttled: bool = False
+    rotation: Rotation | None = None
 
     @property
     def slots(self) -> range:
@@ -37,6 +51,15 @@ class Setup:
     def job(self, slot: int) -> str:
         """The name of the job that keeps the child of this slot."""
         return f"j{slot}"
+
+    @property
+    def logs(self) -> Path:
+        """The folder for captured output, where a supervisor has none of its own."""
+        return self.home / "logs"
+
+    def log(self, slot: int) -> Path:
+        """The file for the captured output of this slot, where a supervisor wants to be told."""
+        return self.logs / f"{self.job(slot)}.log"
 
 
 @dataclass(frozen=True)
@@ -69,18 +92,23 @@ class Driver(Protocol):
     name: str
     role: Role
     stop_signal: int
+    lives: bool  # False: it is there for its capturing only
+    captures: bool
 
     def missing(self) -> str | None:
         """What it needs and does not find here, as a phrase; None when it can run."""
 
     def prepare(self, setup: Setup) -> Launch:
-        """Write its configuration under `setup.home`: restart at once, whatever the end; the children's output thrown away."""
+        """Write its configuration under `setup.home`: restarted whatever the end; the rest as `Setup` says."""
 
     def client(self, setup: Setup) -> Client:
         """Connect. OSError while it does not listen yet."""
 
     def cli(self, setup: Setup) -> Launch | None:
         """The command with which a person asks for the status of all; None without one."""
+
+    def captured(self, setup: Setup, slot: int) -> list[Path]:
+        """The files that hold the output of this slot, oldest first. Only asked of one that captures."""
 
 
 def clean_environment() -> dict[str, str]:
@@ -113,6 +141,24 @@ def found(name: str) -> str:
     if path := program(name):
         return path
     raise Failed(f"{name} is not installed")
+
+
+def executable(path: Path, text: str) -> None:
+    """Write a script, and the folders it stands in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def numbered(path: Path) -> list[Path]:
+    """`path` and what was put aside as `path.1` (the newest), `path.2`, and so on; oldest first."""
+    aside = sorted(path.parent.glob(f"{path.name}.*"), key=lambda file: int(file.suffix[1:]), reverse=True)
+    return [*aside, path]
+
+
+def stamped(folder: Path) -> list[Path]:
+    """What a logger of daemontools' family left in its folder: `@` and the time at which it was put aside, and `current`."""
+    return [*sorted(folder.glob("@*")), folder / "current"]
 
 
 def connect(path: Path) -> socket.socket:

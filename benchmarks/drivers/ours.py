@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.children import HERE, Failed
-from benchmarks.drivers.driver import Client, Launch, LineClient, Role, Rows, Setup, clean_environment
+from benchmarks.drivers.driver import Client, Launch, LineClient, Role, Rows, Setup, clean_environment, numbered
 
 REPOSITORY = HERE.parent
 
@@ -24,14 +24,21 @@ def rows(reply: bytes) -> Rows:
 
 
 class Ours:
-    """`python -m supervisor run`. `output` is the key of that name: what becomes of what the children write."""
+    """`python -m supervisor run`.
+
+    `output` is the key of that name: what becomes of what the children write. With `team` every so many jobs are kept by a
+    supervisor of their own.
+    """
 
     role: Role = "ours"
     stop_signal: int = signal.SIGTERM
+    lives = True
 
-    def __init__(self, name: str, output: str) -> None:
+    def __init__(self, name: str, *, output: str, team: int = 0) -> None:
         self.name = name
         self.output = output
+        self.team = team
+        self.captures = output == "capture"
 
     def missing(self) -> str | None:
         return None if (REPOSITORY / "supervisor" / "daemon").is_dir() else "no daemon in this repository yet"
@@ -42,8 +49,14 @@ class Ours:
             'level = "warning"',
             "[defaults]",
             f'output = "{self.output}"',
-            "backoff = { initial = 0, jitter = 0 }",
         ]
+        if not setup.throttled:
+            lines.append("backoff = { initial = 0, jitter = 0 }")
+        if setup.rotation:
+            lines.append(f"rotate = {{ size = {setup.rotation.size}, keep = {setup.rotation.keep} }}")
+        for first in setup.slots[:: self.team] if self.team else ():
+            members = [setup.job(slot) for slot in setup.slots[first : first + self.team]]
+            lines += [f"[supervisors.team{first}]", f"children = {json.dumps(members)}"]
         for slot in setup.slots:
             lines += [f"[jobs.{setup.job(slot)}]", f"command = {json.dumps(setup.child.command(slot, setup.mode))}"]
         file = setup.home / "supervisor.toml"
@@ -55,6 +68,9 @@ class Ours:
 
     def cli(self, setup: Setup) -> Launch:
         return self._command("--socket", str(self._socket(setup)), "status")
+
+    def captured(self, setup: Setup, slot: int) -> list[Path]:
+        return numbered(setup.home / ".supervisor" / "logs" / f"{setup.job(slot)}.log")
 
     def _socket(self, setup: Setup) -> Path:
         return setup.home / ".supervisor" / "control.sock"

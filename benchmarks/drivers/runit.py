@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from benchmarks.drivers.driver import Client, FilesClient, Launch, Role, Setup, found, missing_programs
+from benchmarks.drivers.driver import Client, FilesClient, Launch, Role, Setup, executable, found, missing_programs, stamped
 
 
 class Runit:
@@ -15,17 +15,20 @@ class Runit:
     name = "runit"
     role: Role = "peer"
     stop_signal: int = signal.SIGHUP  # "send each runsv a TERM, and exit"
+    lives = True
+    captures = True
 
     def missing(self) -> str | None:
-        return missing_programs("runsvdir", "runsv", "sv")
+        return missing_programs("runsvdir", "runsv", "sv", "svlogd")
 
     def prepare(self, setup: Setup) -> Launch:
         for slot in setup.slots:
             service = self._service(setup, slot)
-            service.mkdir(parents=True)
-            run = service / "run"
-            run.write_text(setup.child.script(slot, setup.mode))
-            run.chmod(0o755)
+            executable(service / "run", setup.child.script(slot, setup.mode))
+            if setup.rotation:
+                setup.log(slot).mkdir(parents=True)
+                (setup.log(slot) / "config").write_text(f"s{setup.rotation.size}\nn{setup.rotation.keep}\n")
+                executable(service / "log" / "run", f"#!/bin/sh\nexec {found('svlogd')} {setup.log(slot)}\n")
         # It waits out the second in which its directory was last changed: a thing of fresh directories, not of real ones.
         services = setup.home / "services"
         os.utime(services, (0, 0))
@@ -41,3 +44,6 @@ class Runit:
 
     def _service(self, setup: Setup, slot: int) -> Path:
         return setup.home / "services" / setup.job(slot)
+
+    def captured(self, setup: Setup, slot: int) -> list[Path]:
+        return stamped(setup.log(slot))

@@ -9,7 +9,19 @@ import xmlrpc.client
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.drivers.driver import PATIENCE, Client, Launch, Role, Rows, Setup, check_time, connect, found, missing_programs
+from benchmarks.drivers.driver import (
+    PATIENCE,
+    Client,
+    Launch,
+    Role,
+    Rows,
+    Setup,
+    check_time,
+    connect,
+    found,
+    missing_programs,
+    numbered,
+)
 
 QUESTION = xmlrpc.client.dumps((), "supervisor.getAllProcessInfo")
 
@@ -57,6 +69,8 @@ class Supervisord:
     name = "supervisord"
     role: Role = "peer"
     stop_signal: int = signal.SIGTERM
+    lives = True
+    captures = True
 
     def missing(self) -> str | None:
         return missing_programs("supervisord", "supervisorctl")
@@ -76,8 +90,8 @@ class Supervisord:
             "logfile_maxbytes=0",
             f"pidfile={setup.home}/pid",
             f"childlogdir={setup.home}",
-            # Paid at each spawn, in Python, descriptor by descriptor: three pipes a child, and no more than that.
-            f"minfds={3 * setup.count + 256}",
+            # Paid at each spawn, in Python, descriptor by descriptor: three pipes and a file a child, and no more than that.
+            f"minfds={(4 if setup.rotation else 3) * setup.count + 256}",
             f"minprocs={setup.count + 256}",
         ]
         for slot in setup.slots:
@@ -85,11 +99,19 @@ class Supervisord:
                 f"[program:{setup.job(slot)}]",
                 f"command={' '.join(setup.child.command(slot, setup.mode))}",
                 "autorestart=true",
-                "startsecs=0",
-                "startretries=1000000000",
-                "stdout_logfile=NONE",
-                "stderr_logfile=NONE",
             ]
+            if not setup.throttled:
+                lines += ["startsecs=0", "startretries=1000000000"]
+            if setup.rotation:
+                setup.logs.mkdir(exist_ok=True)
+                lines += [
+                    "redirect_stderr=true",
+                    f"stdout_logfile={setup.log(slot)}",
+                    f"stdout_logfile_maxbytes={setup.rotation.size}",
+                    f"stdout_logfile_backups={setup.rotation.keep}",
+                ]
+            else:
+                lines += ["stdout_logfile=NONE", "stderr_logfile=NONE"]
         file = setup.home / "supervisord.conf"
         file.write_text("\n".join(lines) + "\n")
         return Launch([found("supervisord"), "-c", str(file)])
@@ -99,3 +121,6 @@ class Supervisord:
 
     def cli(self, setup: Setup) -> Launch:
         return Launch([found("supervisorctl"), "-c", str(setup.home / "supervisord.conf"), "status"])
+
+    def captured(self, setup: Setup, slot: int) -> list[Path]:
+        return numbered(setup.log(slot))

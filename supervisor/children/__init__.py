@@ -4,6 +4,9 @@ family     `open_children`: who is whose, and how a child is ended with everythi
 launch     what a child is started with; `launcher` runs in the child, where only the child itself can do it
 spawner    the thread that spawns
 guard      our side of the guardian; `guardian` is what ends the children when the daemon dies
+cgroup     a control group of our own, where one can be had
+record     what a daemon notes of itself, and the sweep for what an earlier one left
+usage      memory and CPU of what came of a child
 process    what our own process must be like meanwhile
 procfs     processes as the kernel lists them
 
@@ -14,5 +17,6 @@ from __future__ import annotations
 
 from supervisor.children.family import Child, Children, ExitReport, open_children, signal_name
 from supervisor.children.launch import Launch
+from supervisor.children.usage import Usage
 
-__all__ = ["Child", "Children", "ExitReport", "Launch", "open_children", "signal_name"]
+__all__ = ["Child", "Children", "ExitReport", "Launch", "Usage", "open_children", "signal_name"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import resource
 import select
@@ -23,20 +24,39 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from supervisor.children import guardian
+from supervisor.children.cgroup import Cgroup, guarantee, outside
 from supervisor.children.guard import Guard
 from supervisor.children.launch import NOT_PERMITTED, Launch, Launcher, why
 from supervisor.children.process import file_limit_raised, nothing_ignored, noticed, subreaper
 from supervisor.children.procfs import descendants, listed, open_children_list, reap, session_of
+from supervisor.children.record import Record, boot_id, sweep
+from supervisor.children.record import write as write_record
 from supervisor.children.spawner import Spawner
+from supervisor.children.usage import Usage, measure
 from supervisor.errors import SpawnFailed
 
 SPAWNS_A_PASS = 8
 """So many spawns may go ahead between two turns of everybody else: a few milliseconds' worth."""
+
+LOOKS = 4
+"""So many times the list of orphans is looked at without a turn for everybody else."""
+
+STRANGERS = 200
+"""So many orphans that we have not seen before are attributed in one look: a few milliseconds' worth."""
+
+WATCHED = 100
+"""So many dying orphans are watched each by itself; of more, so many stand for all."""
+
+PURGE_AFTER = 0.3
+"""Seconds of killing after which who still gets new descendants is taken for a fork bomb."""
 
 KILL_LIMIT = 5.0
 """Seconds after SIGKILL from which on a process counts as stuck."""
@@ -139,14 +159,28 @@ class Child:
         roots = self._children.adopted().get(self._serial, set()) | ({self.pid} if self._alive() else set())
         return roots | {pid for root in roots for pid in descendants(root)}
 
+    async def usage(self) -> Usage:
+        """What it and all that came of it use at this moment."""
+        return (await self._children.usage(self))[self]
+
     async def end_rest(self, number: int) -> None:
-        """Once the main process is dead: signal what it left behind, and what that leaves, until nothing is left."""
+        """Once the main process is dead: signal what it left behind, and what that leaves, until nothing is left.
+
+        Who forks faster than it can be killed one by one is killed as a whole, where there is a cgroup.
+        """
         told: set[int] = set()
-        while left := self._children.adopted().get(self._serial):
+        since = trio.current_time()
+        while (left := self._children.adopted().get(self._serial, set())) or not self._children.settled:
             for pid in left - told:
                 self._children.signal_adopted(pid, number)
+            if number == signal.SIGKILL and not left <= told and trio.current_time() > since + PURGE_AFTER:
+                await self._children.purge(self)
+                since = trio.current_time()
             told = left
-            await _any_gone(left)
+            if self._children.settled:
+                await _any_gone(left)
+            else:
+                await trio.lowlevel.checkpoint()
         self._alone = True
 
     async def destroy(self, *, stuck: Callable[[tuple[int, ...]], None], abandoned: trio.Event) -> ExitReport:
@@ -154,7 +188,7 @@ class Child:
 
         What is still alive after `KILL_LIMIT` is told to `stuck`, once, and waited for until `abandoned` is set.
         """
-        if self._alone or (self.dead and not self._children.adopted().get(self._serial)):
+        if self._alone or (self.dead and not self._children.adopted().get(self._serial) and self._children.settled):
             return self._children._bury(self, survivors=set())  # the usual end: it left nothing behind
         with trio.CancelScope(shield=True):
             if not self.dead:
@@ -185,14 +219,22 @@ class Children:
 
     def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
         self.instance = instance
+        self.guarantee = guarantee(None, "only a daemon has one")
+        """What becomes of the children if this process is killed, in one sentence."""
+        self.survived = False
+        """Whether something could not be killed at the end."""
         self._tag = zlib.crc32(instance.encode()) >> 1
         self._spawner = Spawner()
         self._guardian = Guard(instance, self._tag, self._spawner, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
+        self._walker = trio.CapacityLimiter(1)
         self._serials = itertools.count(1)
         self._spawned: dict[int, Child] = {}
         self._adopted: dict[int, int] = {}
+        self.settled = True
+        self.cgroup: Cgroup | None = None
+        self._purging = trio.Lock()
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._list = open_children_list()
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -211,19 +253,19 @@ class Children:
         """
         if not self._guarded:
             self._guarded = True
+            self._guardian.ensure()
             self.nursery.start_soon(self._guardian.keep, name="guardian of the children")
         marks = {"SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": launch.run} if launch.run else {})}
-        env = {**launch.env, **marks}
         if launch.needs_launcher:
-            return await self._spawn_by_launcher(launch, env)
+            return await self._spawn_by_launcher(launch, marks)
         async with self._gate:
-            return self._spawn(launch, launch.argv, env=env, cwd=launch.cwd)
+            return self._spawn(launch, launch.argv, env={**launch.env, **marks}, cwd=launch.cwd)
 
-    async def _spawn_by_launcher(self, launch: Launch, env: dict[str, str]) -> Child:
+    async def _spawn_by_launcher(self, launch: Launch, marks: dict[str, str]) -> Child:
         async with self._gate:
             with ExitStack() as opened, _told(launch):
-                launcher = opened.enter_context(Launcher(launch, env, self._files))
-                child = self._spawn(launch, launcher.argv, env={}, cwd=None, pass_fds=launcher.descriptors)
+                launcher = opened.enter_context(Launcher(launch, {**launch.env, **marks}, self._files))
+                child = self._spawn(launch, launcher.argv, env=marks, cwd=None, pass_fds=launcher.descriptors)
                 opened = opened.pop_all()
         with opened:
             try:
@@ -264,19 +306,28 @@ class Children:
             pass  # dead already, or a set-uid program
 
     def adopted(self) -> dict[int, set[int]]:
-        """The orphans that are ours now and alive, by the serial of the child they came from. Reaps the dead ones."""
-        while (left := self._look()) is None:
-            pass
+        """The orphans that are ours now and alive, by the serial of the child they came from. Reaps the dead ones.
+
+        `settled` tells whether these are all. In a crowd they may not be: then look again when others have had their turn.
+        """
+        for _ in range(LOOKS):
+            left, self.settled = self._look()
+            if self.settled:
+                break
         return left
 
-    def _look(self) -> dict[int, set[int]] | None:
-        """One look at the list; None if somebody was reaped, who may have handed over children just before."""
+    def _look(self) -> tuple[dict[int, set[int]], bool]:
+        """One look at the list; not settled if somebody was reaped, who may have handed over children just before."""
         left: dict[int, set[int]] = {}
-        reaped = False
+        settled, strangers = True, 0
         for pid in listed(self._list) | self._adopted.keys():
             if pid in self._spawned or pid == self._guardian.pid:
                 continue
-            serial = self._adopted.get(pid) or self._with_reserve(self._owner, pid)
+            if (serial := self._adopted.get(pid)) is None:
+                strangers += 1
+                if strangers > STRANGERS:
+                    return left, False
+                serial = self._with_reserve(self._owner, pid)
             if serial is None:
                 continue  # a child of other code in this process: its exit status is not ours to take
             if reap(pid)[0] == 0:
@@ -284,8 +335,16 @@ class Children:
                 left.setdefault(serial, set()).add(pid)
             else:
                 self._adopted.pop(pid, None)
-                reaped = True
-        return None if reaped else left
+                settled = False
+        return left, settled
+
+    async def usage(self, *children: Child) -> dict[Child, Usage]:
+        """What each of these, or of all, uses at this moment: one walk of /proc beside the loop, whatever their number."""
+        adopted = self.adopted()
+        asked = {child._serial: child for child in children or self._spawned.values()}
+        roots = {serial: {child.pid, *adopted.get(serial, ())} for serial, child in asked.items()}
+        measured = await trio.to_thread.run_sync(measure, roots, limiter=self._walker, abandon_on_cancel=True)
+        return {asked[serial]: usage for serial, usage in measured.items()}
 
     def signal_adopted(self, pid: int, number: int) -> None:
         """Signal an orphan of ours, which nobody else can reap. SIGKILL takes its whole group along, faster than it forks."""
@@ -300,6 +359,19 @@ class Children:
         except (ProcessLookupError, PermissionError):
             pass
 
+    async def purge(self, child: Child) -> None:
+        """Kill everything of `child` at once, where there is a cgroup: nothing can be forked meanwhile."""
+        if self.cgroup is not None:
+            spare = partial(self._spared, child._serial)
+            async with self._purging:
+                try:
+                    await trio.to_thread.run_sync(self.cgroup.purge, spare, limiter=self._walker)
+                except RuntimeError:  # no thread to be had: it has taken them all
+                    self.cgroup.purge(spare)
+
+    def _spared(self, serial: int, pid: int) -> bool:
+        return self._with_reserve(self._owner, pid) != serial
+
     def _owner(self, pid: int) -> int | None:
         """The serial of the child that `pid` came from: by its session, its marks, or because we saw it below that child."""
         session = session_of(pid)
@@ -311,7 +383,8 @@ class Children:
         if tag == self._tag:
             return serial
         run = self._run_mark(pid)
-        return next((child._serial for child in self._spawned.values() if pid in child._descendants or child.run == run), None)
+        known = list(self._spawned.values())  # at one stroke: we may not be in the loop's thread
+        return next((child._serial for child in known if pid in child._descendants or child.run == run), None)
 
     def _run_mark(self, pid: int) -> str | None:
         """The run that the environment of `pid` names, if it is one of ours."""
@@ -376,13 +449,17 @@ class Children:
         with trio.CancelScope(shield=True):
             for child in self._spawned.values():
                 child.send_signal(signal.SIGKILL, group=True)
-            with trio.move_on_after(KILL_LIMIT):
+            with trio.move_on_after(KILL_LIMIT) as limit:
                 for child in list(self._spawned.values()):
                     await child.wait()
-                while left := set().union(*self.adopted().values()):
+                while (left := set().union(*self.adopted().values())) or not self.settled:
                     for pid in left:
                         self.signal_adopted(pid, signal.SIGKILL)
-                    await _any_gone(left)
+                    if self.settled:
+                        await _any_gone(left)
+                    else:
+                        await trio.lowlevel.checkpoint()
+            self.survived = limit.cancelled_caught
             for child in list(self._spawned.values()):
                 self._bury(child, set())
 
@@ -417,8 +494,14 @@ def _renice(pid: int, launch: Launch) -> None:
 
 
 @asynccontextmanager
-async def open_children(instance: str, *, warn: Callable[[str], None] = lambda text: None) -> AsyncIterator[Children]:
+async def open_children(
+    instance: str, *, warn: Callable[[str], None] = lambda text: None, record: Path | None = None
+) -> AsyncIterator[Children]:
     """Child processes under the mark `instance`, which no other supervisor of this machine uses.
+
+    With `record`, a file that is ours alone, this process is a daemon. What an earlier one that had the same file left is
+    ended first. Where a cgroup can be had, this process moves into one of its own until it leaves, so that its death, however
+    it comes, is that of all its children; `guarantee` of what is yielded says whether it is so.
 
     While it is open, this process adopts orphans below it, has its soft limit of open files raised to the hard one (children
     get the original), and no signal ignored but SIGPIPE and SIGXFSZ. `warn` hears of what the operator should know. On
@@ -427,7 +510,11 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
     async with AsyncExitStack() as process:
         process.enter_context(subreaper())
         process.enter_context(nothing_ignored())
+        if record is not None and os.access(record, os.F_OK) and (found := await _swept(record)):
+            warn(found)
         children = Children(instance, warn)
+        if record is not None:
+            process.enter_context(_on_record(children, record, warn))
         process.push_async_callback(children.close)
         process.enter_context(file_limit_raised())
         async with trio.open_nursery() as nursery:
@@ -440,19 +527,66 @@ async def open_children(instance: str, *, warn: Callable[[str], None] = lambda t
                 await children.end()
 
 
-async def _any_gone(pids: set[int]) -> None:
-    """Wait until one of these children of ours is dead."""
-    with ExitStack() as opened:
-        watch = select.epoll()
-        opened.callback(watch.close)
+async def _swept(record: Path) -> str | None:
+    return await trio.to_thread.run_sync(sweep, record, limiter=trio.CapacityLimiter(1))
+
+
+@contextmanager
+def _on_record(children: Children, path: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """The children of a daemon: in a cgroup where that can be, and noted for the daemon that comes after this one."""
+    note = Record(instance=children.instance, tag=children._tag, boot=boot_id())
+
+    def write(**known: Any) -> None:
+        nonlocal note
+        note = msgspec.structs.replace(note, **known)
         try:
-            for pid in pids:
+            write_record(path, note)
+        except OSError as error:
+            warn(f"cannot write {path}: if this daemon is killed, the next one will not find what it left: {error}")
+
+    cgroup = _cgroup(children, write)
+    children._guardian.started = lambda pid: write(guardian=(pid, guardian.start_time(pid)))
+    try:
+        yield
+    finally:
+        if cgroup.leave() if cgroup else not children.survived:
+            path.unlink(missing_ok=True)
+
+
+def _cgroup(children: Children, write: Callable[..., None]) -> Cgroup | None:
+    """Enter a cgroup, noted before there is one; None where it cannot be."""
+    try:
+        cgroup = Cgroup(outside(), children.instance)
+        write(cgroup=str(cgroup.path))
+        cgroup.enter()
+    except OSError as error:
+        write(cgroup="")
+        children.guarantee = guarantee(None, str(error))
+        return None
+    children.cgroup = children._guardian.cgroup = cgroup
+    children.guarantee = guarantee(cgroup.path, "")
+    return cgroup
+
+
+async def _any_gone(pids: set[int]) -> None:
+    """Wait until one of these children of ours is dead; at most a moment where they are too many to watch them all."""
+    patience = math.inf if len(pids) <= WATCHED else REAP_PAUSE
+    with ExitStack() as opened:
+        try:
+            watch = select.epoll()
+            opened.callback(watch.close)
+            for pid in itertools.islice(pids, WATCHED):
                 fd = os.pidfd_open(pid)
                 opened.callback(os.close, fd)
                 watch.register(fd, select.EPOLLIN)
         except ProcessLookupError:
             return
-        await trio.lowlevel.wait_readable(watch.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            patience = REAP_PAUSE
+        with trio.move_on_after(patience):
+            await trio.lowlevel.wait_readable(watch.fileno())
 
 
 async def _unless(event: trio.Event, work: Callable[[], Awaitable[None]]) -> None:

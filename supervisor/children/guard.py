@@ -11,6 +11,7 @@ from collections.abc import Callable
 import trio
 
 from supervisor.children import guardian
+from supervisor.children.cgroup import Cgroup
 from supervisor.children.procfs import reap
 from supervisor.children.spawner import Spawner
 
@@ -25,6 +26,9 @@ class Guard:
 
     def __init__(self, instance: str, tag: int, spawner: Spawner, warn: Callable[[str], None]) -> None:
         self.pid = 0
+        self.cgroup: Cgroup | None = None
+        self.started: Callable[[int], None] = lambda pid: None
+        """Called with the pid of each new guardian."""
         self._spawner = spawner
         self._instance = instance
         self._tag = tag
@@ -46,27 +50,33 @@ class Guard:
         os.pwrite(self._table, bytes(4), 4 * place)
         self._free.append(place)
 
+    def ensure(self) -> None:
+        """Start a guardian: before the first child, and whenever one has died."""
+        try:
+            self._start()
+        except OSError as error:
+            self._warn(f"no guardian: children would outlive a kill of the daemon: {error}")
+
     async def keep(self) -> None:
         """Have a guardian at all times: one that dies is replaced."""
         while True:
             started = trio.current_time()
-            try:
-                self._start()
-            except OSError as error:
-                self._warn(f"no guardian: children would outlive a kill of the daemon: {error}")
-            else:
+            if self.pid:
                 await trio.lowlevel.wait_readable(self._pidfd)
                 self._bury()
                 self._warn("the guardian of the children has died; starting another")
             await trio.sleep_until(started + PAUSE)
+            self.ensure()
 
     def _start(self) -> None:
-        command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), self._instance, str(self._tag)]
+        groups = (str(self.cgroup.path), str(self.cgroup.outside)) if self.cgroup else ("", "")
+        command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), self._instance, str(self._tag), *groups]
         null = subprocess.DEVNULL
         # deaf to the terminal, and without a mark: an outer supervisor shall not take it for a leftover of ours
         pid = self._spawner.popen(command, None, mask=_DEAF_TO, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
         self._pidfd = os.pidfd_open(pid)
         self.pid = pid
+        self.started(pid)
 
     def _bury(self) -> None:
         reap(self.pid)

@@ -65,6 +65,10 @@ def run(verb: Verb, values: dict[str, Any], socket: str | None, as_json: bool) -
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     out = Out(sys.stdout)
     try:
+        if verb.converses:
+            from supervisor.cli.session import converse
+
+            return converse(out, verb, values, socket, as_json)
         return _ask(out, verb, values, socket, as_json)
     except Unreachable as problem:
         complain(str(problem))
@@ -82,6 +86,15 @@ def complain(text: str) -> None:
 
 def _ask(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_json: bool) -> int:
     connection = Connection(find_socket(socket))
+    if not (values.get("follow") or values.get("wait")):
+        return _converse(connection, out, verb, values, as_json)
+    from supervisor.cli.wakeup import woken_by_signals
+
+    with woken_by_signals() as connection.wakeup:
+        return _converse(connection, out, verb, values, as_json)
+
+
+def _converse(connection: Connection, out: Out, verb: Verb, values: dict[str, Any], as_json: bool) -> int:
     given = {param.name: values[param.name] for param in verb.params if values[param.name] != param.default}
     connection.send(verb.name, given)
     timeout = values.get("timeout")
@@ -97,7 +110,7 @@ def _ask(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_js
             return _hung_up(out, verb, values, connection.path)
         reply = json.loads(line)
         if "error" in reply:
-            return _failed(out, verb, reply["error"], as_json)
+            return failed(out, verb, reply["error"], as_json)
         if "result" in reply:
             if verb.name == "logs" and empty:
                 complain("logs: nothing is captured of it; what functions log is in the daemon's own log")
@@ -120,7 +133,8 @@ def _hung_up(out: Out, verb: Verb, values: dict[str, Any], path: str) -> int:
     raise Unreachable(f"{verb.name}: the daemon at {path} has hung up: it has ended, or is ending")
 
 
-def _failed(out: Out, verb: Verb, error: dict[str, Any], as_json: bool) -> int:
+def failed(out: Out, verb: Verb, error: dict[str, Any], as_json: bool) -> int:
+    """Say why a request was refused, and give the exit code."""
     code, data = error["code"], error.get("data")
     if code == 75 and data:
         show(out, verb, data, {}, as_json)
@@ -166,8 +180,8 @@ def _judge_answers(answers: Any, values: dict[str, Any]) -> int:
 def _show_status(out: Out, rows: Any, values: dict[str, Any]) -> None:
     if not rows:
         out.line("no jobs")
-    for line in render.table(rows, out.colour, out.width):
-        out.line(line)
+    else:
+        out.line("\n".join(render.table(rows, out.colour, out.width)))  # at once: a thousand writes cost more than the rows
 
 
 _NOT_WELL = ("failed", "gave up", "backing off")

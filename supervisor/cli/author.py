@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from supervisor import config
+from supervisor.children.cgroup import expected
 from supervisor.config import Config, preflight
 from supervisor.config import schema as schemas
 from supervisor.config.shapes import duration
@@ -53,6 +54,7 @@ def _report(
             "problems": problems,
             "warnings": [*map(_as_dict, warnings)],
             "tree": tree,
+            "guarantee": expected() if _has_children(loaded) else None,
         }
         click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
     else:
@@ -105,6 +107,13 @@ def _lines(loaded: Config, file: Path, tree: list[dict[str, Any]]) -> Iterator[s
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         yield f"{name:<{width}}  {text}"
+    if _has_children(loaded):
+        yield expected()
+
+
+def _has_children(loaded: Config | None) -> bool:
+    """Whether it has jobs that are child processes: only then is there something that could outlive the daemon."""
+    return loaded is not None and any(spec.command is not None for spec in loaded.jobs.values())
 
 
 def _rows(nodes: list[dict[str, Any]], depth: int) -> Iterator[tuple[str, str]]:

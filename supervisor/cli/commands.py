@@ -23,16 +23,19 @@ LOADED = {
 """Commands that bring their own code, imported when they are called: where, and what the list of commands says of them."""
 
 
+LISTED = [verb for verb in VERBS.values() if verb.command and not verb.hidden]
+
+
 class Commands(click.Group):
     """The commands, each made when it is asked for, so that none pays for the others."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All that `--help` lists."""
-        return [*LOADED, *(verb.name for verb in VERBS.values() if not verb.hidden)]
+        return [*LOADED, *(verb.name for verb in LISTED)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, made or imported now."""
-        if cmd_name in VERBS:
+        if cmd_name in VERBS and VERBS[cmd_name].command:
             return control_command(VERBS[cmd_name])
         if cmd_name in LOADED:
             module, _, name = LOADED[cmd_name][0].partition(":")
@@ -57,7 +60,7 @@ class Commands(click.Group):
         with formatter.section("The file"):
             formatter.write_dl([(name, summary) for name, (_, summary) in LOADED.items()])
         with formatter.section("The running daemon"):
-            formatter.write_dl([(verb.name, verb.help) for verb in VERBS.values() if not verb.hidden])
+            formatter.write_dl([(verb.name, verb.help) for verb in LISTED])
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,7 +87,10 @@ def control_command(verb: Verb) -> click.Command:
         callback=_callback(verb),
         help=verb.help[0].upper() + verb.help[1:] + ".",
         hidden=verb.hidden,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "allow_interspersed_args": not any(param.rest for param in verb.params),
+        },
     )
 
 
@@ -114,11 +120,12 @@ def _parameter(param: Param) -> click.Parameter:
     return click.Option(
         [spelling, *([param.short] if param.short else []), param.name],
         is_flag=param.flag,
+        multiple=param.many,
         default=param.default,
-        type=None if param.flag else _Text(param),
+        type=None if param.flag or param.many else _Text(param),
         metavar=None if param.flag else param.metavar or None,
         help=param.help[0].upper() + param.help[1:] + ".",
-        show_default=not param.flag and param.default is not None,
+        show_default=not param.flag and param.default not in (None, "", ()),
     )
 
 

@@ -81,6 +81,8 @@ def parse(argv: list[str]) -> tuple[Verb, dict[str, Any], str | None, bool] | No
     if not words or words[0] not in VERBS:
         return None
     verb = VERBS[words[0]]
+    if not verb.command or any(param.rest for param in verb.params):
+        return None
     found = _read(words[1:], _options(verb))
     if found is None:
         return None

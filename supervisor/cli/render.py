@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import repeat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,13 +55,14 @@ def _harmless(char: str) -> str:
 
 def epoch(moment: str) -> float:
     """RFC 3339 in UTC (`2026-11-26T23:25:48.123Z`) as seconds since 1970; the arithmetic spares us importing calendars."""
-    day = moment[:10]
-    if (midnight := _midnights.get(day)) is None:
-        midnight = _midnights[day] = _midnight(int(day[:4]), int(day[5:7]), int(day[8:]))
-    return midnight + int(moment[11:13]) * 3600 + int(moment[14:16]) * 60 + float(moment[17:-1])
+    minute = moment[:16]  # a thousand jobs start within one, or a few
+    if (begin := _minutes.get(minute)) is None:
+        day = _midnight(int(minute[:4]), int(minute[5:7]), int(minute[8:10]))
+        begin = _minutes[minute] = day + int(minute[11:13]) * 3600 + int(minute[14:]) * 60
+    return begin + float(moment[17:-1])
 
 
-_midnights: dict[str, int] = {}
+_minutes: dict[str, int] = {}
 
 
 def _midnight(year: int, month: int, day: int) -> int:
@@ -78,6 +80,20 @@ def span(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h {whole % 3600 // 60}m"
     return f"{whole // 86400}d {whole % 86400 // 3600}h"
+
+
+def size(count: int | None) -> str:
+    """So many bytes as people say it, to three digits: `980B`, `1.5MB`, `12MB`."""
+    if count is None:
+        return "-"
+    number, units = float(count), ["B", "KB", "MB", "GB", "TB"]
+    while number >= 999.5 and len(units) > 1:
+        number, units = number / 1024, units[1:]
+    return f"{number:.1f}{units[0]}" if number < 9.95 and units[0] != "B" else f"{number:.0f}{units[0]}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.2f}s" if seconds < 9.995 else span(seconds)
 
 
 def _now() -> float:
@@ -113,6 +129,9 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
         _column("RESTARTS", [str(row["restarts"]) for row in ordered], right=True),
         ["CAUSE", *(clean(row["cause"]) for row in ordered)],
     ]
+    if "memory" in ordered[0]:
+        columns.insert(-1, _column("MEMORY", [size(row["memory"]) for row in ordered], right=True))
+        columns.insert(-1, _column("CPU", [_seconds(row["cpu"]) for row in ordered], right=True))
     if any(row["next_at"] for row in ordered):
         columns.insert(-1, _column("NEXT", [_next(row, now) for row in ordered], right=True))
     if width:
@@ -128,8 +147,9 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
 
 
 def _column(title: str, cells: list[str], right: bool = False) -> list[str]:
-    wide = max(len(title), max(map(len, cells)))
-    return [cell.rjust(wide) if right else cell.ljust(wide) for cell in [title, *cells]]
+    cells.insert(0, title)
+    wide = max(map(len, cells))
+    return list(map(str.rjust if right else str.ljust, cells, repeat(wide)))
 
 
 def _state(row: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ schema        the JSON Schema, for editors
 from __future__ import annotations
 
 from supervisor.config.difference import Plan, diff
-from supervisor.config.loader import from_mapping, load
+from supervisor.config.loader import check, from_mapping, load
 from supervisor.config.tables import Config, DaemonSpec, LogSpec
 
-__all__ = ["Config", "DaemonSpec", "LogSpec", "Plan", "diff", "from_mapping", "load"]
+__all__ = ["Config", "DaemonSpec", "LogSpec", "Plan", "check", "diff", "from_mapping", "load"]

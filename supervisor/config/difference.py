@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from supervisor.config.shapes import Field, table_of
 from supervisor.config.tables import Config
-from supervisor.spec import Spec
+from supervisor.kinds.job import JobSpec
+from supervisor.spec import ChildSpec, Spec
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,12 @@ def diff(old: Config, new: Config) -> Plan:
     kept = [name for name in now if name in was and type(now[name]) is type(was[name])]
     moved = [name for name in kept if old_parents.get(name) != new_parents.get(name)]
     differing = {name: _differing(was[name], now[name]) for name in kept if name not in moved}
-    restarted = [name for name, keys in differing.items() if any(key.extra.get("reload") == "restart" for key in keys)]
+    shared = _shared_changes(old, new)
+    restarted = [
+        name
+        for name, keys in differing.items()
+        if shared(now[name]) or any(key.extra.get("reload") == "restart" for key in keys)
+    ]
     return Plan(
         added=tuple(name for name in now if name not in kept),
         removed=tuple(name for name in was if name not in kept),
@@ -41,13 +47,29 @@ def diff(old: Config, new: Config) -> Plan:
     )
 
 
+def _shared_changes(old: Config, new: Config) -> Callable[[ChildSpec], bool]:
+    """Whether a job has to be restarted for what it shares: the environment of `[daemon]`, or where a socket listens."""
+    environment = any(key.extra.get("reload") == "commands" for key in _differing(old.daemon, new.daemon))
+    moved = {name for name, spec in new.sockets.items() if name in old.sockets and old.sockets[name].listen != spec.listen}
+
+    def changed(spec: ChildSpec) -> bool:
+        return isinstance(spec, JobSpec) and ((environment and spec.command is not None) or not moved.isdisjoint(spec.sockets))
+
+    return changed
+
+
 def _notes(old: Config, new: Config) -> Iterator[str]:
     for name, before, after in (("daemon", old.daemon, new.daemon), ("log", old.log, new.log)):
         for key in _differing(before, after):
             if key.extra.get("reload") == "daemon":
                 yield f"{name}.{key.name}: needs a restart of the daemon; the rest is applied"
-            elif key.name not in ("include", "env"):
+            elif key.name not in ("include", "env", "env_file"):
                 yield f"{name}.{key.name}: changed live"
+    for name in [name for name in new.sockets if name in old.sockets]:
+        for key in _differing(old.sockets[name], new.sockets[name]):
+            yield f"sockets.{name}.{key.name}: " + ("listens anew" if key.name == "listen" else "changed live")
+    yield from (f"sockets.{name}: opened" for name in new.sockets if name not in old.sockets)
+    yield from (f"sockets.{name}: closed" for name in old.sockets if name not in new.sockets)
 
 
 def _differing(old: Spec, new: Spec) -> list[Field]:

@@ -15,9 +15,11 @@ from supervisor.config.shapes import table, table_of
 from supervisor.config.tables import TABLES, Config, DaemonSpec, LogSpec
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.spec import Expanded, Strategy, SupervisorSpec, shown
+from supervisor.sockets import SocketSpec
+from supervisor.spec import Expanded, Paths, Strategy, SupervisorSpec, shown
 
 OUTPUTS = ("capture", "inherit", "null")
+INPUTS = ("null", "pipe")
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
@@ -40,6 +42,29 @@ def from_mapping(mapping: Mapping[str, Any], base: Path, environ: Mapping[str, s
     return _Loader(document, Reading(environ)).config(None)
 
 
+def check(config: Config) -> None:
+    """What must be true of jobs and supervisors together, for a configuration that was built of specs in Python.
+
+    Raises SpecError. One that was read is in order.
+    """
+    if config.document is not None:
+        return
+    reading, daemon = Reading({}), config.daemon
+    relations.check(
+        relations.Tree(
+            jobs=config.jobs,
+            supervisors=config.supervisors,
+            reading=reading,
+            auto_shutdown=daemon.auto_shutdown,
+            intensity=daemon.intensity,
+            period=daemon.period,
+            grace=daemon.grace,
+        )
+    )
+    if faults := [config.problem(each.path, each.message) for each in reading.findings if not each.warning]:
+        raise SpecError(faults)
+
+
 class _Loader:
     """One reading of a document."""
 
@@ -50,13 +75,15 @@ class _Loader:
     def config(self, file: Path | None) -> Config:
         self._tables()
         daemon, log = self._daemon(), self._log()
+        sockets = self._sockets()
         supervisors = self._supervisors()
-        jobs = self._jobs(supervisors, daemon.env)
+        jobs = self._jobs(supervisors)
         if self._document.complete:
             relations.check(
                 relations.Tree(
                     jobs=jobs,
                     supervisors=supervisors,
+                    sockets=sockets,
                     reading=self._reading,
                     where=self._document.where,
                     auto_shutdown=daemon.auto_shutdown,
@@ -69,9 +96,7 @@ class _Loader:
         if faults:
             raise SpecError(faults)
         base = self._document.main.base
-        return Config(
-            file, base, daemon, log, jobs, supervisors, warnings=tuple(warnings), document=self._document if file else None
-        )
+        return Config(file, base, daemon, log, jobs, supervisors, sockets, tuple(warnings), self._document if file else None)
 
     def _problems(self) -> tuple[list[Problem], list[Problem]]:
         found = [self._document.problem(finding) for finding in self._reading.findings]
@@ -94,6 +119,8 @@ class _Loader:
     def _daemon(self) -> DaemonSpec:
         fields = table_of(DaemonSpec).read_fields(self._table("daemon"), ("daemon",), self._reading)
         rules.check_environment(("daemon", "env"), fields.get("env", {}), self._reading)
+        if "env_file" in fields:
+            fields["env_file"] = self._env_files(("daemon", "env_file"), fields["env_file"])
         for key in ("state_dir", "socket"):
             if key in fields:
                 fields[key] = self._rooted(("daemon", key), fields[key])
@@ -109,6 +136,19 @@ class _Loader:
             fields["file"] = self._rooted(("log", "file"), fields["file"])
         return LogSpec(**fields)
 
+    def _sockets(self) -> dict[str, SocketSpec]:
+        sockets = {}
+        for name, content in self._table("sockets").items():
+            path = ("sockets", name)
+            rules.check_name(path, self._reading)
+            spec = table_of(SocketSpec).read(content, path, self._reading)
+            if spec is BAD:
+                spec = SocketSpec(listen="*:0")  # so that who names it has no fault of that
+            elif rules.check_listen((*path, "listen"), spec.listen, self._reading) and "/" in spec.listen:
+                spec = msgspec.structs.replace(spec, listen=self._rooted((*path, "listen"), spec.listen))
+            sockets[name] = spec
+        return sockets
+
     def _supervisors(self) -> dict[str, SupervisorSpec]:
         supervisors = {}
         for name, content in self._table("supervisors").items():
@@ -119,11 +159,11 @@ class _Loader:
             rules.check_child(path, spec, self._reading)
         return supervisors
 
-    def _jobs(self, supervisors: Mapping[str, SupervisorSpec], env: dict[str, str]) -> dict[str, JobSpec]:
+    def _jobs(self, supervisors: Mapping[str, SupervisorSpec]) -> dict[str, JobSpec]:
         defaults = self._defaults()
         strategies = {child: spec.strategy for spec in supervisors.values() for child in spec.children}
         return {
-            name: self._job(name, own, inherited(name, own, defaults, strategies.get(name)) if defaults else own, env)
+            name: self._job(name, own, inherited(name, own, defaults, strategies.get(name)) if defaults else own)
             for name, own in self._table("jobs").items()
         }
 
@@ -133,7 +173,7 @@ class _Loader:
         table_of(JobSpec).read_fields(content, ("defaults",), self._reading)
         return {key: value for key, value in content.items() if not self._reading.broken(("defaults", key))}
 
-    def _job(self, name: str, own: Any, content: Any, env: dict[str, str]) -> JobSpec:
+    def _job(self, name: str, own: Any, content: Any) -> JobSpec:
         path = ("jobs", name)
         rules.check_name(path, self._reading)
         fields = table_of(JobSpec).read_fields(content, path, self._reading)
@@ -141,7 +181,7 @@ class _Loader:
             return JobSpec()
         given = frozenset(content)
         if "command" in given:
-            self._process(path, own, fields, env)
+            self._process(path, own, fields)
         if (ready := fields.get("ready")) is not None and ready.file is not None:
             file = self._rooted((*path, "ready", "file"), ready.file, "ready" in own)
             fields["ready"] = msgspec.structs.replace(ready, file=file)
@@ -150,18 +190,33 @@ class _Loader:
         rules.check_job(name, spec, given, self._reading)
         return spec
 
-    def _process(self, path: toml_places.Path, own: Any, fields: dict[str, Any], env: dict[str, str]) -> None:
-        """What a child process gets whole: absolute paths, and the environment of `[daemon]` under its own."""
+    def _process(self, path: toml_places.Path, own: Any, fields: dict[str, Any]) -> None:
+        """Paths of a child process are absolute."""
         if "env" in fields:
             rules.check_environment((*path, "env"), fields["env"], self._reading)
-        if env:
-            fields["env"] = {**env, **fields.get("env", {})}
+        if "env_file" in fields:
+            fields["env_file"] = self._env_files((*path, "env_file"), fields["env_file"], "env_file" in own)
         if "cwd" in fields:
             fields["cwd"] = self._rooted((*path, "cwd"), fields["cwd"], "cwd" in own)
+        if (stdin := fields.get("stdin")) is not None and stdin not in INPUTS:
+            if "/" not in stdin and (hint := did_you_mean(stdin, INPUTS)):
+                self._reading.warn((*path, "stdin"), f"a file of that name{hint}")
+            fields["stdin"] = self._rooted((*path, "stdin"), stdin, "stdin" in own)
         if (output := fields.get("output")) is not None and output not in OUTPUTS:
             if "/" not in output and (hint := did_you_mean(output, OUTPUTS)):
                 self._reading.warn((*path, "output"), f"a file of that name{hint}")
             fields["output"] = self._rooted((*path, "output"), output, "output" in own)
+
+    def _env_files(self, path: toml_places.Path, files: Paths, own: bool = True) -> Paths:
+        return Paths(self._env_file(path, file, own) for file in files)
+
+    def _env_file(self, path: toml_places.Path, file: str, own: bool) -> str:
+        """The same behind the "-" that lets it be missing."""
+        if not file.startswith("-"):
+            return self._rooted(path, file, own)
+        bare = Expanded(file[1:], shown(file).removeprefix("-")) if isinstance(file, Expanded) else file[1:]
+        rooted = self._rooted(path, bare, own)
+        return Expanded(f"-{rooted}", f"-{shown(rooted)}") if isinstance(rooted, Expanded) else f"-{rooted}"
 
     def _rooted(self, path: toml_places.Path, value: str, own: bool = True) -> str:
         """A path of the file made absolute: it belongs to the file that it stands in."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -20,12 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from supervisor.accounts import gid_of, identity_of, user_of
 from supervisor.config.reading import quoted
 from supervisor.config.tables import Config
-from supervisor.errors import Problem
+from supervisor.errors import Problem, SpawnFailed
 from supervisor.kinds import inspection
+from supervisor.kinds.environment import environment, read
 from supervisor.kinds.job import JobSpec, for_worker
-from supervisor.spec import shown
+from supervisor.spec import UNLIMITED, shown
 
 IMPORT_LIMIT = 10.0
 """Seconds that one module may take to import."""
@@ -46,11 +49,13 @@ class Findings:
     problems: dict[str, list[Problem]] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     warnings: list[Problem] = field(default_factory=list)
+    shared: list[Problem] = field(default_factory=list)
+    """Faults of what several jobs use: the environment files of `[daemon]`, the owners of sockets."""
 
     @property
     def all_problems(self) -> list[Problem]:
-        """The faults of all jobs, in the order of the file."""
-        return [problem for problems in self.problems.values() for problem in problems]
+        """The faults that are shared, and those of all jobs, in the order of the file."""
+        return [*self.shared, *(problem for problems in self.problems.values() for problem in problems)]
 
 
 def check(
@@ -61,10 +66,10 @@ def check(
     Blocks: for as long as the modules take to import, and `limit` seconds for each that hangs.
     """
     environ = os.environ if environ is None else environ
-    findings = Findings(warnings=[*_daemon_warnings(config)])
+    findings = Findings(shared=[*_shared_faults(config)], warnings=[*_daemon_warnings(config)])
     program_fault = functools.cache(_program_fault)
     faults = {
-        name: [*_process_faults(for_worker(spec, 0), config.base, environ, program_fault)]
+        name: [*_process_faults(for_worker(spec, 0), config, environ, program_fault)]
         for name, spec in config.jobs.items()
         if spec.command is not None
     }
@@ -92,19 +97,94 @@ def _daemon_warnings(config: Config) -> Iterator[Problem]:
         yield Problem("", 0, 0, "", message, warning=True)
 
 
+def _shared_faults(config: Config) -> Iterator[Problem]:
+    for fault in filter(None, (_file_refusal(path) for path in config.daemon.env_file)):
+        yield config.problem(("daemon", "env_file"), fault)
+    for name, spec in config.sockets.items():
+        for keys, fault in _account_faults(spec.user, spec.group):
+            yield config.problem(("sockets", name, *keys), fault)
+
+
+def _refusal(act: Callable[..., object], *args: Any) -> str:
+    """What `act` says would keep a run from being started; empty where nothing does."""
+    try:
+        act(*args)
+    except SpawnFailed as error:
+        return str(error)
+    return ""
+
+
+def _file_refusal(path: str) -> str:
+    return _refusal(read, path).removeprefix("env_file ")
+
+
 def _process_faults(
-    spec: JobSpec, base: Path, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
+    spec: JobSpec, config: Config, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
 ) -> Iterator[inspection.Fault]:
-    cwd = spec.cwd or str(base)
+    cwd = spec.cwd or str(config.base)
     if no_cwd := _directory_fault(cwd):
         yield ("cwd",), f"{no_cwd}: {_named(cwd)}"
-    program = spec.command[0] if isinstance(spec.command, tuple) else (spec.command or "").partition(" ")[0]
-    if not no_cwd or program.startswith("/"):
-        search = spec.env.get("PATH") or environ.get("PATH") or os.defpath
-        if fault := program_fault(program, cwd, search):
-            yield ("command",), fault
-    if spec.output.startswith("/") and Path(spec.output).is_dir():
+    unknown = [*_account_faults(spec.user, spec.group, spec.groups)]
+    unknown += [(("env_file",), fault) for path in spec.env_file if (fault := _file_refusal(path))]
+    yield from unknown
+    if not unknown:
+        search = _environment(spec, config, environ).get("PATH") or os.defpath
+        for key in ("command", "stop_command"):
+            program = _program(getattr(spec, key))
+            if program and (not no_cwd or program.startswith("/")) and (fault := program_fault(program, cwd, search)):
+                yield (key,), fault
+        yield from _privilege_faults(spec)
+    if spec.output.startswith("/") and _there(Path(spec.output)) and Path(spec.output).is_dir():
         yield ("output",), f"a directory, expected a file: {_named(spec.output)}"
+    if spec.stdin.startswith("/") and (fault := _input_fault(Path(spec.stdin))):
+        yield ("stdin",), f"{fault}: {_named(spec.stdin)}"
+
+
+def _program(command: str | tuple[str, ...] | None) -> str:
+    return command[0] if isinstance(command, tuple) else (command or "").partition(" ")[0]
+
+
+def _environment(spec: JobSpec, config: Config, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The child's; without the files of `[daemon]` that have faults of their own."""
+    return environment(spec, environ, config.daemon.env, [path for path in config.daemon.env_file if not _refusal(read, path)])
+
+
+def _account_faults(user: str | None, group: str | None, groups: tuple[str, ...] = ()) -> Iterator[inspection.Fault]:
+    """Users and groups that are not there."""
+    if user is not None and (fault := _refusal(user_of, user)):
+        yield ("user",), fault
+    if group is not None and (fault := _refusal(gid_of, group)):
+        yield ("group",), fault
+    for index, each in enumerate(groups):
+        if fault := _refusal(gid_of, each):
+            yield ("groups", index), fault
+
+
+def _input_fault(path: Path) -> str:
+    if not _there(path):
+        return "no such file"
+    if path.is_dir():
+        return "a directory, expected a file"
+    return "" if os.access(path, os.R_OK) else "cannot be read"
+
+
+def _privilege_faults(spec: JobSpec) -> Iterator[inspection.Fault]:
+    """What only root may do, where we are not."""
+    if fault := _refusal(identity_of, spec.user, spec.group, spec.groups):
+        yield next((key,) for key in ("user", "group", "groups") if getattr(spec, key)), fault
+    if os.geteuid() == 0:
+        return
+    if spec.nice is not None and spec.nice < min(os.nice(0), 20 - resource.getrlimit(resource.RLIMIT_NICE)[0]):
+        yield ("nice",), f"only root may put a job before others, got {spec.nice}"
+    for name, (_, hard) in spec.rlimits.items():
+        ours = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))[1]
+        if ours != UNLIMITED and (hard > ours or hard == UNLIMITED):
+            yield ("rlimits", name), f"only root may raise the hard limit above {ours}"
+
+
+def _there(path: Path) -> bool:
+    """Whether it is there, as far as we may look."""
+    return os.access(path, os.F_OK)
 
 
 def _named(path: str) -> str:
@@ -114,8 +194,10 @@ def _named(path: str) -> str:
 
 def _directory_fault(name: str) -> str:
     path = Path(name)
+    if not _there(path):
+        return "no such directory"
     if not path.is_dir():
-        return "not a directory" if path.exists() else "no such directory"
+        return "not a directory"
     return "" if os.access(path, os.X_OK) else "a directory that cannot be entered"
 
 
@@ -131,14 +213,14 @@ def _program_fault(program: str, cwd: str, search: str) -> str:
 
 def _file_fault(path: Path, program: str) -> str | None:
     """Why a file cannot be run: nothing when it can, None when it is not there."""
-    if not path.exists():
+    if not _there(path):
         return f"no such program: {_named(program)}" if "/" in program else None
     if path.is_dir():
         return f"a directory, expected a program: {_named(program)}"
     if not os.access(path, os.X_OK):
         return f"not executable: {_named(program)}; chmod +x makes it so"
     interpreter = _interpreter(path)
-    if interpreter and not Path(interpreter).exists():
+    if interpreter and not _there(Path(interpreter)):
         return f"{_named(program)} wants an interpreter that is not there: {_named(interpreter)}"
     return ""
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec
+from supervisor.sockets import SocketSpec
 from supervisor.spec import AutoShutdown, Backoff, ChildSpec, RestartType, Strategy, SupervisorSpec
 
 ROOT = ""
@@ -29,6 +30,7 @@ class Tree:
     jobs: Mapping[str, JobSpec]
     supervisors: Mapping[str, SupervisorSpec]
     reading: Reading
+    sockets: Mapping[str, SocketSpec] = field(default_factory=dict)
     where: Callable[..., str] = field(default=lambda *path: "")
     auto_shutdown: AutoShutdown = AutoShutdown.NEVER
     intensity: int | None = None
@@ -77,6 +79,7 @@ def check(tree: Tree) -> None:
     _children(tree)
     _significant(tree)
     _give_up(tree)
+    _sockets(tree)
     if not _cycle_in_tree(tree):
         orders = _orders(tree)
         sound = [_cycles_in_order(tree, supervisor, order) for supervisor, order in orders.items()]
@@ -148,6 +151,26 @@ def _give_up(tree: Tree) -> None:
             strategy = parent.strategy.value
             message = f'not under {strategy} (supervisor "{tree.parents[name]}"): there the group restarts, or fails, as one'
             tree.reading.fault(tree.path(name, "give_up"), message)
+
+
+def _sockets(tree: Tree) -> None:
+    """Sockets that are not there, or that nobody uses; two at one place."""
+    used: set[str] = set()
+    for name, job in tree.jobs.items():
+        for index, socket in enumerate(job.sockets):
+            path = tree.path(name, "sockets", index)
+            if socket not in tree.sockets:
+                tree.reading.fault(path, f"no socket {quoted(socket)} in [sockets]{did_you_mean(socket, tree.sockets)}")
+            elif socket in job.sockets[:index]:
+                tree.reading.fault(path, f'"{socket}" is listed twice')
+            used.add(socket)
+    places: dict[str, str] = {}
+    for name, spec in tree.sockets.items():
+        first = places.setdefault(spec.listen, name)
+        if first != name and not tree.reading.broken(("sockets", name)) and not spec.listen.endswith(":0"):
+            tree.reading.fault(("sockets", name, "listen"), f'listens where "{first}" does')
+        if name not in used:
+            tree.reading.warn(("sockets", name), "no job uses it: a job names it in `sockets`")
 
 
 def _orders(tree: Tree) -> dict[str, Order]:

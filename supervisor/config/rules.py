@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import resource
 import warnings
 from collections.abc import Callable
 
-from supervisor.config.reading import Reading, quoted
+from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.shapes import table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
 from supervisor.probes import Ready
+from supervisor.sockets import address
 from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
 
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+RLIMITS = frozenset(name[7:].lower() for name in dir(resource) if name.startswith("RLIMIT_")) - {"ofile"}
+"""The names of the limits of resources, as `ulimit` and systemd know them."""
+
 _ENVIRONMENT_NAME = re.compile(r"[^=\0]+")
 
 
@@ -45,6 +50,16 @@ def check_environment(path: Path, env: dict[str, str], reading: Reading) -> None
     for key in env:
         if not _ENVIRONMENT_NAME.fullmatch(key):
             reading.fault((*path, key), 'the name of an environment variable is not empty and has no "="')
+
+
+def check_listen(path: Path, listen: str, reading: Reading) -> bool:
+    """Whether a socket can listen there, by the look of it."""
+    try:
+        address(listen)
+    except ValueError as error:
+        reading.unexpected(path, str(error), listen)
+        return False
+    return True
 
 
 def _what(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -136,6 +151,22 @@ def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Readi
             reading.unexpected((*path, "success_exit_codes", index), "expected an exit code from 0 to 255", code)
 
 
+def _rlimits(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    for name in spec.rlimits:
+        if name == "locks":
+            reading.fault((*path, "rlimits", name), "Linux does not enforce it, and the supervisor marks its children with it")
+        elif name not in RLIMITS:
+            hint = did_you_mean(name, RLIMITS) or f": expected one of {', '.join(sorted(RLIMITS))}"
+            reading.fault((*path, "rlimits", name), f"no such limit{hint}")
+
+
+def _terminal(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.tty and "stdin" in given:
+        reading.fault((*path, "stdin"), "not with `tty`: the terminal is its input")
+    if spec.tty and spec.output in ("inherit", "null"):
+        reading.fault((*path, "output"), f'not "{spec.output}" with `tty`: what it prints on its terminal is captured')
+
+
 _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...] = (
     _what,
     _kind,
@@ -146,4 +177,6 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _restart,
     _ready,
     _exit_codes,
+    _rlimits,
+    _terminal,
 )

@@ -12,14 +12,16 @@ from typing import Any
 from supervisor.config import later
 from supervisor.config.reading import did_you_mean
 from supervisor.config.shapes import Field, Shape, Table, Word, table_of, written
-from supervisor.config.tables import TABLES, DaemonSpec, LogSpec
+from supervisor.config.tables import NAMED, TABLES, DaemonSpec, LogSpec
 from supervisor.kinds.job import JobSpec
+from supervisor.sockets import SocketSpec
 from supervisor.spec import SupervisorSpec
 
 _SPECS: dict[str, Table[Any]] = {
     "daemon": table_of(DaemonSpec),
     "log": table_of(LogSpec),
     "defaults": table_of(JobSpec),
+    "sockets": table_of(SocketSpec),
     "supervisors": table_of(SupervisorSpec),
     "jobs": table_of(JobSpec),
 }
@@ -27,6 +29,7 @@ _TABLE_TEXTS = {
     "daemon": "the daemon itself",
     "log": "the daemon's own log",
     "defaults": "any key of a job, for every job that does not set it and that it applies to",
+    "sockets": "listening sockets, [sockets.NAME], which the daemon opens once and hands to the jobs that name them",
     "supervisors": "groups of jobs and supervisors, [supervisors.NAME], each with a strategy for failures",
     "jobs": "the jobs, [jobs.NAME]: each has exactly one of `command` and `call`",
 }
@@ -37,7 +40,7 @@ def json_schema() -> dict[str, Any]:
     properties = {}
     for name in TABLES:
         schema = _table_schema(_SPECS[name])
-        if name in ("jobs", "supervisors"):
+        if name in NAMED:
             schema.pop("description", None)
             schema = {"type": "object", "additionalProperties": schema, "propertyNames": {"pattern": "^[A-Za-z0-9_-]{1,64}$"}}
         properties[name] = {**schema, "description": _TABLE_TEXTS[name]}
@@ -121,7 +124,7 @@ def _found(key: str, known: dict[str, Topic]) -> list[Topic]:
 
 
 def _explained_table(name: str) -> str:
-    lines = [f"[{name}{'.NAME' if name in ('jobs', 'supervisors') else ''}]", f"  {_TABLE_TEXTS[name]}", ""]
+    lines = [f"[{name}{'.NAME' if name in NAMED else ''}]", f"  {_TABLE_TEXTS[name]}", ""]
     table = _SPECS[name]
     lines += _aligned((field, _sentence(each.description)) for field, each in table.fields.items())
     if table.later:
@@ -147,6 +150,7 @@ def _type(shape: Shape) -> str:
     examples = {
         "a duration": '"250ms", "10s", "1h30m", or a number of seconds',
         "a size": '"64KB", "10MB", or a number of bytes',
+        "an octal number": '"0022" or 0o022',
     }
     if isinstance(shape, Word):
         return f"one of {shape.words}"
@@ -159,7 +163,7 @@ def _default(field: Field) -> str:
 
 def _where(same: list[Topic], field: Field) -> str:
     tables = dict.fromkeys(topic.path.partition(".")[0] for topic in same)
-    places = [f"[{name}.NAME]" if name in ("jobs", "supervisors") else f"[{name}]" for name in tables]
+    places = [f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in tables]
     places += ["[defaults]"] if "jobs" in tables else []
     needed = field.extra.get("for")
     return ", ".join(places) + (f"; only for a job with `{needed}`" if needed else "")
@@ -171,6 +175,7 @@ def _reload(topic: Topic, field: Field) -> str:
     return {
         "restart": "a change restarts the job",
         "commands": "a change restarts every job with `command`",
+        "sockets": "a change restarts the jobs that use it",
         "daemon": "a change needs a restart of the daemon",
     }.get(owner.extra.get("reload", ""), "a change is applied live")
 

@@ -20,7 +20,7 @@ import msgspec
 from supervisor.config import later
 from supervisor.config.reading import BAD, EXPANSION, ONE_EXPANSION, Reading, did_you_mean, either, quoted
 from supervisor.config.toml_places import Path
-from supervisor.spec import Bytes, Expanded, Seconds, Spec
+from supervisor.spec import Bytes, Expanded, FileMode, Paths, Seconds, Spec
 
 Schema = dict[str, Any]
 SpecType = TypeVar("SpecType", bound=Spec)
@@ -105,15 +105,15 @@ class Number(Shape):
 
 
 class Parsed(Shape):
-    """A duration or a size: text of its own form, or a number."""
+    """A value that reads itself, such as a duration or a size: text of its own form, or a number."""
 
-    def __init__(self, kind: type[Seconds] | type[Bytes], bounds: msgspec.Meta) -> None:
+    def __init__(self, kind: Any, bounds: msgspec.Meta) -> None:
         self._kind = kind
         self._bounds = bounds
-        self.words = "a duration" if kind is Seconds else "a size"
+        self.words = kind.WORDS
 
     def read(self, value: Any, path: Path, reading: Reading) -> Any:
-        """The `Seconds` or `Bytes`."""
+        """What its `parse` makes of it."""
         read = reading.unwrap(value, path)
         if read is BAD:
             return BAD
@@ -125,9 +125,8 @@ class Parsed(Shape):
 
     def schema(self) -> Schema:
         """A string of that form, or a number."""
-        form = r"([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+" if self._kind is Seconds else r"[0-9]+(\.[0-9]+)?\s*([KMG]i?)?B"
-        number = "number" if self._kind is Seconds else "integer"
-        return {"type": ["string", number], "pattern": rf"^({form}|\$\{{.+\}})$", "minimum": 0, **_bounds_schema(self._bounds)}
+        pattern = rf"^({self._kind.FORM}|\$\{{.+\}})$"
+        return {"type": list(self._kind.TYPES), "pattern": pattern, "minimum": 0, **_bounds_schema(self._bounds)}
 
 
 class Word(Shape):
@@ -173,6 +172,26 @@ class ListOf(Shape):
     def schema(self) -> Schema:
         """An array."""
         return {"type": "array", "items": self._item.schema()}
+
+
+class OneOrMore(ListOf):
+    """A string, or an array of them; read as a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__(Text())
+        self.words = "a string or a list of strings"
+
+    def read(self, value: Any, path: Path, reading: Reading) -> Any:
+        """The tuple."""
+        read = reading.unwrap(value, path)
+        if not isinstance(read, str):
+            return super().read(read, path, reading)
+        one = self._item.read(read, path, reading)
+        return BAD if one is BAD else (one,)
+
+    def schema(self) -> Schema:
+        """A string or an array, without a union: editors explain those badly."""
+        return {"type": ["string", "array"], "items": {"type": "string"}}
 
 
 class CommandLine(ListOf):
@@ -373,8 +392,10 @@ def _plain(kind: Any, bounds: msgspec.Meta) -> Shape:
         return Flag()
     if kind in (int, float):
         return Number(kind, bounds)
-    if kind in (Seconds, Bytes):
+    if hasattr(kind, "parse"):
         return Parsed(kind, bounds)
+    if kind is Paths:
+        return OneOrMore()
     if kind is Any:
         return Anything()
     if issubclass(kind, enum.Enum):
@@ -407,7 +428,7 @@ def _bounds_schema(bounds: msgspec.Meta) -> Schema:
 
 def _described(field: Field) -> Schema:
     schema: Schema = {"description": field.description}
-    if isinstance(field.default, Seconds):
+    if isinstance(field.default, (Seconds, FileMode)):
         schema["default"] = written(field.default).strip('"')
     elif isinstance(field.default, enum.Enum):
         schema["default"] = field.default.value
@@ -424,6 +445,8 @@ def written(value: Any) -> str:
         return f'"{duration(value)}"'
     if isinstance(value, Bytes):
         return f'"{_size(value)}"'
+    if isinstance(value, FileMode):
+        return f'"{value:04o}"'
     if isinstance(value, enum.Enum):
         return quoted(value.value)
     if isinstance(value, (list, tuple)):

@@ -15,10 +15,14 @@ from supervisor.config.document import Document
 from supervisor.config.reading import Finding, dotted
 from supervisor.errors import Problem
 from supervisor.kinds.job import JobSpec
-from supervisor.spec import AutoShutdown, Seconds, Spec, SupervisorSpec
+from supervisor.sockets import SocketSpec
+from supervisor.spec import AutoShutdown, Paths, Seconds, Spec, SupervisorSpec
 
-TABLES = ("daemon", "defaults", "log", "supervisors", "jobs")
+TABLES = ("daemon", "defaults", "log", "sockets", "supervisors", "jobs")
 """The tables a file can have."""
+
+NAMED = ("sockets", "supervisors", "jobs")
+"""Those that hold a table for each name."""
 
 _DAEMON = {"reload": "daemon"}  # a change needs a restart of the daemon
 
@@ -49,6 +53,13 @@ class DaemonSpec(Spec, frozen=True, kw_only=True):
         dict[str, str],
         Meta(description="environment for every child. Values are never shown anywhere", extra={"reload": "commands"}),
     ] = {}
+    env_file: Annotated[
+        Paths,
+        Meta(
+            description="files of NAME=value lines for the environment of every child, below `env`; as that of a job",
+            extra={"reload": "commands"},
+        ),
+    ] = Paths()
     intensity: Annotated[
         int | None,
         Meta(
@@ -81,7 +92,7 @@ class LogSpec(Spec, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration, checked. `jobs` and `supervisors` are in the order of the file.
+    """A whole configuration, checked. `jobs`, `supervisors` and `sockets` are in the order of the file.
 
     `parents` names the supervisor of each job and supervisor; those under the implicit root are not in it.
     """
@@ -92,6 +103,7 @@ class Config:
     log: LogSpec = LogSpec()
     jobs: Mapping[str, JobSpec] = field(default_factory=dict)
     supervisors: Mapping[str, SupervisorSpec] = field(default_factory=dict)
+    sockets: Mapping[str, SocketSpec] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
     document: Document | None = field(default=None, repr=False, compare=False)
     """The files it was read from; None for a configuration that was built in Python."""

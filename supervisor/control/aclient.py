@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import trio
 
-from supervisor.control.client import Names, T, arguments, item_of, outcome
-from supervisor.control.messages import Branch, End, LogLine, Reload, Reply, Shutdown, Version
+from supervisor.control.client import CHUNK, FINISHED, Names, T, arguments, item_of, outcome, settings
+from supervisor.control.messages import Attached, Branch, End, Finished, LogLine, Output, Reload, Reply, Shutdown, Version
 from supervisor.control.wire import Unreachable, find_socket, patience, short_address, unreachable
 from supervisor.errors import ControlError
 from supervisor.state import Answer, JobStatus
@@ -34,9 +35,9 @@ class AsyncClient:
     def __init__(self, path: str | None = None) -> None:
         self._path = find_socket(path)
 
-    async def status(self, *names: str) -> list[JobStatus]:
-        """The rows of these jobs and supervisors; of all without names."""
-        return await self._call("status", list[JobStatus], names=names)
+    async def status(self, *names: str, usage: bool = False) -> list[JobStatus]:
+        """The rows of these jobs and supervisors; of all without names. With `usage` also `memory` and `cpu`."""
+        return await self._call("status", list[JobStatus], names=names, usage=usage)
 
     async def tree(self) -> list[Branch]:
         """What hangs below the root."""
@@ -102,6 +103,34 @@ class AsyncClient:
         async with self._stream("events", Any, follow=follow, since=since, snapshot=snapshot) as stream:
             yield stream
 
+    @asynccontextmanager
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        name: str = "",
+        cwd: str = "",
+        user: str = "",
+        env: Mapping[str, str] | None = None,
+        interactive: bool = False,
+        tty: bool = False,
+        timeout: float | None = None,
+        detach: bool = False,
+    ) -> AsyncIterator[AsyncTalk]:
+        """Run a command once as a job of the daemon: `async with client.exec(["./backup"]) as talk: async for piece in talk`.
+
+        Leaving the block before its end stops it, unless `detach`. The rest is as with the blocking client.
+        """
+        params = {"cwd": cwd, "user": user, "interactive": interactive, "tty": tty, "timeout": timeout, "detach": detach}
+        async with self._talk("exec", command=list(command), name=name, env=settings(env), **params) as talk:
+            yield talk
+
+    @asynccontextmanager
+    async def attach(self, name: str, *, lines: int = 10) -> AsyncIterator[AsyncTalk]:
+        """Read what a running job prints, and write to its input, for as long as the block lasts. Leaves it as it is."""
+        async with self._talk("attach", name=name, lines=lines) as talk:
+            yield talk
+
     async def shutdown(self, *, now: bool = False, wait: bool = True, timeout: float | None = None) -> Shutdown:
         """Stop everything, and the daemon."""
         return await self._call("shutdown", Shutdown, now=now, wait=wait, timeout=timeout)
@@ -126,9 +155,92 @@ class AsyncClient:
             await _send(stream, method, params)
             yield Stream(_Replies(stream, self._path), item)
 
+    @asynccontextmanager
+    async def _talk(self, method: str, **params: Any) -> AsyncIterator[AsyncTalk]:
+        async with await _connect(self._path) as stream:
+            await _send(stream, method, params)
+            replies = _Replies(stream, self._path)
+            reply = await replies.read()
+            if (item := item_of(reply, _ID)) is None:
+                outcome(reply, Finished)
+                raise Unreachable(f"the daemon at {self._path} speaks another protocol")
+            yield AsyncTalk(stream, replies, msgspec.json.decode(item, type=Attached))
+
+
+class AsyncTalk:
+    """A job that is talked to: an async iterator over what it prints, which ends with its run.
+
+    One task may iterate while others write. Where it prints faster than is read, an `attach` loses some, an item with
+    `lagged` says how much; an `exec` waits.
+    """
+
+    def __init__(self, stream: trio.SocketStream, replies: _Replies, job: Attached) -> None:
+        self.name = job.name
+        self.tty = job.tty
+        self.finished: Finished | None = None
+        """How the run ended, once the iteration is over; None for one that was left running."""
+        self._stream = stream
+        self._replies = replies
+        self._printed: deque[Output] = deque()
+        self._last: Reply | None = None
+        self._said = _ID
+        self._answers: dict[int | str | None, Reply] = {}
+        self._sending = trio.Lock()
+        self._writing = trio.Lock()
+        self._reading = trio.Lock()
+
+    def __aiter__(self) -> AsyncTalk:
+        return self
+
+    async def __anext__(self) -> Output:
+        while not self._printed and self._last is None:
+            async with self._reading:  # a task that waits for it looks first whether another has read what it waits for
+                if not self._printed and self._last is None:
+                    await self._hear()
+        if self._printed:
+            return self._printed.popleft()
+        assert self._last is not None
+        self.finished = outcome(self._last, FINISHED)
+        raise StopAsyncIteration
+
+    async def write(self, data: bytes) -> None:
+        """Write to its input; returns when it is written. Meanwhile what it prints waits here."""
+        async with self._writing:
+            for at in range(0, len(data), CHUNK):
+                await self._say(data=data[at : at + CHUNK])
+
+    async def end_input(self) -> None:
+        """End its input; at a terminal, type Ctrl-D."""
+        async with self._writing:
+            await self._say(eof=True)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal this size."""
+        await self._say(rows=rows, columns=columns)
+
+    async def _say(self, **what: Any) -> None:
+        self._said += 1
+        said = self._said
+        async with self._sending:
+            await _send(self._stream, "input", {"to": _ID, **what}, said)
+        while said not in self._answers:
+            async with self._reading:
+                if said not in self._answers:
+                    await self._hear()
+        outcome(self._answers.pop(said), type(None))
+
+    async def _hear(self) -> None:
+        reply = await self._replies.read()
+        if (item := item_of(reply, _ID)) is not None:
+            self._printed.append(msgspec.json.decode(item, type=Output))
+        elif reply.id == _ID:
+            self._last = reply
+        else:
+            self._answers[reply.id] = reply
+
 
 class Stream:
-    """The items of a streaming call. With `follow` it ends when the daemon does, with Unreachable."""
+    """The items of a streaming call. With `follow` it ends when the daemon stops; if that dies, with Unreachable."""
 
     def __init__(self, replies: _Replies, item: Any) -> None:
         self._replies = replies
@@ -171,8 +283,8 @@ class _Replies:
         return msgspec.json.decode(line, type=Reply)
 
 
-async def _send(stream: trio.SocketStream, method: str, params: dict[str, Any]) -> None:
-    request = {"jsonrpc": "2.0", "id": _ID, "method": method, "params": arguments(method, params)}
+async def _send(stream: trio.SocketStream, method: str, params: dict[str, Any], identity: int = _ID) -> None:
+    request = {"jsonrpc": "2.0", "id": identity, "method": method, "params": arguments(method, params)}
     try:
         await stream.send_all(msgspec.json.encode(request) + b"\n")
     except trio.BrokenResourceError:

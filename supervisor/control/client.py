@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 import msgspec
 
 from supervisor.control import messages
-from supervisor.control.messages import Branch, End, LogLine, Reload, Reply, Shutdown, Version
+from supervisor.control.messages import Attached, Branch, End, Finished, LogLine, Output, Reload, Reply, Shutdown, Version
 from supervisor.control.verbs import VERBS
 from supervisor.control.wire import Connection, Unreachable, find_socket
 from supervisor.errors import ControlError
@@ -16,6 +18,11 @@ from supervisor.state import Answer, JobStatus
 
 Names = str | Sequence[str]
 T = TypeVar("T")
+
+CHUNK = 1 << 16
+"""The most that is written to a job at once: base64 of it stays far below what a request may have."""
+
+FINISHED: Any = Finished | None
 
 _GRACE = 5.0
 """How much longer than asked for we wait ourselves, should the daemon stand still."""
@@ -50,9 +57,9 @@ class Client:
         """Hang up. Orders that were accepted go on."""
         self._connection.close()
 
-    def status(self, *names: str) -> list[JobStatus]:
-        """The rows of these jobs and supervisors; of all without names."""
-        return self._call("status", list[JobStatus], names=names)
+    def status(self, *names: str, usage: bool = False) -> list[JobStatus]:
+        """The rows of these jobs and supervisors; of all without names. With `usage` also `memory` and `cpu`."""
+        return self._call("status", list[JobStatus], names=names, usage=usage)
 
     def tree(self) -> list[Branch]:
         """What hangs below the root."""
@@ -103,7 +110,7 @@ class Client:
         return self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
 
     def logs(self, *names: str, follow: bool = False, lines: int = 100) -> Iterator[LogLine]:
-        """Captured output, line by line. With `follow` it ends when the daemon does; close the client to end it earlier."""
+        """Captured output, line by line. With `follow` it ends when the daemon stops; close the client to end it earlier."""
         for item in self._stream("logs", names=names, follow=follow, lines=lines):
             yield msgspec.json.decode(item, type=LogLine)
 
@@ -111,6 +118,31 @@ class Client:
         """Events as `{"event": ..., "seq": ..., "at": ...}`; `{"event": "lagged", "count": n}` where we were too slow."""
         for item in self._stream("events", follow=follow, since=since, snapshot=snapshot):
             yield msgspec.json.decode(item)
+
+    def exec(
+        self,
+        command: Sequence[str],
+        *,
+        name: str = "",
+        cwd: str = "",
+        user: str = "",
+        env: Mapping[str, str] | None = None,
+        interactive: bool = False,
+        tty: bool = False,
+        timeout: float | None = None,
+        detach: bool = False,
+    ) -> Talk:
+        """Run a command once as a job of the daemon: iterate over what it prints. Closing the client stops it, unless `detach`.
+
+        `interactive` or `tty`: it reads what is written to the talk. `timeout`: then it is stopped, and the iteration ends with
+        ControlError 75.
+        """
+        params = {"cwd": cwd, "user": user, "interactive": interactive, "tty": tty, "timeout": timeout, "detach": detach}
+        return self._talk("exec", command=list(command), name=name, env=settings(env), **params)
+
+    def attach(self, name: str, *, lines: int = 10) -> Talk:
+        """Read what a running job prints, and write to its input. Closing the client leaves it as it is."""
+        return self._talk("attach", name=name, lines=lines)
 
     def shutdown(self, *, now: bool = False, wait: bool = True, timeout: float | None = None) -> Shutdown:
         """Stop everything, and the daemon."""
@@ -132,6 +164,15 @@ class Client:
             if reply.id == asked and reply.method is None:
                 return outcome(reply, result)
 
+    def _talk(self, method: str, **params: Any) -> Talk:
+        asked = self._connection.send(method, arguments(method, params))
+        while True:
+            reply = self._read(None)
+            if reply.method is None and reply.id == asked:
+                outcome(reply, Finished)  # an error: what begins has an item
+            if (item := item_of(reply, asked)) is not None:
+                return Talk(self, asked, msgspec.json.decode(item, type=Attached))
+
     def _stream(self, method: str, **params: Any) -> Iterator[msgspec.Raw]:
         asked = self._connection.send(method, arguments(method, params))
         while True:
@@ -150,6 +191,64 @@ class Client:
         if not line:
             raise Unreachable(f"the daemon at {self._connection.path} has hung up: it has ended, or is ending")
         return msgspec.json.decode(line, type=Reply)
+
+
+class Talk:
+    """A job that is talked to: an iterator over what it prints, which ends with its run.
+
+    Where it prints faster than is read, an `attach` loses some, an item with `lagged` says how much; an `exec` waits.
+    """
+
+    def __init__(self, client: Client, asked: int, job: Attached) -> None:
+        self.name = job.name
+        self.tty = job.tty
+        self.finished: Finished | None = None
+        """How the run ended, once the iteration is over; None for one that was left running."""
+        self._client = client
+        self._asked = asked
+        self._printed: deque[Output] = deque()
+        self._over = False
+
+    def __iter__(self) -> Iterator[Output]:
+        return self
+
+    def __next__(self) -> Output:
+        while not self._printed and not self._over:
+            self._hear(self._client._read(None))
+        if self._printed:
+            return self._printed.popleft()
+        raise StopIteration
+
+    def write(self, data: bytes) -> None:
+        """Write to its input; returns when it is written. Meanwhile what it prints waits here."""
+        for at in range(0, len(data), CHUNK):
+            self._say(data=base64.b64encode(data[at : at + CHUNK]).decode())
+
+    def end_input(self) -> None:
+        """End its input; at a terminal, type Ctrl-D."""
+        self._say(eof=True)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal this size."""
+        self._say(rows=rows, columns=columns)
+
+    def _say(self, **what: Any) -> None:
+        said = self._client._connection.send("input", {"to": self._asked, **what})
+        while (reply := self._client._read(None)).id != said or reply.method is not None:
+            self._hear(reply)
+        outcome(reply, type(None))
+
+    def _hear(self, reply: Reply) -> None:
+        if (item := item_of(reply, self._asked)) is not None:
+            self._printed.append(msgspec.json.decode(item, type=Output))
+        elif reply.id == self._asked and reply.method is None:
+            self._over = True
+            self.finished = outcome(reply, FINISHED)
+
+
+def settings(env: Mapping[str, str] | None) -> list[str]:
+    """Variables of an environment as `exec` takes them."""
+    return [f"{name}={value}" for name, value in (env or {}).items()]
 
 
 def arguments(method: str, params: dict[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,30 @@ class End(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
 
 
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """The first item of `exec` and `attach`: the job, and whether what it reads is a terminal."""
+
+    name: str
+    tty: bool
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a job printed, as it came: an item of `exec` and `attach`. Or `lagged` bytes of it were not delivered."""
+
+    data: bytes = b""
+    lagged: int = 0
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """How the run ended that `exec` or `attach` was about."""
+
+    name: str
+    reason: str
+    failed: bool
+    code: int | None = None
+    signal: str | None = None
+
+
 class Version(msgspec.Struct, frozen=True, kw_only=True):
     """Who answers."""
 
@@ -147,6 +171,9 @@ RESULTS: dict[str, Any] = {
     "cancel": list[Answer],
     "logs": End,
     "events": End,
+    "exec": Finished | None,
+    "attach": Finished,
+    "input": None,
     "shutdown": Shutdown,
     "version": Version,
     "rpc.discover": dict[str, Any],

@@ -2,7 +2,7 @@
 
     Server        takes the socket, accepts, takes it back when stolen
     Connection    one client: lines in, requests side by side, answers out
-    Call          one request, as its handler sees it
+    Call          one request, as its handler sees it; `sessions` has those in which both sides talk
     HANDLERS      verb -> handler; nothing else can be called
 
 Two boundaries are fenced: a handler, whose exception becomes error -32603, and a connection. Neither takes anybody else down.
@@ -31,16 +31,18 @@ import structlog
 import trio
 
 from supervisor import __version__
-from supervisor.control import messages
-from supervisor.control.listener import Place, SocketTaken
+from supervisor.control import messages, sessions
+from supervisor.control.listener import Place
 from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Added, Commanded, Journal, Lagged, Renamed, Warned
 from supervisor.output import Lines
-from supervisor.state import Answer, JobStatus
+from supervisor.state import Answer, JobStatus, ancestry
+from supervisor.unix import SocketTaken
 
 if TYPE_CHECKING:
+    from supervisor.children import Usage
     from supervisor.config import Plan
     from supervisor.tree import Order, Supervisor
 
@@ -49,6 +51,9 @@ MAX_REQUEST = 1 << 20
 MAX_CLIENTS = 1024
 MAX_UNDER_WAY = 1024
 """Requests of one connection that may be under way; the next one is read when one of them is done."""
+
+FAREWELL = 1.0
+"""Seconds that the connections of a tree that has ended have left, to be told of the end and to read what is on its way."""
 
 _SPARE = 3
 _CHUNK = 1 << 16
@@ -103,19 +108,39 @@ class Server:
         self._allowed: dict[int, str] = {}
         self._clients = 0
         self._spare = Spare(_SPARE)
+        self.closing = trio.Event()
+        self.reading: set[trio.CancelScope] = set()
+        """Round each connection that waits for its next request."""
 
     async def serve(self, task_status: trio.TaskStatus[Path]) -> None:
-        """Accept until cancelled."""
+        """Accept until cancelled; where that is because the tree has ended, its connections are told so."""
         self._allowed = await trio.to_thread.run_sync(_names_of, {os.getuid(), 0})
         with self._spare:
+            async with trio.open_nursery() as nursery:
+                connections = await nursery.start(self._keep_connections)
+                try:
+                    await self._accept_all(connections, task_status)
+                finally:
+                    self.closing.set()
+
+    async def _accept_all(self, connections: trio.Nursery, task_status: trio.TaskStatus[Path]) -> None:
+        listener = self._place.take()
+        if not self._place.watched:
+            self._warn("cannot be watched here: nobody will notice if its file is removed")
+        task_status.started(self._place.path)
+        while True:
+            await self._accept_until_lost(listener, connections)
+            listener = await self._take_back()
+
+    async def _keep_connections(self, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        """The nursery of the connections. They outlive the end of the tree by so much that they can hear of it."""
+        with trio.CancelScope(shield=True) as scope:
             async with trio.open_nursery() as connections:
-                listener = self._place.take()
-                if not self._place.watched:
-                    self._warn("cannot be watched here: nobody will notice if its file is removed")
-                task_status.started(self._place.path)
-                while True:
-                    await self._accept_until_lost(listener, connections)
-                    listener = await self._take_back()
+                task_status.started(connections)
+                await self.closing.wait()
+                scope.deadline = trio.current_time() + (FAREWELL if self.tree.has_ended else 0.0)
+                for reading in self.reading:
+                    reading.cancel(reason="the daemon has ended: no more requests are taken")
 
     async def _accept_until_lost(self, listener: socket.socket, connections: trio.Nursery) -> None:
         with trio.socket.from_stdlib_socket(listener) as accepting:
@@ -250,6 +275,8 @@ class Connection:
     def __init__(self, server: Server, stream: trio.SocketStream, peer: Peer) -> None:
         self.server = server
         self.peer = peer
+        self.ways_in: dict[int | str, sessions.WayIn] = {}
+        """By the id of the request: where what the client has to say meanwhile goes."""
         self._stream = stream
         self._sending = trio.Lock()
         self._slots = trio.Semaphore(MAX_UNDER_WAY)
@@ -259,11 +286,24 @@ class Connection:
         lines = Requests(self._stream)
         async with trio.open_nursery() as connection:
             async with trio.open_nursery() as requests:
-                while (line := await lines.read()) != b"":
-                    await self._slots.acquire()
-                    requests.start_soon(self._answer, line, connection.cancel_scope)
+                with self._listening():
+                    while (line := await lines.read()) != b"":
+                        await self._slots.acquire()
+                        requests.start_soon(self._answer, line, connection.cancel_scope)
                 connection.start_soon(_cancel_on_hangup, self._stream.socket.fileno(), connection.cancel_scope)
             connection.cancel_scope.cancel(reason="everything is answered")
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Where requests are read: the server ends that when there is nothing left to ask."""
+        with trio.CancelScope() as scope:
+            self.server.reading.add(scope)
+            if self.server.closing.is_set():
+                scope.cancel(reason="the daemon has ended")
+            try:
+                yield
+            finally:
+                self.server.reading.discard(scope)
 
     async def send(self, data: bytes) -> None:
         """Send whole lines, in between those of others."""
@@ -471,7 +511,8 @@ class Call:
         self.by = str(connection.peer)
         self.server = connection.server
         self.tree = connection.server.tree
-        self._connection = connection
+        self.connection = connection
+        self.identity = identity
         self._head = b'{"jsonrpc":"2.0","method":%b,"params":{"id":%b,"item":' % (messages.encode(verb), identity)
 
     def record(self, names: Sequence[str] = ()) -> None:
@@ -481,16 +522,27 @@ class Call:
     async def notify(self, items: Iterable[object]) -> None:
         """Send items of a stream; returns when the client's system has taken them."""
         if data := b"".join([self._head + messages.encode(item) + b"}}\n" for item in items]):
-            await self._connection.send(data)
+            await self.connection.send(data)
 
 
 # ---------------------------------------------------------------- handlers
 
 
-async def _status(call: Call, names: list[str]) -> msgspec.Raw | list[JobStatus]:
-    if not names:
+async def _status(call: Call, names: list[str], usage: bool) -> msgspec.Raw | list[JobStatus]:
+    if not names and not usage:
         return call.server.table.encoded()
-    return call.tree.status(*names)
+    table = call.tree.journal.table
+    rows = call.tree.status(*names)
+    if not usage:
+        return rows
+    used = await call.tree.usage()
+    return [_with_usage(table[row.name], used.get(row.name)) for row in rows if row.name in table]
+
+
+def _with_usage(row: JobStatus, usage: Usage | None) -> JobStatus:
+    if usage is None:
+        return msgspec.structs.replace(row, memory=None, cpu=None)
+    return msgspec.structs.replace(row, memory=usage.memory, cpu=round(usage.cpu, 3))
 
 
 async def _tree(call: Call) -> list[Branch]:
@@ -639,15 +691,7 @@ def _jobs_of(table: Mapping[str, JobStatus], names: Sequence[str] | None) -> lis
     if names is None:
         return [row.name for row in jobs]
     wanted = set(names)
-    return [row.name for row in jobs if not wanted.isdisjoint(_ancestry(table, row))]
-
-
-def _ancestry(table: Mapping[str, JobStatus], row: JobStatus) -> Iterator[str]:
-    """A name, its supervisor's, and so on up."""
-    yield row.name
-    while row.supervisor is not None:
-        row = table[row.supervisor]
-        yield row.name
+    return [row.name for row in jobs if not wanted.isdisjoint(ancestry(table, row))]
 
 
 async def _shutdown(call: Call, now: bool, wait: bool, timeout: float | None) -> Shutdown:
@@ -693,6 +737,9 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "cancel": _order,
     "logs": _logs,
     "events": _events,
+    "exec": sessions.execute,
+    "attach": sessions.attach,
+    "input": sessions.pass_on,
     "shutdown": _shutdown,
     "version": _who,
     "rpc.discover": _discover,

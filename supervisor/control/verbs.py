@@ -14,10 +14,11 @@ class Param:
     """One parameter of a verb. Without a `default` it must be given.
 
     `type` is what JSON carries (`float` is seconds). For the command line: `positional` ones stand alone, others are
-    `--name`, with `short` as a second spelling; a flag that defaults to true also gets `--no-name`.
+    `--name`, with `short` as a second spelling; a flag that defaults to true also gets `--no-name`. A `rest` takes every word
+    from the first on, whatever it looks like.
     """
 
-    __slots__ = ("default", "help", "metavar", "name", "positional", "required", "short", "type")
+    __slots__ = ("default", "help", "metavar", "name", "positional", "required", "rest", "short", "type")
 
     def __init__(
         self,
@@ -29,6 +30,7 @@ class Param:
         positional: str = "",
         short: str = "",
         metavar: str = "",
+        rest: bool = False,
     ) -> None:
         self.name = name
         self.type = type
@@ -38,6 +40,7 @@ class Param:
         self.positional = bool(positional)
         self.metavar = positional or metavar
         self.short = short
+        self.rest = rest
 
     @property
     def many(self) -> bool:
@@ -59,20 +62,31 @@ class Verb:
     """One thing that can be asked of a running daemon.
 
     `changes` verbs are recorded with who asked. `streams` verbs answer with notifications that carry the request's id, and
-    with a result only where they come to an end. `hidden` ones have a command, but not in the list of commands.
+    with a result only where they come to an end; `converses`: meanwhile the caller has more to say, with `input`. `hidden`
+    ones have a command, but not in the list of commands; without `command` there is none.
     """
 
-    __slots__ = ("changes", "help", "hidden", "name", "params", "streams")
+    __slots__ = ("changes", "command", "converses", "help", "hidden", "name", "params", "streams")
 
     def __init__(
-        self, name: str, help: str, *params: Param, changes: bool = False, streams: bool = False, hidden: bool = False
+        self,
+        name: str,
+        help: str,
+        *params: Param,
+        changes: bool = False,
+        streams: bool = False,
+        converses: bool = False,
+        hidden: bool = False,
+        command: bool = True,
     ) -> None:
         self.name = name
         self.help = help
         self.params = params
         self.changes = changes
         self.streams = streams
+        self.converses = converses
         self.hidden = hidden
+        self.command = command
 
 
 _SOME = Param("names", list[str], "jobs or supervisors; * and ? are globs; none: all", (), positional="NAME")
@@ -83,7 +97,14 @@ _TIMEOUT = Param(
 )
 
 ALL = (
-    Verb("status", "show what every job is doing, and why", _SOME),
+    Verb(
+        "status",
+        "show what every job is doing, and why",
+        _SOME,
+        Param(
+            "usage", bool, "also the memory and CPU time of each job's processes, with all that came of them", False, short="-u"
+        ),
+    ),
     Verb("tree", "draw supervisors and jobs as they hang together"),
     Verb(
         "start",
@@ -166,6 +187,41 @@ ALL = (
         streams=True,
     ),
     Verb(
+        "exec",
+        "run a command once as a job of the daemon, show what it prints, and end with its exit code",
+        Param("command", list[str], "the command, word by word, without a shell", positional="COMMAND", rest=True),
+        Param("name", str, "its name in `status`; exec-1, exec-2 and so on unless you say", "", metavar="NAME"),
+        Param("cwd", str, "its working directory; the one of the daemon's file unless you say", "", metavar="DIR"),
+        Param("user", str, "the user it runs as; the daemon's own unless you say", "", metavar="USER"),
+        Param("env", list[str], "a variable of its environment; may be given again", (), short="-e", metavar="NAME=VALUE"),
+        Param("interactive", bool, "hand standard input over to it; what is no terminal always is", False, short="-i"),
+        Param("tty", bool, "give it a terminal, of the size of this one", False, short="-t"),
+        Param("timeout", float | None, "ask it to end after this long, and end with exit code 75", None, metavar="TIME"),
+        Param("detach", bool, "print its name and leave it running; otherwise it ends when nobody waits for it", False),
+        changes=True,
+        streams=True,
+        converses=True,
+    ),
+    Verb(
+        "attach",
+        "show what a running job prints, and type to it; Ctrl-] or Ctrl-P Ctrl-Q leaves it",
+        Param("name", str, 'a job with `stdin = "pipe"` or `tty = true`', positional="NAME"),
+        Param("lines", int, "how many of its last lines to begin with", 10, short="-n", metavar="N"),
+        changes=True,
+        streams=True,
+        converses=True,
+    ),
+    Verb(
+        "input",
+        "hand input to the job of an `exec` or `attach` of this connection; answered when it is written",
+        Param("to", int | str, "the id of that request"),
+        Param("data", bytes, "bytes for its standard input, as base64", b""),
+        Param("eof", bool, "then end the input; on a terminal, type Ctrl-D", False),
+        Param("rows", int, "the height of its terminal from now on", 0),
+        Param("columns", int, "the width of its terminal from now on", 0),
+        command=False,
+    ),
+    Verb(
         "shutdown",
         "stop everything in order, and the daemon with it",
         Param("now", bool, "kill at once, without the graces", False),
@@ -179,7 +235,7 @@ ALL = (
 
 VERBS = {verb.name: verb for verb in ALL}
 
-LATER = ("submit", "queue", "limits", "history", "why", "top", "exec", "attach")
+LATER = ("submit", "queue", "limits", "history", "why", "top")
 """Verbs of the contract that are not built yet: refused by name."""
 
 FOREIGN = {

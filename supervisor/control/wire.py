@@ -141,7 +141,10 @@ class Connection:
         self.path = path
         self._socket = connect(path)
         self._buffer = bytearray()
+        self._searched = 0
         self._sent = 0
+        self.wakeup: int | None = None
+        """A descriptor that ends a wait too; what it has to say is read and left to whoever set it up."""
 
     def send(self, method: str, params: dict[str, Any]) -> int:
         """Ask for something; gives the id that the answer will carry."""
@@ -156,19 +159,49 @@ class Connection:
     def read_line(self, timeout: float | None = None) -> bytes:
         """The next line; empty when the daemon has closed the connection. Raises TimeoutError after `timeout` seconds."""
         self._socket.settimeout(timeout)
-        start = 0
-        while (end := self._buffer.find(b"\n", start)) < 0:
-            start = len(self._buffer)
-            try:
-                chunk = self._socket.recv(_CHUNK)
-            except ConnectionResetError:
-                chunk = b""
-            if not chunk:
+        while (line := self.next_line()) is None:
+            if self.wakeup is not None:
+                self._wait(self.wakeup, timeout)
+            if not self.receive():
                 return b""
-            self._buffer += chunk
+        return line
+
+    def next_line(self) -> bytes | None:
+        """The next line of what has been received; None where none is complete."""
+        if (end := self._buffer.find(b"\n", self._searched)) < 0:
+            self._searched = len(self._buffer)
+            return None
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
+        self._searched = 0
         return line
+
+    def receive(self) -> bool:
+        """Take what is there, or wait for it; False when the daemon has closed the connection."""
+        try:
+            chunk = self._socket.recv(_CHUNK)
+        except ConnectionResetError:
+            return False
+        self._buffer += chunk
+        return bool(chunk)
+
+    def fileno(self) -> int:
+        """Its descriptor, to wait for."""
+        return self._socket.fileno()
+
+    def _wait(self, wakeup: int, timeout: float | None) -> None:
+        """Wait until there is something to receive, and never only for that."""
+        import select
+
+        descriptor = self._socket.fileno()
+        while True:
+            ready, _, _ = select.select((descriptor, wakeup), (), (), timeout)
+            if not ready:
+                raise TimeoutError
+            if wakeup in ready:
+                os.read(wakeup, _CHUNK)
+            if descriptor in ready:
+                return
 
     def close(self) -> None:
         """Hang up: what was asked for and accepted goes on, only the waiting for it ends."""

@@ -22,10 +22,9 @@ from pathlib import Path
 import structlog
 import trio
 
-from supervisor import __version__
+from supervisor import __version__, systemd
 from supervisor import config as configuration
 from supervisor.config import Config, Plan, preflight
-from supervisor.control.listener import SocketTaken
 from supervisor.control.server import serve_control
 from supervisor.daemon import SIGNALS, hold_signals, release_signals
 from supervisor.daemon.claim import NotToBeHad, Places, claimed, have_standard_streams
@@ -37,9 +36,13 @@ from supervisor.nodes import Order
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
 from supervisor.tree import Supervisor, open_supervisor
+from supervisor.unix import SocketTaken
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
+
+INSTANCE = "instance"
+"""In the state directory: what a daemon notes of itself for the one after it."""
 
 AGAIN = 0.2
 """Seconds after the first signal to stop before another one counts as impatience, and not as its echo."""
@@ -80,6 +83,7 @@ class Daemon:
         self._only = only
         self._environ = environ
         self._notifier = Notifier.from_environment(environ)
+        self._listening = systemd.listening(environ)
         self._places = Places(environ)
         self._loading = trio.CancelScope()
         self._stop_asked: tuple[float, str] | None = None
@@ -116,7 +120,13 @@ class Daemon:
         try:
             async with trio.open_nursery() as servers:
                 async with open_supervisor(
-                    config, echo=self._log.echo, environ=self._environ, journal=journal, last_resort=self._end_at_once
+                    config,
+                    echo=self._log.echo,
+                    environ=self._environ,
+                    journal=journal,
+                    last_resort=self._end_at_once,
+                    listening=self._listening,
+                    record=config.state_dir / INSTANCE,
                 ) as self._tree:
                     await self._serve(servers, self._tree)
                     await self._tree.wait_stopped()
@@ -134,6 +144,7 @@ class Daemon:
         if self._notifier.watchdog_interval is not None:
             servers.start_soon(self._feed_the_watchdog, self._notifier.watchdog_interval)
         self._announce(tree.config)
+        _log.info(tree.resources.children.guarantee)
         self._notifier.ready(self._status(tree))
         if self._stop_asked is not None:
             tree.shutdown(self._stop_asked[1])
@@ -141,6 +152,8 @@ class Daemon:
     def _announce(self, config: Config) -> None:
         for warning in config.warnings:
             _log.warning(str(warning))
+        for name in self._listening.keys() - config.sockets.keys():
+            _log.warning("the service manager passed a socket that no [sockets] table names", socket=name)
         _log.info(
             "running",
             version=__version__,

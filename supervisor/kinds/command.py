@@ -1,55 +1,206 @@
-"""The kind `command`: a child process, its stop ladder and its output."""
+"""The kind `command`: a child process, what it is started with, its stop ladder and its output."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import structlog
+import trio
+from msgspec import structs
+
+from supervisor.accounts import Identity, identity_of
 from supervisor.children import Child, ExitReport, Launch, signal_name
 from supervisor.errors import SpawnFailed
+from supervisor.kinds.attachment import COLUMNS, ROWS, Attachment
 from supervisor.kinds.context import Outcome, Resources, Run
+from supervisor.kinds.environment import environment
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture
-from supervisor.spec import split_name
+from supervisor.spec import shown, split_name
+
+log = structlog.get_logger("supervisor")
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """One run of a command. Raises SpawnFailed if there was none.
 
-    Asked to end: the stop signal; when the main process is gone, what it left gets SIGTERM. Cancelled, or when the main
-    process ended by itself: everything is killed. Returns or raises only when nothing of it is alive, or was `abandoned`.
+    Asked to end: the stop signal, or the stop command; when the main process is gone, what it left gets SIGTERM. Cancelled,
+    or when the main process ended by itself: everything is killed. Returns or raises only when nothing of it is alive, or was
+    `abandoned`.
     """
     pattern = spec.ready.log if spec.ready else None
-    with _output(spec, run, resources, pattern) as (stdout, capture):
-        child = await resources.children.spawn(
-            Launch(
-                _argv(spec),
-                env=_environ(spec, run, resources),
-                cwd=spec.cwd or str(resources.base),
-                stdout=stdout,
-                stderr=stdout,
-                run=run.id,
-            )
-        )
-        if capture is not None:
-            capture.release()
+    with (
+        _output(spec, run, resources, pattern) as (stdout, capture),
+        _way_in(run),
+        ExitStack() as handed,  # what only the child keeps
+    ):
+        launch = await _launch(spec, run, resources, handed, stdout, capture)
+        child = await resources.children.spawn(launch)
         try:
+            handed.close()
             run.spawned(child.pid)
             run.send_signal = lambda number, group: child.send_signal(number, group=group)
-            run.on_stopping(lambda: child.send_signal(_stop_signal(spec), group=spec.stop_to == "group"))
             if spec.ready is None:
                 run.ready("started")
-            await child.wait()
+            await _until_dead(spec, run, resources, launch, child)
             if run.stopping:
                 await child.end_rest(signal.SIGTERM)
         finally:
             report = await child.destroy(stuck=lambda pids: run.stuck(_stuck(pids), pids), abandoned=run.abandoned)
-            run.outcome = _outcome(spec, child, report)
+            run.outcome = _outcome(spec, run, child, report)
     return run.outcome
+
+
+# ---- what it is started with ----
+
+
+async def _launch(
+    spec: JobSpec, run: Run, resources: Resources, handed: ExitStack, stdout: int | None, capture: Capture | None
+) -> Launch:
+    """Everything that the child gets. Descriptors that are not ours to keep are closed by `handed`."""
+    environ, identity = await _surroundings(spec, resources)
+    if capture is not None:
+        handed.callback(capture.release)
+    return Launch(
+        argv=_argv(spec.command),
+        env={**environ, "SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)},
+        cwd=spec.cwd or str(resources.base),
+        stdin=_input(spec, run, capture, handed),
+        stdout=stdout,
+        stderr=stdout,
+        tty=_terminal(capture, identity) if spec.tty else None,
+        umask=spec.umask,
+        nice=spec.nice,
+        user=identity and identity.uid,
+        group=identity and identity.gid,
+        groups=identity.groups if identity else (),
+        rlimits=spec.rlimits,
+        no_new_privileges=spec.no_new_privileges,
+        sockets=[(name, await _socket(name, resources, handed)) for name in spec.sockets],
+        run=run.id,
+    )
+
+
+async def _surroundings(spec: JobSpec, resources: Resources) -> tuple[dict[str, str], Identity | None]:
+    """The environment, and whom it runs as. Files and the user database are read beside the loop, which they may block."""
+
+    def look() -> tuple[dict[str, str], Identity | None]:
+        identity = identity_of(spec.user, spec.group, spec.groups)
+        return environment(spec, resources.environ, resources.env, resources.env_file), identity
+
+    if spec.user or spec.group or spec.groups or spec.clear_env or spec.env_file or resources.env_file:
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+    return look()
+
+
+@contextmanager
+def _way_in(run: Run) -> Iterator[None]:
+    """`run.attach`, where it comes to be, is let go of at the end."""
+    try:
+        yield
+    finally:
+        if run.attach is not None:
+            run.attach.release()
+            run.attach = None
+
+
+def _input(spec: JobSpec, run: Run, capture: Capture | None, handed: ExitStack) -> int | None:
+    """What the child reads: nothing (None), a file, or what comes in by `run.attach`, also at its terminal."""
+    try:
+        if spec.tty and capture is not None:
+            run.attach = Attachment(capture.duplicate(), tty=True)
+            run.attach.resize(ROWS, COLUMNS)
+            return capture.fd
+        if spec.stdin == "pipe":
+            stdin, writing = os.pipe2(os.O_CLOEXEC)
+            handed.callback(os.close, stdin)
+            run.attach = Attachment(writing, tty=False)
+            return stdin
+        if spec.stdin != "null":
+            access = os.O_RDWR if Path(spec.stdin).is_fifo() else os.O_RDONLY  # a FIFO waits for writers and has no end
+            stdin = os.open(spec.stdin, access | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+            handed.callback(os.close, stdin)
+            os.set_blocking(stdin, True)
+            return stdin
+    except OSError as error:
+        raise SpawnFailed(f'stdin "{shown(spec.stdin)}": {(error.strerror or str(error)).lower()}') from error
+    return None
+
+
+def _terminal(capture: Capture | None, identity: Identity | None) -> int:
+    """The child's end of its terminal, which belongs to whom it runs as."""
+    assert capture is not None  # the rules see to it: what is printed on a terminal is captured
+    if identity is not None:
+        os.fchown(capture.fd, identity.uid, -1)
+    return capture.fd
+
+
+async def _socket(name: str, resources: Resources, handed: ExitStack) -> int:
+    """A descriptor of a listening socket that stays this one, also if a reload closes that of the daemon meanwhile."""
+    descriptor = os.dup(await resources.sockets.descriptor(name))
+    handed.callback(os.close, descriptor)
+    return descriptor
+
+
+# ---- its end ----
+
+
+async def _until_dead(spec: JobSpec, run: Run, resources: Resources, launch: Launch, child: Child) -> None:
+    """Wait for the end of the main process, and ask for it when the run is asked to end."""
+    if spec.stop_command is None:
+        run.on_stopping(lambda: child.send_signal(_stop_signal(spec), group=spec.stop_to == "group"))
+        await child.wait()
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_ask_by_command, spec, run, resources, launch, child.pid)
+        await child.wait()
+        if not run.stopping:
+            nursery.cancel_scope.cancel(reason="the main process has ended")
+
+
+async def _ask_by_command(spec: JobSpec, run: Run, resources: Resources, launch: Launch, main: int) -> None:
+    """Run the stop command when the run is asked to end. If that is in vain, the grace ends it all the same."""
+    await run.wait_stopping()
+    try:
+        report = await _run_stop_command(spec, run, resources, launch, main)
+    except SpawnFailed as error:
+        log.warning("stop_command failed", job=run.job, run=run.id, reason=str(error))
+    else:
+        if report.code != 0:
+            log.warning("stop_command failed", job=run.job, run=run.id, reason=_end(report))
+
+
+async def _run_stop_command(spec: JobSpec, run: Run, resources: Resources, launch: Launch, main: int) -> ExitReport:
+    with _output(structs.replace(spec, tty=False), run, resources, None) as (stdout, capture):
+        asking = await resources.children.spawn(
+            replace(
+                launch,
+                argv=_argv(spec.stop_command),
+                env={**launch.env, "SUPERVISOR_MAINPID": str(main)},
+                stdin=None,
+                stdout=stdout,
+                stderr=stdout,
+                tty=None,
+                sockets=(),
+            )
+        )
+        try:
+            if capture is not None:
+                capture.release()
+            await asking.wait()
+        finally:
+            report = await asking.destroy(stuck=lambda pids: run.stuck(_stuck(pids), pids), abandoned=run.abandoned)
+    return report
+
+
+# ---- its output ----
 
 
 @contextmanager
@@ -63,7 +214,12 @@ def _output(spec: JobSpec, run: Run, resources: Resources, pattern: str | None) 
         path = None if spec.output == "capture" else Path(spec.output)
         try:
             capture = resources.outputs.open(
-                run.job, path=path, rotate=spec.rotate, on_line=_ready_line(pattern, run), on_lost=run.output_lost
+                run.job,
+                path=path,
+                rotate=spec.rotate,
+                on_line=_ready_line(pattern, run),
+                on_lost=run.output_lost,
+                tty=spec.tty,
             )
         except OSError as error:
             raise SpawnFailed(
@@ -90,19 +246,13 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
     return look
 
 
-def _argv(spec: JobSpec) -> tuple[str, ...]:
-    command = spec.command or ()
+def _argv(command: str | tuple[str, ...] | None) -> tuple[str, ...]:
     if not isinstance(command, str):
-        return command
+        return command or ()
     try:
         return tuple(shlex.split(command))
     except ValueError as error:
         raise SpawnFailed(f"cannot split the command into words: {error}: write it as a list") from error
-
-
-def _environ(spec: JobSpec, run: Run, resources: Resources) -> dict[str, str]:
-    marks = {"SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)}
-    return {**resources.environ, **spec.env, **marks}
 
 
 def _stop_signal(spec: JobSpec) -> signal.Signals:
@@ -113,16 +263,19 @@ def _stuck(pids: tuple[int, ...]) -> str:
     return f"cannot be killed: pid {', '.join(map(str, pids))}"
 
 
-def _outcome(spec: JobSpec, child: Child, report: ExitReport) -> Outcome:
+def _outcome(spec: JobSpec, run: Run, child: Child, report: ExitReport) -> Outcome:
     """How the run ended. A death by a signal that was sent on purpose is no failure by itself."""
     if report.survivors:
         return Outcome(reason=f"abandoned: {_stuck(report.survivors)}", failed=True, code=report.code, signal=report.signal)
     if report.signal is not None:
-        asked = report.signal in map(signal_name, child.sent)
-        reason = f"killed by {report.signal}" + (", core dumped" if report.core else "")
-        return Outcome(reason=reason, failed=not asked, signal=report.signal)
+        asked = report.signal in map(signal_name, child.sent) or (run.stopping and spec.stop_command is not None)
+        return Outcome(reason=_end(report), failed=not asked, signal=report.signal)
+    return Outcome(reason=_end(report), failed=report.code not in spec.success_exit_codes, code=report.code)
+
+
+def _end(report: ExitReport) -> str:
+    if report.signal is not None:
+        return f"killed by {report.signal}" + (", core dumped" if report.core else "")
     if report.code is None:
-        return Outcome(reason="its exit status was taken by other code in this process", failed=True)
-    return Outcome(
-        reason=f"exited with code {report.code}", failed=report.code not in spec.success_exit_codes, code=report.code
-    )
+        return "its exit status was taken by other code in this process"
+    return f"exited with code {report.code}"

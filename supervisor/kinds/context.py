@@ -17,7 +17,9 @@ from supervisor.state import Phase
 
 if TYPE_CHECKING:
     from supervisor.children import Children
+    from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
+    from supervisor.sockets import Sockets
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,12 +78,16 @@ def inherited(environ: Mapping[str, str]) -> dict[str, str]:
 class Resources:
     """What the kinds share: opened before the tree, closed after it.
 
-    `environ` is what children inherit (never shown); `base` is their working directory unless they say otherwise.
+    `environ` is what children inherit, `env` and `env_file` what `[daemon]` adds (never shown); `base` is their working
+    directory unless they say otherwise.
     """
 
     children: Children
     outputs: Outputs
-    environ: dict[str, str] = field(repr=False)
+    sockets: Sockets
+    environ: Mapping[str, str] = field(repr=False)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env_file: tuple[str, ...] = ()
     base: Path
 
 
@@ -98,6 +104,7 @@ class Run:
         "_reporter",
         "_watch",
         "abandoned",
+        "attach",
         "id",
         "is_ready",
         "job",
@@ -115,6 +122,8 @@ class Run:
         """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
         self.send_signal: Callable[[int, bool], None] | None = None
         """Signal the main process, or (True) its whole group; None where the run has no process."""
+        self.attach: Attachment | None = None
+        """The way in to what runs; None where it takes no input, and before it is there."""
         self.outcome: Outcome | None = None
         """What is known of the end; read where a cancel cut the kind short before it could return."""
         self._reporter = reporter

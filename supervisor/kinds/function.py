@@ -6,10 +6,14 @@ import importlib
 import sys
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from supervisor.errors import RunFailed
 from supervisor.kinds.inspection import context_parameter, kind_of, unfit
+
+_loaded: dict[str, int] = {}
+"""Module -> when its file was last changed (ns), as it was loaded."""
 
 
 class CallableNotFound(RunFailed):
@@ -37,6 +41,8 @@ def _named(call: str) -> Callable[..., Any]:
         itself = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         told = None if itself else error  # a traceback of what its code raised; of a module that is not there, none
         raise CallableNotFound(f"cannot import {module_name}: {type(error).__name__}: {error}") from told
+    if module_name not in _loaded and (changed := _changed(target)) is not None:
+        _loaded[module_name] = changed
     for part in path.split("."):
         try:
             target = getattr(target, part)
@@ -47,4 +53,19 @@ def _named(call: str) -> Callable[..., Any]:
     return typing.cast("Callable[..., Any]", target)
 
 
-__all__ = ["CallableNotFound", "context_parameter", "kind_of", "load"]
+def outdated(call: str | Callable[..., Any]) -> str | None:
+    """The file of the module of a `call`, where it has changed since it was loaded here; None where the code is what it was."""
+    name = call.partition(":")[0] if isinstance(call, str) else call.__module__
+    loaded, module = _loaded.get(name), sys.modules.get(name)
+    return module.__file__ if module is not None and loaded not in (None, _changed(module)) else None
+
+
+def _changed(module: Any) -> int | None:
+    """When the file of a module was last changed; None where it has none any more."""
+    try:
+        return Path(module.__file__).stat().st_mtime_ns
+    except (AttributeError, TypeError, OSError):
+        return None
+
+
+__all__ = ["CallableNotFound", "context_parameter", "kind_of", "load", "outdated"]

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from supervisor.output import Rotate
 from supervisor.probes import Ready
-from supervisor.spec import ChildSpec, Expanded, GiveUp, RestartType, Seconds
+from supervisor.spec import Account, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).
@@ -102,19 +102,116 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Literal["main", "group"],
         Meta(description="who gets the stop signal: the main process, or its whole group", extra=_COMMAND),
     ] = "main"
+    stop_command: Annotated[
+        str | tuple[str, ...] | None,
+        Meta(
+            description="a command that asks the job to end, instead of the stop signal. It runs as the job does, with the pid "
+            "of the main process in $SUPERVISOR_MAINPID, while the grace goes on",
+            extra=_COMMAND,
+        ),
+    ] = None
+    reload_signal: Annotated[
+        Literal["HUP", "USR1", "USR2", "INT", "QUIT", "TERM", "WINCH"] | None,
+        Meta(
+            description="what `supervisor reload NAME` sends to the main process, so that it reads its own configuration "
+            "again; without it, `reload NAME` is a restart",
+            extra=_COMMAND,
+        ),
+    ] = None
 
     # process
     env: Annotated[
         dict[str, str],
         Meta(
-            description="environment of the child, on top of the daemon's. Values are never shown anywhere",
+            description="environment of the child, on top of the daemon's and of all files. Values are never shown anywhere",
             extra=_COMMAND_RESTARTS,
         ),
     ] = {}
+    env_file: Annotated[
+        Paths,
+        Meta(
+            description="files of NAME=value lines for the environment, below `env`; a later file wins. Read at each start. "
+            'A "-" before the path: it may be missing',
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = Paths()
+    clear_env: Annotated[
+        bool,
+        Meta(
+            description="the child inherits nothing of the daemon's environment: it gets a PATH, HOME, USER, LOGNAME and SHELL "
+            "of its user, and what the file gives",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = False
     cwd: Annotated[
         str | None,
         Meta(description="working directory of the child; the file's directory unless you say", extra=_COMMAND_RESTARTS),
     ] = None
+    user: Annotated[
+        Account | None,
+        Meta(
+            description="the user that the child runs as, by name or number, with HOME, USER, LOGNAME, SHELL and the groups of "
+            "that user. Only root may choose another than its own",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = None
+    group: Annotated[
+        Account | None,
+        Meta(description="the group that the child runs as; the user's own unless you say", extra=_COMMAND_RESTARTS),
+    ] = None
+    groups: Annotated[
+        tuple[Account, ...],
+        Meta(description="more groups of the child, besides those that the user is in", extra=_COMMAND_RESTARTS),
+    ] = ()
+    umask: Annotated[
+        FileMode | None,
+        Meta(
+            description='the bits that files made by the child do not get, in octal: "0022"; the daemon\'s unless you say',
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = None
+    nice: Annotated[
+        int | None,
+        Meta(
+            ge=-20, le=19,
+            description="priority: 19 yields to all others, below 0 goes before them; the daemon's unless you say",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = None  # fmt: skip
+    rlimits: Annotated[
+        dict[str, Limit],
+        Meta(
+            description='resource limits, soft and hard at once or [soft, hard]: { nofile = 4096, core = "unlimited", as = '
+            '"1GB", nproc = [100, 200] }; the daemon\'s unless you say',
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = {}
+    no_new_privileges: Annotated[
+        bool,
+        Meta(description="neither it nor its children gain rights by set-uid or set-gid programs", extra=_COMMAND_RESTARTS),
+    ] = False
+    stdin: Annotated[
+        str,
+        Meta(
+            description="what the child reads: null: nothing; pipe: what `supervisor attach` writes; or the path of a file",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = "null"
+    tty: Annotated[
+        bool,
+        Meta(
+            description="give the child a terminal of its own for input and output; what it prints there is captured",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = False
+    sockets: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="names of [sockets] that the child gets, from descriptor 3 on, as systemd hands them over "
+            "(LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID)",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = ()
 
     # output
     output: Annotated[

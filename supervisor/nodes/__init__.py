@@ -2,6 +2,7 @@
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and the fence round its runs
+    oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     workers      the workers of a job with several: a supervisor of its own
@@ -19,7 +20,8 @@ from __future__ import annotations
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Node, Order
+from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
-__all__ = ["COMMANDS", "JobNode", "Node", "Order", "SupervisorNode", "WorkersNode", "obey", "scale"]
+__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "SupervisorNode", "WorkersNode", "obey", "scale"]

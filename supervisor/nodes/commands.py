@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal as signals
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -41,6 +43,8 @@ def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
     if not isinstance(spec, JobSpec):
         if verb not in ("start", "stop", "restart", "reload"):
             return f"{child.name} is a supervisor"
+    elif child.one_off and verb in ONE_OFF_REFUSES:
+        return f"{child.name} is run once, and forgotten at its end: use {ONE_OFF_REFUSES[verb]}"
     elif spec.service and verb in SERVICE_REFUSES:
         return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
     elif not spec.service and verb == "scale":
@@ -117,6 +121,36 @@ def _restart(supervisor: SupervisorNode, child: Node, order: Order, at_once: boo
         child.disarm()
 
 
+def _reload(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    """Have its process read its own configuration again, where the job says how; else a restart."""
+    number = child.spec.reload_signal if isinstance(child.spec, JobSpec) else None
+    if number is None:
+        _restart(supervisor, child, order)
+    elif isinstance(child, WorkersNode):
+        order.resolve(*_each(child, partial(_have_reloaded, number=number)))
+    else:
+        order.resolve(*_have_reloaded(child, number))
+
+
+def _have_reloaded(child: Node, number: str) -> tuple[bool, str]:
+    life = child.life
+    if life is None or life.run.send_signal is None or child.stopping:
+        return False, f"{child.name} is {child.row.word}: it reads its configuration when it starts"
+    if life.ready_at is None:
+        return False, f"{child.name} is starting: a {number} may come too early; reload it when it is ready"
+    life.run.send_signal(signals.Signals[f"SIG{number}"], False)
+    return True, f"signalled {number}, pid {child.row.pid}"
+
+
+def _each(group: WorkersNode, do: Callable[[Node], tuple[bool, str]]) -> tuple[bool, str]:
+    """Do it to each of the workers that let it be done to them; False where none does."""
+    done = {worker.name: do(worker) for worker in group.workers}
+    able = [name for name, (ok, _) in done.items() if ok]
+    return bool(
+        able
+    ), f"signalled {', '.join(able)}" if able else f"{group.name} is {group.row.word}, and has no process to signal"
+
+
 def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     assert isinstance(child, JobNode)
     if child.life is not None:
@@ -181,9 +215,8 @@ def _scale(supervisor: SupervisorNode, child: Node, order: Order, workers: int) 
 def _signal(supervisor: SupervisorNode, child: Node, order: Order, signal: int = 0, group: bool = False) -> None:
     if not isinstance(child, WorkersNode):
         order.resolve(*_send(child, signal, group))
-        return
-    done = [worker.name for worker in child.workers if _send(worker, signal, group)[0]]
-    order.resolve(bool(done), f"signalled {', '.join(done)}" if done else f"{child.name} has no process to signal")
+    else:
+        order.resolve(*_each(child, partial(_send, signal=signal, group=group)))
 
 
 def _send(child: Node, signal: int, group: bool) -> tuple[bool, str]:
@@ -203,11 +236,20 @@ def _said(done: str, order: Order) -> str:
 SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
 """What a service refuses, and the word to use instead."""
 
+ONE_OFF_REFUSES = {
+    "restart": "exec for another run",
+    "reload": "signal",
+    "run-now": "exec for another run",
+    "pause": "stop",
+    "resume": "start",
+}
+"""What a job refuses that is run once and forgotten, and the word to use instead."""
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "start": _start,
     "stop": _stop,
     "restart": _restart,
-    "reload": _restart,
+    "reload": _reload,
     "run-now": _run_now,
     "pause": _pause,
     "resume": _resume,

@@ -29,13 +29,15 @@ class Order:
         self.verb = verb
         self.by = by
         self.after_run = after_run
+        self.note = ""
+        """What is to be known besides, whatever it comes to."""
         self._answer: Answer | None = None
         self._done = trio.Event()
 
     def resolve(self, ok: bool, text: str) -> Order:
         """Settle it; only the first time counts."""
         if self._answer is None:
-            self._answer = Answer(name=self.name, ok=ok, text=text)
+            self._answer = Answer(name=self.name, ok=ok, text=f"{text}; {self.note}" if self.note else text)
             self._done.set()
         return self
 
@@ -102,6 +104,8 @@ class Node:
     )  # fmt: skip
 
     killable = True
+    one_off = False
+    """Whether no configuration names it: it leaves at its end."""
 
     def __init__(self, tree: Supervisor, name: str, spec: ChildSpec, goal: Goal) -> None:
         self.tree = tree
@@ -240,6 +244,9 @@ class Node:
 
     def respecified(self, old: ChildSpec) -> None:
         """Take in what a new spec changes beyond the run itself."""
+
+    def over(self, outcome: Outcome) -> None:
+        """Hear that its run is over, and how it ended."""
 
     def forget_failures(self) -> None:
         """An operator has taken over: what failed before counts for nothing."""

@@ -456,6 +456,7 @@ class SupervisorNode(Node):
         judged = life.asked is None or (verdict is not None and verdict.failed)
         failure, why = restart.judge(child.restart_type, outcome.failed) if judged else (False, Why.PLAIN)
         self._record_end(child, life, outcome, failure, why)
+        child.over(outcome)
         again, child.again = child.again, None
         if isinstance(child, JobNode):
             child.requested = False

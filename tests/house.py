@@ -1,0 +1,134 @@
+"""Runs of commands by themselves: what they live in, with a reporter that notes what it is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from supervisor.children import Children, guardian, open_children
+from supervisor.errors import RunFailed
+from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
+from supervisor.output import Outputs, open_outputs
+from supervisor.sockets import Sockets, SocketSpec, open_sockets
+from supervisor.state import Phase
+
+
+class Notes:
+    """The reporter's side of a run."""
+
+    def __init__(self) -> None:
+        self.pid = None
+        self.cause = None
+        self.lost = []
+        self.is_ready = trio.Event()
+
+    def ready(self, run, cause):
+        self.cause = cause
+        self.is_ready.set()
+
+    def spawned(self, run, pid):
+        self.pid = pid
+
+    def stuck(self, run, cause, pids):
+        raise AssertionError(cause)
+
+    def progress(self, run, done, total):
+        raise AssertionError("a command has no progress")
+
+    def output_lost(self, run, count, cause):
+        self.lost.append((count, cause))
+
+
+class House:
+    """What a run lives in, and the runs that a test makes."""
+
+    def __init__(self, children: Children, outputs: Outputs, sockets: Sockets, logs: Path, nursery: trio.Nursery) -> None:
+        self.resources = Resources(
+            children=children,
+            outputs=outputs,
+            sockets=sockets,
+            environ=inherited({**os.environ, "NOTIFY_SOCKET": "/not/yours"}),
+            base=logs.parent,
+        )
+        self.outputs = outputs
+        self.logs = logs
+        self.nursery = nursery
+        self.runs = 0
+
+    def start(self, **spec) -> Life:
+        self.runs += 1
+        return Life(self, JobSpec(**spec), self.runs)
+
+    async def finish(self, **spec) -> Outcome:
+        return await self.start(**spec).end()
+
+    def log(self) -> bytes:
+        return (self.logs / "job.log").read_bytes()
+
+
+class Life:
+    """One run, started; its outcome or its exception when it is over."""
+
+    def __init__(self, house: House, spec: JobSpec, number: int) -> None:
+        self.notes = Notes()
+        self.run = Run("job", number, self.notes, trio.Event())
+        self.scope = trio.CancelScope()
+        self.outcome = None
+        self.error = None
+        self.over = trio.Event()
+        house.nursery.start_soon(self._live, house, spec)
+
+    async def _live(self, house: House, spec: JobSpec) -> None:
+        with self.scope:
+            try:
+                self.outcome = await KINDS["command"].run(spec, self.run, house.resources)
+            except RunFailed as error:
+                self.error = error
+        self.over.set()
+
+    async def end(self) -> Outcome:
+        await self.over.wait()
+        if self.error is not None:
+            raise self.error
+        return self.outcome
+
+    async def ready(self) -> int:
+        await self.notes.is_ready.wait()
+        return self.notes.pid
+
+    async def stop(self) -> Outcome:
+        self.run.advance(Phase.STOPPING)
+        return await self.end()
+
+    async def kill(self) -> None:
+        self.scope.cancel(reason="grace is over")
+        await self.over.wait()
+
+
+@asynccontextmanager
+async def open_house(logs: Path, sockets: Mapping[str, SocketSpec] | None = None):
+    with trio.fail_after(30):
+        async with (
+            open_children(f"test-{os.getpid()}") as children,
+            open_outputs(logs) as outputs,
+            open_sockets(sockets or {}) as opened,
+            trio.open_nursery() as nursery,
+        ):
+            yield House(children, outputs, opened, logs, nursery)
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+def sh(script: str) -> tuple[str, ...]:
+    return ("sh", "-c", script)
+
+
+def logged_pid(house: House) -> int:
+    return int(house.log().split()[0])
+
+
+def alive(pid: int) -> bool:
+    return bool(guardian.read(f"/proc/{pid}/stat")) and not guardian.zombie(pid)
