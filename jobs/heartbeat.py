@@ -14,6 +14,7 @@ async def beat(ctx: Context, path: str, every: float = 1.0) -> None:
     count = 0
     while True:
         count += 1
+        ctx.heartbeat()
         _append(Path(path), {"beat": count, "run": ctx.run, "at": _now()})
         if not await ctx.sleep(every):
             break

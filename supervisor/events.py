@@ -194,6 +194,75 @@ class Unready(ChildEvent, frozen=True, kw_only=True):
         return replace(row, ready=False, cause=self.cause)
 
 
+class Healthy(ChildEvent, frozen=True, kw_only=True):
+    """A run has answered well, for the first time or again."""
+
+    run: str
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, healthy=True, cause=row.cause if row.healthy is None else self.cause)
+
+
+class HealthCheckFailed(ChildEvent, frozen=True, kw_only=True):
+    """A bad answer, or (`answered` false) none. It is one of `failures` in a row; `limit` of them make it unhealthy."""
+
+    level = "warning"
+
+    run: str
+    cause: str
+    answered: bool
+    failures: int
+    limit: int
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, cause=self.cause)
+
+
+class Unhealthy(ChildEvent, frozen=True, kw_only=True):
+    """So many bad answers in a row, or none, that the run has failed."""
+
+    level = "error"
+
+    run: str
+    cause: str
+    answered: bool
+    failures: int
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, healthy=False, cause=self.cause)
+
+
+class HealthUnknown(ChildEvent, frozen=True, kw_only=True):
+    """A reload asks differently, or no more: what was known counts for nothing."""
+
+    level = "debug"
+
+    run: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, healthy=None)
+
+
+class Said(ChildEvent, frozen=True, kw_only=True):
+    """What a child says of itself: STATUS=, RELOADING=1, STOPPING=1."""
+
+    run: str
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, cause=self.cause) if row.state in (State.STARTING, State.RUNNING) else row
+
+
+class NotifyRefused(ChildEvent, frozen=True, kw_only=True):
+    """Something that came over a child's NOTIFY_SOCKET and is not heeded, and why."""
+
+    level = "warning"
+
+    run: str
+    cause: str
+
+
 class Stopping(ChildEvent, frozen=True, kw_only=True):
     """The run has been asked to end and has its grace to do so."""
 
@@ -202,7 +271,8 @@ class Stopping(ChildEvent, frozen=True, kw_only=True):
     why: Why = Why.PLAIN
 
     def apply(self, row: JobStatus) -> JobStatus:
-        return _moved(row, State.STOPPING, self, self.cause, self.why, ready=False)
+        healthy = False if row.healthy is False else None  # it is not asked any more
+        return _moved(row, State.STOPPING, self, self.cause, self.why, ready=False, healthy=healthy)
 
 
 class Draining(ChildEvent, frozen=True, kw_only=True):
@@ -250,7 +320,7 @@ class Ended(ChildEvent, frozen=True, kw_only=True):
     why: Why = Why.PLAIN
 
     def apply(self, row: JobStatus) -> JobStatus:
-        return _moved(row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False)
+        return _moved(row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False, healthy=None)
 
 
 class Stopped(ChildEvent, frozen=True, kw_only=True):
@@ -349,8 +419,9 @@ class Warned(Event, frozen=True, kw_only=True):
 
 
 AnyEvent = (
-    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Stopping | Draining
-    | Killing | Stuck | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
+    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Healthy
+    | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
+    | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
     | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
 )  # fmt: skip
 """What an `events` stream can carry: the type to decode it with."""

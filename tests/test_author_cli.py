@@ -187,7 +187,7 @@ def test_a_change_of_the_daemons_env_restarts_every_command_and_explain_says_so(
         ("give_up.failures", "none, it must be given"),
         ("grace", "daemon.grace"),
         ("cron", "not supported yet"),
-        ("ready.http", "not supported yet"),
+        ("ready.http", "a change is applied live"),
         ("queues", "not supported yet"),
     ],
 )

@@ -15,6 +15,7 @@ from supervisor.config.reading import dotted
 from supervisor.config.toml_places import Places
 from supervisor.errors import SpecError
 from supervisor.kinds.job import JobSpec, for_worker
+from supervisor.probes import Health, Ready
 from supervisor.spec import Backoff, Bytes, Expanded, RestartType, Seconds, Strategy, shown
 
 SECRET = "hunter2"
@@ -175,6 +176,49 @@ def test_a_default_that_makes_no_sense_for_a_job_is_passed_over(load):
     assert not tick.once
 
 
+def test_of_a_probe_in_defaults_and_ones_own_only_ones_own_counts(load):
+    loaded = load(
+        """
+        [defaults]
+        ready = { http = "http://h/", status = 204 }
+        health = { tcp = "h:1", every = "5s", failures = 2 }
+        [jobs.all]
+        command = "x"
+        [jobs.own]
+        call = "m:f"
+        ready = { unix = "/s" }
+        health = { notify = true, failures = 4 }
+        [jobs.tuned]
+        command = "x"
+        ready = { status = 200 }
+        health = { every = "1s" }
+        """
+    )
+    everyones, own, tuned = (loaded.jobs[name] for name in ("all", "own", "tuned"))
+    assert everyones.ready == Ready(http="http://h/", status=204)
+    assert everyones.health == Health(tcp="h:1", every=Seconds(5), failures=2)
+    assert own.ready == Ready(unix="/s")
+    assert own.health == Health(notify=True, every=Seconds(5), failures=4)
+    assert tuned.ready == Ready(http="http://h/", status=200)
+    assert tuned.health == Health(tcp="h:1", every=Seconds(1), failures=2)
+
+
+def test_settings_of_health_in_defaults_ask_nothing_by_themselves(load):
+    loaded = load('[defaults]\nhealth = { every = "5s" }\n' + job("") + job('health = { tcp = "h:1" }', "b"))
+    assert loaded.jobs["a"].health is None
+    assert loaded.jobs["b"].health == Health(tcp="h:1", every=Seconds(5))
+
+
+def test_an_environment_with_the_names_of_probes_is_merged_like_any_other(load):
+    loaded = load('[defaults]\nenv = { file = "1", http = "2" }\n' + job('env = { http = "3" }'))
+    assert loaded.jobs["a"].env == {"file": "1", "http": "3"}
+
+
+def test_paths_of_probes_belong_to_the_file(load, tmp_path):
+    spec = load(job('ready = { unix = "run/s" }\nhealth = { file = "alive" }')).jobs["a"]
+    assert (spec.ready.unix, spec.health.file) == (str(tmp_path / "run/s"), str(tmp_path / "alive"))
+
+
 def test_a_fault_in_defaults_is_told_once(faults):
     text = '[defaults]\ngrace = "x"\nrestrat = 1\n' + job("", "a") + job("", "b")
     assert faults(text) == [
@@ -249,9 +293,33 @@ children = ["api", "wrker"]
         ("args = { x = 1 }", "args: only for a job with `call`, this job has `command`"),
         ('kind = "thread"', 'kind: kind "thread" needs `call`, this job has `command`'),
         ("ready = {}", "ready: expected exactly one probe, got none"),
-        ('ready = { log = "x", file = "y" }', "ready: expected exactly one probe, got log and file"),
+        ('ready = { log = "x", file = "y" }', "ready: expected exactly one probe, got file and log"),
         ('ready = { log = "[" }', 'ready.log: expected a regular expression (unterminated character set at position 0), got "["'),
-        ("ready = { notify = true }", "ready.notify: not supported yet for a command"),
+        ("ready = { status = 200 }", "ready: expected exactly one probe, got none"),
+        ('ready = { tcp = "h:1", status = 200 }', "ready.status: only with `http`"),
+        ('ready = { http = "http://h", status = 99 }', "ready.status: expected at least 200, got 99"),
+        ('ready = { http = "h:80/x" }', 'ready.http: expected a URL such as "http://127.0.0.1:8080/health", got "h:80/x"'),
+        ('ready = { http = "ftp://h/" }', 'ready.http: expected a URL such as "http://127.0.0.1:8080/health", got "ftp://h/"'),
+        ('ready = { http = "http:///x" }', 'ready.http: expected a URL such as "http://127.0.0.1:8080/health", got "http:///x"'),
+        ('ready = { http = "http://h:99999/" }', 'ready.http: expected a URL such as "http://127.0.0.1:8080/health", got "http://h:99999/"'),
+        ('ready = { http = "http://u:p@h/" }', 'ready.http: expected a URL such as "http://127.0.0.1:8080/health", got "http://u:p@h/"'),
+        ('ready = { http = "http://h/a b" }', 'ready.http: expected a URL such as "http://127.0.0.1:8080/health", got "http://h/a b"'),
+        ('ready = { http = "http://h/\\r\\nX: y" }', 'ready.http: expected a URL such as "http://127.0.0.1:8080/health", got "http://h/\\r\\nX: y"'),
+        ('ready = { tcp = "8080" }', 'ready.tcp: expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", got "8080"'),
+        ('ready = { tcp = ":8080" }', 'ready.tcp: expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", got ":8080"'),
+        ('ready = { tcp = "h:0" }', 'ready.tcp: expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", got "h:0"'),
+        ('ready = { tcp = "::1:80" }', 'ready.tcp: expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", got "::1:80"'),
+        ('ready = { tcp = "http://h:80" }', 'ready.tcp: expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080", got "http://h:80"'),
+        ('ready = { unix = "/' + 107 * "x" + '" }', "ready.unix: the path of a socket has at most 107 bytes, with its directory"),
+        ('ready = { call = "m.f" }', 'ready.call: expected "module:function", got "m.f"; did you mean "m:f"?'),
+        ("ready = { exec = [] }", "ready.exec: the command is empty: expected a program and its arguments"),
+        ("health = {}", "health: expected exactly one probe, got none"),
+        ('health = { every = "5s" }', "health: expected exactly one probe, got none"),
+        ("health = { notify = true, every = 0 }", "health.every: expected more than 0, got 0"),
+        ("health = { notify = true, timeout = 0 }", "health.timeout: expected more than 0, got 0"),
+        ("health = { notify = true, failures = 0 }", "health.failures: expected at least 1, got 0"),
+        ("health = { notify = true, successes = 0 }", "health.successes: expected at least 1, got 0"),
+        ('health = { log = "x" }', "health.log: unknown key"),
         ("significant = true", 'significant: a permanent child has no end that could count: use restart = "transient" or "temporary"'),
         ('significant = true\nrestart = "temporary"', 'significant: counts for nothing while auto_shutdown of [daemon] is "never"'),
         ('after = ["a"]', "after[0]: it cannot come after itself"),
@@ -320,7 +388,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
         "overlap",
         "jitter",
         "catch_up",
-        "health",
         "timeout",
         "deadline",
         "retry",
@@ -331,31 +398,12 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
         "into",
         "batch",
         "serialize_by",
-        "max_line",
-        "on_overload",
-        "parse",
         "watch",
         "recycle",
     ],
 )
 def test_what_is_not_built_yet_is_never_silently_accepted(faults, key):
     assert faults(job(f"{key} = 1")) == [f"supervisor.toml:3:1: jobs.a.{key}: not supported yet"]
-
-
-@pytest.mark.parametrize(
-    ("keys", "path"),
-    [
-        ('ready = { tcp = "h:1" }', "ready.tcp"),
-        ('ready = { http = "u" }', "ready.http"),
-        ('ready = { unix = "p" }', "ready.unix"),
-        ('ready = { exec = ["x"] }', "ready.exec"),
-        ('ready = { call = "m:f" }', "ready.call"),
-        ("rotate = { compress = true }", "rotate.compress"),
-    ],
-)
-def test_keys_of_inner_tables_that_are_not_built_yet_are_refused(faults, keys, path):
-    assert [line.partition(" ")[2] for line in faults(job(keys))] == [f"jobs.a.{path}: not supported yet"]
-    assert faults(job('output = "journal"')) == ['supervisor.toml:3:1: jobs.a.output: "journal" is not supported yet']
 
 
 def test_what_is_not_built_yet_is_never_suggested(faults):
@@ -752,7 +800,7 @@ def test_a_changed_what_process_or_output_key_restarts_the_job(load, keys):
     [
         'restart = "transient"', "backoff = { max = 1 }", "grace = 1", 'ready = { log = "x" }', "start_timeout = 1", 'after = ["b"]',
         'stop_signal = "INT"', "success_exit_codes = [1]", "essential = true", "give_up = { failures = 1, within = 1 }",
-        'description = "x"', 'start = "manual"',
+        'description = "x"', 'start = "manual"', "health = { notify = true }",
     ],
 )  # fmt: skip
 def test_everything_else_of_a_job_changes_live(load, keys):

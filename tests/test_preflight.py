@@ -180,6 +180,30 @@ def test_a_function_that_does_not_fit_is_one_fault(faults, name, keys, fault):
     assert line.partition(" ")[2] == f"jobs.a.{fault}"
 
 
+def test_what_the_probes_need_is_looked_for_too(faults):
+    text = """
+[jobs.a]
+call = "jobs.beat:plain"
+args = { x = 1 }
+ready = { exec = ["no-such-thing", "x"] }
+health = { call = "jobs.beat:bat" }
+[jobs.b]
+command = ["./gone"]
+ready = { call = "jobs.gone:f" }
+health = { call = "jobs.beat:beat" }
+[jobs.c]
+call = "jobs.beat:maybe"
+ready = { call = "jobs.beat:maybe" }
+"""
+    assert faults(text) == [
+        'supervisor.toml:5:11: jobs.a.ready.exec: no program "no-such-thing" in the job\'s PATH',
+        'supervisor.toml:6:12: jobs.a.health.call: "jobs.beat" has no "bat"; did you mean "beat"?',
+        'supervisor.toml:8:1: jobs.b.command: no such program: "./gone"',
+        'supervisor.toml:9:11: jobs.b.ready.call: no module "jobs.gone"; did you mean "jobs.beat"?',
+        'supervisor.toml:10:12: jobs.b.health.call: "message" is missing: the function has no default for it',
+    ]
+
+
 def test_modules_that_do_not_import_are_faults_of_their_jobs_alone(faults):
     found = faults(
         call("exits:f", "", "a") + call("raises:f", "", "b") + call("syntax:f", "", "c") + call("needs:f", "", "d")

@@ -20,7 +20,7 @@ from test_cli import ENVIRON, SUPERVISOR
 
 from supervisor.client import AsyncClient, Client, ControlError, Refusal
 from supervisor.events import Commanded
-from supervisor.output import FOLLOW
+from supervisor.output.kept import FOLLOW
 from supervisor.state import Goal
 
 JOBS = {

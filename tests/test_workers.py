@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from supervisor.errors import ControlError, EssentialEnded
 from supervisor.events import Added, Ended, GroupRestarting, Killing, Removed, Renamed, Starting, Stopping, Warned, fold
 from supervisor.kinds import Context
-from supervisor.probes import Ready
+from supervisor.probes import Health, Ready
 from supervisor.spec import GiveUp, RestartType, Seconds, Strategy
 from tests.forest import SIXTY, Forest, at_once, forest, group, job, said, serve, settle
 
@@ -293,6 +293,27 @@ async def test_a_plain_job_can_be_split_while_it_stops(autojump_clock, tmp_path)
         assert said(await restart.wait()) == "yes, running, 2 workers"
         assert f.times(Killing, "api:0") == [trio.current_time()] == [began + 2.0]
         assert sorted(live.alive) == [0, 1]
+
+
+async def test_what_looks_after_a_run_goes_on_when_its_job_is_split(autojump_clock, tmp_path):
+    async def mute(ctx: Context) -> None:
+        if ctx.worker:
+            while await ctx.sleep(1):
+                ctx.heartbeat()
+        await trio.sleep_forever()  # hears nothing: it is killed after its grace
+
+    jobs = {
+        "api": job(mute, grace=2, backoff=SIXTY, health=Health(notify=True, timeout=Seconds(5), failures=1)),
+        "b": job(serve),
+    }
+    async with forest(tmp_path, jobs, {"g": group("api", "b", strategy=Strategy.ONE_FOR_ALL, intensity=0)}) as f:
+        await trio.sleep(1)
+        assert await at_once(f, "scale", "api", workers=2) == "yes, 2 workers"
+        await trio.sleep(50)
+        assert f.words() == "g:running api:running api:0:backing off api:1:running b:running"
+        (asked,) = f.times(Stopping, "api:0")
+        assert f.times(Killing, "api:0") == [asked + 2]
+        assert not f.events(GroupRestarting)
 
 
 async def test_a_job_that_does_not_run_is_scaled_for_its_next_start(autojump_clock, tmp_path):

@@ -58,6 +58,8 @@ def _told(event: Event, now: float) -> Iterator[tuple[str, str]]:
             yield name, f"{why.value}: {cause}" if why.value != cause else why.value
         case events.Stopped(name=name, cause=cause, why=why):
             yield name, f"{why.value}: {cause}" if why is not Why.PLAIN else f"stopped: {cause}"
+        case events.HealthCheckFailed(name=name, cause=cause):
+            yield name, cause
         case events.GroupRestarting(name=name, affected=affected):
             yield name, f"restarts {', '.join(affected)}"
         case events.IntensityExceeded(name=name, cause=cause):

@@ -244,6 +244,13 @@ class Children:
         """The child with this main process, until its end has been reported."""
         return self._spawned.get(pid)
 
+    def comes_from(self, pid: int, run: str) -> bool:
+        """Whether the process `pid` is of this run: spawned for it, or come from what was. False if it is gone."""
+        if (leader := self._spawned.get(session_of(pid))) is not None:
+            return leader.run == run
+        serial = self._with_reserve(self._owner, pid)
+        return any(child._serial == serial and child.run == run for child in self._spawned.values())
+
     async def spawn(self, launch: Launch) -> Child:
         """Start a program in a session of its own.
 

@@ -26,7 +26,6 @@ KEYS = {
         "overlap": "what happens when a run is due while the last one still runs",
         "jitter": "a random delay of each scheduled run",
         "catch_up": "what happens with runs that were missed",
-        "health": "a probe that restarts the job when it fails",
         "timeout": "how long one attempt may take",
         "deadline": "how long a whole run may take, retries included",
         "retry": "another attempt after a failed one, within the run",
@@ -37,23 +36,11 @@ KEYS = {
         "into": "the queue that gets what the job returns",
         "batch": "hands several items to one run",
         "serialize_by": "a field of the item: one at a time for each value",
-        "max_line": "longer lines of output are cut",
-        "on_overload": "what happens when output comes faster than it can be kept",
-        "parse": "how output is read: as text or as JSON",
         "watch": "globs: a change of a file restarts the job",
         "recycle": "a fresh process after so many runs, so much time or memory",
     },
-    "Ready": {
-        "http": "ready when this URL answers",
-        "tcp": "ready when this port accepts a connection",
-        "unix": "ready when this Unix socket accepts a connection",
-        "exec": "ready when this command succeeds",
-        "call": "ready when this function says so",
-        "status": "the HTTP status that `http` expects",
-    },
-    "Rotate": {"compress": "old log files are compressed"},
 }
 """By the name of the spec that will hold them."""
 
-WORDS = {("JobSpec", "kind"): ("process", "asyncio"), ("JobSpec", "output"): ("journal",)}
+WORDS = {("JobSpec", "kind"): ("process", "asyncio")}
 """Values that a key will know."""

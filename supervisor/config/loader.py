@@ -15,10 +15,11 @@ from supervisor.config.shapes import table, table_of
 from supervisor.config.tables import TABLES, Config, DaemonSpec, LogSpec
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
+from supervisor.probes import PROBES, Probe
 from supervisor.sockets import SocketSpec
 from supervisor.spec import Expanded, Paths, Strategy, SupervisorSpec, shown
 
-OUTPUTS = ("capture", "inherit", "null")
+OUTPUTS = ("capture", "journal", "inherit", "null")
 INPUTS = ("null", "pipe")
 
 
@@ -182,13 +183,19 @@ class _Loader:
         given = frozenset(content)
         if "command" in given:
             self._process(path, own, fields)
-        if (ready := fields.get("ready")) is not None and ready.file is not None:
-            file = self._rooted((*path, "ready", "file"), ready.file, "ready" in own)
-            fields["ready"] = msgspec.structs.replace(ready, file=file)
+        for key in ("ready", "health"):
+            if key in fields:
+                fields[key] = self._probe((*path, key), fields[key], key in own)
         spec = JobSpec(**fields)
         rules.check_child(path, spec, self._reading)
         rules.check_job(name, spec, given, self._reading)
         return spec
+
+    def _probe(self, path: toml_places.Path, probe: Probe, own: bool) -> Probe:
+        """A probe with absolute paths."""
+        paths = {key: getattr(probe, key) for key in ("file", "unix")}
+        rooted = {key: self._rooted((*path, key), each, own) for key, each in paths.items() if each is not None}
+        return msgspec.structs.replace(probe, **rooted) if rooted else probe
 
     def _process(self, path: toml_places.Path, own: Any, fields: dict[str, Any]) -> None:
         """Paths of a child process are absolute."""
@@ -228,15 +235,16 @@ class _Loader:
 
 
 def inherited(name: str, own: Any, defaults: Mapping[str, Any], strategy: Strategy | None) -> Any:
-    """A job's table with what applies to it of `[defaults]`. Tables merge key by key, except `ready`, which is one probe."""
+    """A job's table with what applies to it of `[defaults]`. Tables merge key by key, but of probes one's own alone counts."""
     if not isinstance(own, Mapping):
         return own
     merged = dict(own)
     for key, value in defaults.items():
         if key not in own and _applies(key, value, own, defaults, strategy, name):
             merged[key] = value
-        elif key != "ready" and isinstance(value, Mapping) and isinstance(own.get(key), Mapping):
-            merged[key] = {**value, **own[key]}
+        elif isinstance(value, Mapping) and isinstance(own.get(key), Mapping):
+            replaced = key in ("ready", "health") and _asks(own[key])
+            merged[key] = {**(_settings(value) if replaced else value), **own[key]}
     return merged
 
 
@@ -265,7 +273,19 @@ def _applies(
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":
-            return not isinstance(value, Mapping) or ("notify" if "command" in own else "log") not in value
+            return not isinstance(value, Mapping) or "command" in own or "log" not in value
+        case "health":
+            return not isinstance(value, Mapping) or _asks(value)
         case "after":
             return name not in value
     return True
+
+
+def _asks(table: Mapping[str, Any]) -> bool:
+    """Whether there is a probe in a table of `ready` or `health`."""
+    return not table.keys().isdisjoint(PROBES)
+
+
+def _settings(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What such a table says besides its probe."""
+    return {key: value for key, value in table.items() if key not in (*PROBES, "status")}

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from supervisor.accounts import gid_of, identity_of, user_of
 from supervisor.config.reading import quoted
@@ -28,6 +29,8 @@ from supervisor.errors import Problem, SpawnFailed
 from supervisor.kinds import inspection
 from supervisor.kinds.environment import environment, read
 from supervisor.kinds.job import JobSpec, for_worker
+from supervisor.output import journal
+from supervisor.probes import Probe
 from supervisor.spec import UNLIMITED, shown
 
 IMPORT_LIMIT = 10.0
@@ -68,16 +71,14 @@ def check(
     environ = os.environ if environ is None else environ
     findings = Findings(shared=[*_shared_faults(config)], warnings=[*_daemon_warnings(config)])
     program_fault = functools.cache(_program_fault)
-    faults = {
-        name: [*_process_faults(for_worker(spec, 0), config, environ, program_fault)]
-        for name, spec in config.jobs.items()
-        if spec.command is not None
-    }
-    calls = {name: spec for name, spec in config.jobs.items() if spec.call is not None}
+    jobs = {name: for_worker(spec, 0) for name, spec in config.jobs.items()}
+    faults = {name: [*_process_faults(spec, config, environ, program_fault)] for name, spec in jobs.items()}
+    calls = {key: function for name, spec in jobs.items() for key, function in _functions(name, spec)}
     if imports and calls:
-        for name, found in _inspect(config, calls, environ, limit).items():
-            faults[name] = [(tuple(keys), message) for keys, message in found["faults"]]
-            if "kind" in found:
+        for key, found in _inspect(config, calls, environ, limit).items():
+            name, _, probe = key.partition(".")
+            faults[name] += [((probe, "call") if probe else tuple(keys), message) for keys, message in found["faults"]]
+            if "kind" in found and not probe:
                 findings.calls[name] = Call(found["kind"], found["context"])
     for name in config.jobs:
         if faults.get(name):
@@ -121,6 +122,9 @@ def _file_refusal(path: str) -> str:
 def _process_faults(
     spec: JobSpec, config: Config, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
 ) -> Iterator[inspection.Fault]:
+    programs = [*_programs(spec)]
+    if not programs:
+        return
     cwd = spec.cwd or str(config.base)
     if no_cwd := _directory_fault(cwd):
         yield ("cwd",), f"{no_cwd}: {_named(cwd)}"
@@ -129,19 +133,32 @@ def _process_faults(
     yield from unknown
     if not unknown:
         search = _environment(spec, config, environ).get("PATH") or os.defpath
-        for key in ("command", "stop_command"):
-            program = _program(getattr(spec, key))
+        for keys, program in programs:
             if program and (not no_cwd or program.startswith("/")) and (fault := program_fault(program, cwd, search)):
-                yield (key,), fault
+                yield keys, fault
         yield from _privilege_faults(spec)
     if spec.output.startswith("/") and _there(Path(spec.output)) and Path(spec.output).is_dir():
         yield ("output",), f"a directory, expected a file: {_named(spec.output)}"
+    if spec.output == "journal" and (no_journal := journal.missing()):
+        yield ("output",), f'{no_journal}; "capture" keeps the output in a file'
     if spec.stdin.startswith("/") and (fault := _input_fault(Path(spec.stdin))):
         yield ("stdin",), f"{fault}: {_named(spec.stdin)}"
 
 
-def _program(command: str | tuple[str, ...] | None) -> str:
-    return command[0] if isinstance(command, tuple) else (command or "").partition(" ")[0]
+def _programs(spec: JobSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The programs that a job runs, each with its key."""
+    commands: dict[tuple[str, ...], str | tuple[str, ...] | None]
+    commands = {("command",): spec.command, ("stop_command",): spec.stop_command}
+    commands |= {(key, "exec"): probe.exec for key, probe in _probes(spec)}
+    for keys, command in commands.items():
+        if command is not None:
+            yield keys, command[0] if isinstance(command, tuple) else command.partition(" ")[0]
+
+
+def _probes(spec: JobSpec) -> Iterator[tuple[str, Probe]]:
+    for key, probe in (("ready", spec.ready), ("health", spec.health)):
+        if probe is not None:
+            yield key, probe
 
 
 def _environment(spec: JobSpec, config: Config, environ: Mapping[str, str]) -> Mapping[str, str]:
@@ -236,31 +253,48 @@ def _interpreter(path: Path) -> str:
     return os.fsdecode(words[0]) if line.startswith(b"#!") and words else ""
 
 
-def _inspect(config: Config, jobs: Mapping[str, JobSpec], environ: Mapping[str, str], limit: float) -> dict[str, Any]:
-    """What inspection.py says of each job. A module that hangs or ends its process costs only the jobs that name it."""
+class _Function(NamedTuple):
+    """A function to be inspected, and how it is to be called."""
+
+    call: str
+    kind: str | None = None
+    args: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def module(self) -> str:
+        return self.call.partition(":")[0]
+
+
+def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
+    """The functions that a job names, its own under the job's name, those of its probes under `name.ready` and so on."""
+    if spec.call is not None:
+        yield name, _Function(spec.call, spec.kind, spec.args or {})
+    for key, probe in _probes(spec):
+        if probe.call is not None:
+            yield f"{name}.{key}", _Function(probe.call)
+
+
+def _inspect(config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str], limit: float) -> dict[str, Any]:
+    """What inspection.py says of each. A module that hangs or ends its process costs only the jobs that name it."""
     found: dict[str, Any] = {}
-    while pending := {name: spec for name, spec in jobs.items() if name not in found}:
+    while pending := {name: function for name, function in functions.items() if name not in found}:
         some, unfinished, how = _one_process(config, pending, environ, limit)
         found |= some
-        lost = _module(jobs[unfinished]) if unfinished else None
-        for name, spec in pending.items():
-            if name not in found and (lost is None or _module(spec) == lost):
-                found[name] = {"faults": [(("call",), f"{quoted(_module(spec))} {how}")]}
+        lost = functions[unfinished].module if unfinished else None
+        for name, function in pending.items():
+            if name not in found and (lost is None or function.module == lost):
+                found[name] = {"faults": [(("call",), f"{quoted(function.module)} {how}")]}
     return found
 
 
-def _module(spec: JobSpec) -> str:
-    return (spec.call or "").partition(":")[0]
-
-
 def _one_process(
-    config: Config, jobs: Mapping[str, JobSpec], environ: Mapping[str, str], limit: float
+    config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str], limit: float
 ) -> tuple[dict[str, Any], str, str]:
-    """The answers of one process; the job it did not come to an end with, if any, and what became of the process."""
+    """The answers of one process; the function it did not come to an end with, if any, and what became of the process."""
     found: dict[str, Any] = {}
     unfinished, how = "", "could not be looked at"
     try:
-        with _inspector(config, jobs, environ) as (process, results):
+        with _inspector(config, functions, environ) as (process, results):
             for message in _messages(results, limit):
                 unfinished = message.get("begin", "")
                 if "end" in message:
@@ -275,17 +309,17 @@ def _one_process(
 
 @contextmanager
 def _inspector(
-    config: Config, jobs: Mapping[str, JobSpec], environ: Mapping[str, str]
+    config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str]
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A process that runs inspection.py on `jobs`, and the descriptor to read its results from. Nothing of it is left."""
+    """A process that runs inspection.py on these, and the descriptor to read its results from. Nothing of it is left."""
     asked = [
         {
             "name": name,
-            "call": spec.call,
-            "kind": spec.kind,
-            "args": {key: _type_name(value) for key, value in (spec.args or {}).items()},
+            "call": function.call,
+            "kind": function.kind,
+            "args": {key: _type_name(value) for key, value in function.args.items()},
         }
-        for name, spec in jobs.items()
+        for name, function in functions.items()
     ]
     results, results_of_child = os.pipe()
     with os.fdopen(results, "rb", buffering=0), tempfile.TemporaryFile("w+") as request:

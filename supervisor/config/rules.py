@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import warnings
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.shapes import table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
-from supervisor.probes import Ready
+from supervisor.probes import PROBES, Probe
+from supervisor.probes.spec import split_address
 from supervisor.sockets import address
 from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
 
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_LONGEST_SOCKET_PATH = 107
 RLIMITS = frozenset(name[7:].lower() for name in dir(resource) if name.startswith("RLIMIT_")) - {"ofile"}
 """The names of the limits of resources, as `ulimit` and systemd know them."""
 
@@ -76,12 +80,18 @@ def _kind(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) ->
         reading.fault((*path, "kind"), f'kind "{spec.kind}" needs `call`, this job has `command`')
 
 
-def _callable(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if spec.call is None or _CALLABLE.fullmatch(spec.call):
+def _call(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.call is not None:
+        _callable(path, spec.call, reading)
+
+
+def _callable(path: Path, call: str, reading: Reading) -> None:
+    """The `call` of a job, or of a probe."""
+    if _CALLABLE.fullmatch(call):
         return
-    module, dot, function = shown(spec.call).rpartition(".")
-    hint = f'; did you mean "{module}:{function}"?' if dot and ":" not in spec.call else ""
-    reading.fault((*path, "call"), f'expected "module:function", got {quoted(spec.call)}{hint}')
+    module, dot, function = shown(call).rpartition(".")
+    hint = f'; did you mean "{module}:{function}"?' if dot and ":" not in call else ""
+    reading.fault((*path, "call"), f'expected "module:function", got {quoted(call)}{hint}')
 
 
 def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -121,18 +131,55 @@ def _restart(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
 def _ready(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if (ready := spec.ready) is None:
         return
-    path = (*path, "ready")
-    probes = [probe for probe in Ready.__struct_fields__ if getattr(ready, probe) is not None]
-    if len(probes) != 1:
-        reading.fault(path, f"expected exactly one probe, got {' and '.join(probes) or 'none'}")
+    _probe((*path, "ready"), ready, reading)
     if ready.log is not None and "call" in given:
-        reading.fault((*path, "log"), "only for a job with `command`: a function says `ctx.ready()`, with { notify = true }")
-    if ready.notify is not None and "command" in given:
-        reading.fault((*path, "notify"), "not supported yet for a command")
-    elif ready.notify is False:
-        reading.unexpected((*path, "notify"), "expected true", ready.notify)
+        message = "only for a job with `command`: a function says `ctx.ready()`, with { notify = true }"
+        reading.fault((*path, "ready", "log"), message)
     if ready.log is not None:
-        _regular_expression((*path, "log"), ready.log, reading)
+        _regular_expression((*path, "ready", "log"), ready.log, reading)
+
+
+def _health(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.health is not None:
+        _probe((*path, "health"), spec.health, reading)
+
+
+def _probe(path: Path, probe: Probe, reading: Reading) -> None:
+    """What the probes of `ready` and `health` have in common."""
+    given = [name for name in PROBES if getattr(probe, name, None) is not None]
+    if len(given) != 1:
+        reading.fault(path, f"expected exactly one probe, got {' and '.join(given) or 'none'}")
+    if probe.status is not None and given and probe.http is None:
+        reading.fault((*path, "status"), "only with `http`")
+    if probe.notify is False:
+        reading.unexpected((*path, "notify"), "expected true", probe.notify)
+    if probe.http is not None and not _is_url(probe.http):
+        reading.unexpected((*path, "http"), 'expected a URL such as "http://127.0.0.1:8080/health"', probe.http)
+    if probe.tcp is not None and not _is_address(probe.tcp):
+        reading.unexpected((*path, "tcp"), 'expected "host:port" such as "127.0.0.1:8080" or "[::1]:8080"', probe.tcp)
+    if probe.unix is not None and len(os.fsencode(probe.unix)) > _LONGEST_SOCKET_PATH:
+        reading.fault((*path, "unix"), f"the path of a socket has at most {_LONGEST_SOCKET_PATH} bytes, with its directory")
+    if probe.call is not None:
+        _callable(path, probe.call, reading)
+
+
+def _is_url(url: str) -> bool:
+    """Whether it can be asked for as it stands: no name and password in it, no fragment, nothing that needs quoting."""
+    try:
+        parts = urlsplit(url)
+        plain = url.isascii() and url.isprintable() and not set(url) & set(" #")
+        return (
+            plain and parts.scheme in ("http", "https") and "@" not in parts.netloc and bool(parts.hostname) and parts.port != 0
+        )
+    except ValueError:
+        return False
+
+
+def _is_address(address: str) -> bool:
+    try:
+        return split_address(address) is not None
+    except ValueError:
+        return False
 
 
 def _regular_expression(path: Path, pattern: str, reading: Reading) -> None:
@@ -167,16 +214,23 @@ def _terminal(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading
         reading.fault((*path, "output"), f'not "{spec.output}" with `tty`: what it prints on its terminal is captured')
 
 
+def _output(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.parse == "json" and spec.output in ("inherit", "null"):
+        reading.warn((*path, "parse"), f'does nothing: with output = "{spec.output}" the daemon does not see the output')
+
+
 _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...] = (
     _what,
     _kind,
-    _callable,
+    _call,
     _fitting,
     _trigger,
     _workers,
     _restart,
     _ready,
+    _health,
     _exit_codes,
     _rlimits,
     _terminal,
+    _output,
 )

@@ -56,7 +56,7 @@ def json_schema() -> dict[str, Any]:
 def _table_schema(table: Table[Any]) -> dict[str, Any]:
     schema = table.schema()
     if ready := schema["properties"].get("ready"):
-        ready |= {"minProperties": 1, "maxProperties": 1}
+        ready |= {"minProperties": 1, "maxProperties": 2}  # `http` may have its `status`
     return schema
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import structlog
 import trio
@@ -22,7 +24,7 @@ from supervisor.kinds.attachment import COLUMNS, ROWS, Attachment
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.environment import environment
 from supervisor.kinds.job import JobSpec
-from supervisor.output import Capture
+from supervisor.output import Capture, journal, record
 from supervisor.spec import shown, split_name
 
 log = structlog.get_logger("supervisor")
@@ -61,21 +63,39 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 # ---- what it is started with ----
 
 
+async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
+    """Start another command of a run, as its own would be: a probe. Destroying it is the caller's business."""
+    return await resources.children.spawn(await _bare_launch(command, spec, run, resources, output))
+
+
 async def _launch(
     spec: JobSpec, run: Run, resources: Resources, handed: ExitStack, stdout: int | None, capture: Capture | None
 ) -> Launch:
     """Everything that the child gets. Descriptors that are not ours to keep are closed by `handed`."""
-    environ, identity = await _surroundings(spec, resources)
+    launch = await _bare_launch(spec.command, spec, run, resources, stdout)
     if capture is not None:
         handed.callback(capture.release)
-    return Launch(
-        argv=_argv(spec.command),
-        env={**environ, "SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)},
-        cwd=spec.cwd or str(resources.base),
+    if not (spec.tty or spec.sockets or spec.stdin != "null"):
+        return launch
+    return replace(
+        launch,
         stdin=_input(spec, run, capture, handed),
-        stdout=stdout,
-        stderr=stdout,
-        tty=_terminal(capture, identity) if spec.tty else None,
+        tty=_terminal(capture, launch.user) if spec.tty else None,
+        sockets=[(name, await _socket(name, resources, handed)) for name in spec.sockets],
+    )
+
+
+async def _bare_launch(
+    command: str | tuple[str, ...] | None, spec: JobSpec, run: Run, resources: Resources, output: int | None
+) -> Launch:
+    """A command of the run: whom it runs as, where, in what surroundings and limits; without input, sockets or terminal."""
+    environ, identity = await _surroundings(spec, resources)
+    return Launch(
+        argv=_argv(command),
+        env={**environ, **run.environ, "SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)},
+        cwd=spec.cwd or str(resources.base),
+        stdout=output,
+        stderr=output,
         umask=spec.umask,
         nice=spec.nice,
         user=identity and identity.uid,
@@ -83,7 +103,6 @@ async def _launch(
         groups=identity.groups if identity else (),
         rlimits=spec.rlimits,
         no_new_privileges=spec.no_new_privileges,
-        sockets=[(name, await _socket(name, resources, handed)) for name in spec.sockets],
         run=run.id,
     )
 
@@ -134,11 +153,11 @@ def _input(spec: JobSpec, run: Run, capture: Capture | None, handed: ExitStack) 
     return None
 
 
-def _terminal(capture: Capture | None, identity: Identity | None) -> int:
+def _terminal(capture: Capture | None, user: int | str | None) -> int:
     """The child's end of its terminal, which belongs to whom it runs as."""
     assert capture is not None  # the rules see to it: what is printed on a terminal is captured
-    if identity is not None:
-        os.fchown(capture.fd, identity.uid, -1)
+    if isinstance(user, int):
+        os.fchown(capture.fd, user, -1)
     return capture.fd
 
 
@@ -211,30 +230,42 @@ def _output(spec: JobSpec, run: Run, resources: Resources, pattern: str | None) 
     elif spec.output == "null":
         yield resources.children.null, None
     else:
-        path = None if spec.output == "capture" else Path(spec.output)
+        watchers = [_ready_line(pattern, run)] if pattern is not None else []
+        watchers += [_json_line(run)] if spec.parse == "json" else []
         try:
             capture = resources.outputs.open(
                 run.job,
-                path=path,
+                run=run.id,
+                to=_destination(spec.output),
                 rotate=spec.rotate,
-                on_line=_ready_line(pattern, run),
+                max_line=spec.max_line,
+                on_overload=spec.on_overload,
+                watchers=watchers,
                 on_lost=run.output_lost,
                 tty=spec.tty,
             )
         except OSError as error:
-            raise SpawnFailed(
-                f"no pipe for the output: {error.strerror}: raise the limit of open files (LimitNOFILE=)"
-            ) from error
+            raise SpawnFailed(_no_output(spec, error)) from error
         try:
             yield capture.fd, capture
         finally:
             capture.finish()
 
 
-def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None:
+def _destination(output: str) -> Path | Literal["journal"] | None:
+    if output == "journal":
+        return "journal"
+    return None if output == "capture" else Path(output)
+
+
+def _no_output(spec: JobSpec, error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"no pipe for the output: {error.strerror}: raise the limit of open files (LimitNOFILE=)"
+    return f'no journal for the output: {journal.SOCKET}: {error.strerror}: use another `output` than "{spec.output}"'
+
+
+def _ready_line(pattern: str, run: Run) -> Callable[[bytes], bool]:
     """Looks at each line until one matches."""
-    if pattern is None:
-        return None
     search = re.compile(pattern).search
 
     def look(line: bytes) -> bool:
@@ -242,6 +273,31 @@ def _ready_line(pattern: str | None, run: Run) -> Callable[[bytes], bool] | None
             return False
         run.ready("its output said so")
         return True
+
+    return look
+
+
+_TAKEN = frozenset(
+    {"timestamp", "level", "event", "logger", "job", "run", "exception", "exc_info", "stack", "stack_info"}
+    | {"positional_args", "method_name", "self"}
+)
+"""Names that mean something else in a line of the daemon's log, or to structlog."""
+
+
+def _json_line(run: Run) -> Callable[[bytes], bool]:
+    """Makes a line of the daemon's log of each line: of its fields if it is a JSON object, else of its text."""
+    log = structlog.get_logger("job").bind(job=run.job, run=run.id)
+    unparsed = 0
+
+    def look(line: bytes) -> bool:
+        nonlocal unparsed
+        if (said := record(line)) is not None:
+            fields = {f"{key}_" if key in _TAKEN else key: value for key, value in said.fields.items()}
+            getattr(log, said.level)(said.event, **fields)
+        elif line:
+            unparsed += 1
+            log.info(line.decode(errors="backslashreplace"), unparsed=unparsed)
+        return False
 
     return look
 

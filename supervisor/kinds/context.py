@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -68,6 +70,8 @@ NOT_PASSED_ON = frozenset(
 )
 """What a service manager told the daemon, and nobody else."""
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
+
 
 def inherited(environ: Mapping[str, str]) -> dict[str, str]:
     """What of an environment the children get."""
@@ -105,6 +109,8 @@ class Run:
         "_watch",
         "abandoned",
         "attach",
+        "environ",
+        "heard",
         "id",
         "is_ready",
         "job",
@@ -126,6 +132,10 @@ class Run:
         """The way in to what runs; None where it takes no input, and before it is there."""
         self.outcome: Outcome | None = None
         """What is known of the end; read where a cancel cut the kind short before it could return."""
+        self.environ: Mapping[str, str] = NOTHING
+        """What its child process finds in its environment for the sake of this run."""
+        self.heard = -math.inf
+        """When it last said that it is alive, on Trio's clock."""
         self._reporter = reporter
         self._phase = Phase.RUNNING
         self._watch: AsyncValue[Phase] | None = None
@@ -186,6 +196,10 @@ class Run:
         if not self.is_ready:
             self.is_ready = True
             self._reporter.ready(self, cause)
+
+    def heartbeat(self) -> None:
+        """Note that it is alive (`health = { notify = true }`)."""
+        self.heard = trio.current_time()
 
     def stuck(self, cause: str, pids: tuple[int, ...] = ()) -> None:
         """Report that something cannot be ended; the run goes on waiting for it (or for `abandoned`)."""
@@ -249,6 +263,10 @@ class Context:
     def ready(self) -> None:
         """Say that the job is ready (`ready = { notify = true }`): what comes `after` it may start."""
         self._run.ready("it said so")
+
+    def heartbeat(self) -> None:
+        """Say that the job is well (`health = { notify = true }`): silence for longer than `every` is a bad sign."""
+        self._run.heartbeat()
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Say how far the run is; shown by `events`."""

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from supervisor.output import Rotate
-from supervisor.probes import Ready
-from supervisor.spec import Account, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, RestartType, Seconds
+from supervisor.output import Overload, Rotate
+from supervisor.probes import Health, Ready
+from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).
@@ -89,6 +89,12 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     start_timeout: Annotated[Seconds, Meta(description="not ready within this time is a failure; only with `ready`")] = Seconds(
         60
     )
+
+    # health
+    health: Annotated[
+        Health | None,
+        Meta(description="a question that is asked again and again once it is ready; when it fails, the job is restarted"),
+    ] = None
 
     # stop
     grace: Annotated[Seconds, Meta(description="how long it may take to end after it was asked; then it is killed")] = Seconds(
@@ -217,13 +223,39 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     output: Annotated[
         str,
         Meta(
-            description="capture: to logs/NAME.log; inherit: the daemon's own; null: away; or the path of a file to capture to",
+            description="capture: to logs/NAME.log; journal: to systemd's journal; inherit: the daemon's own; null: away; "
+            "or the path of a file to capture to",
             extra=_COMMAND_RESTARTS,
         ),
     ] = "capture"
     rotate: Annotated[
         Rotate, Meta(description="when the captured file is put aside, and how many are kept", extra=_COMMAND_RESTARTS)
     ] = Rotate()
+    max_line: Annotated[
+        Bytes,
+        Meta(
+            ge=1,
+            description="a longer line is looked at in pieces of this: by `parse`, `ready`, the terminal and the journal. "
+            "A file gets the bytes as they come",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = Bytes(64 << 10)
+    on_overload: Annotated[
+        Overload,
+        Meta(
+            description="what happens when output comes faster than a FIFO or the journal takes it: block, the job waits; "
+            "drop, whole lines are dropped, counted and reported",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = "block"
+    parse: Annotated[
+        Literal["text", "json"],
+        Meta(
+            description="json: each line that is a JSON object also becomes a line of the daemon's log, with its own level, "
+            "text and fields",
+            extra=_COMMAND_RESTARTS,
+        ),
+    ] = "text"
 
     @property
     def service(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -65,6 +66,11 @@ class ThreadContext:
     def ready(self) -> None:
         """Say that the job is ready (`ready = { notify = true }`)."""
         trio.from_thread.run_sync(self._run.ready, "it said so", trio_token=self._token)
+
+    def heartbeat(self) -> None:
+        """Say that the job is well (`health = { notify = true }`): silence for longer than `every` is a bad sign."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._run.heartbeat, idempotent=True)
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Say how far the run is."""

@@ -3,7 +3,10 @@
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and the fence round its runs
     oneoff       a job that no configuration names: run once, and forgotten
-    attendance   what looks after a run from beside it: readiness
+    attendance   what looks after a run from beside it: readiness, and what follows
+    asking       from a probe in the file to a question that can be asked of a run
+    health       whether a run is well
+    hearing      what a child says of itself over its NOTIFY_SOCKET
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     workers      the workers of a job with several: a supervisor of its own
     commands     what an operator may ask of a child

@@ -32,7 +32,7 @@ PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
 class JobNode(Node):
     """A job."""
 
-    __slots__ = ("_failures", "_kind", "anchor", "next_tick", "paused", "requested")
+    __slots__ = ("_failures", "_kind", "_probe_thread", "anchor", "next_tick", "paused", "requested")
 
     spec: JobSpec
 
@@ -45,6 +45,7 @@ class JobNode(Node):
         self.next_tick: float | None = None
         self._failures: restart.Window | None = None
         self._kind: str | None = None
+        self._probe_thread: trio.CapacityLimiter | None = None
 
     @property
     def kind(self) -> str:
@@ -57,6 +58,13 @@ class JobNode(Node):
         except RunFailed:
             return "task"
         return self._kind
+
+    @property
+    def probe_thread(self) -> trio.CapacityLimiter:
+        """Room for the one thread in which its probes may block. The job's: a thread that hangs outlives its run."""
+        if self._probe_thread is None:
+            self._probe_thread = trio.CapacityLimiter(1)
+        return self._probe_thread
 
     @property
     def killable(self) -> bool:  # type: ignore[override]
@@ -185,7 +193,7 @@ def gave_up(limit: GiveUp, reason: str) -> str:
 
 def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
     """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C are raised again."""
-    passing, own = _split(error)
+    passing, own = split_foreign(error)
     if own is None:
         raise error
     run.outcome = _failure(run, own)
@@ -194,8 +202,8 @@ def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
     return run.outcome
 
 
-def _split(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What must pass through a boundary, and what stops at it.
+def split_foreign(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """What must pass through a boundary round foreign code, and what stops at it.
 
     A Cancelled passes where the run is being cancelled. Elsewhere it was kept from another time: an error like any other.
     """
@@ -208,15 +216,26 @@ def _split(error: BaseException) -> tuple[BaseException | None, BaseException | 
 
 def _failure(run: Run, error: BaseException) -> Outcome:
     """The outcome of a run that raised. Its traceback goes to the log, once; expected failures have none to show."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    error = _unwrapped(error)
     raised = error.__cause__ if isinstance(error, RunFailed) else error
     if raised is not None and not isinstance(error, SpawnFailed):
         log.error("job raised", job=run.job, run=run.id, exc_info=raised)
+    return Outcome(reason=in_one_line(error), failed=True)
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception of foreign code as a reason."""
+    error = _unwrapped(error)
     if isinstance(error, RunFailed):
-        return Outcome(reason=str(error), failed=True)
+        return str(error)
     first_line = _text(error).partition("\n")[0][:200]
-    return Outcome(reason=f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__, failed=True)
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _text(error: BaseException) -> str:

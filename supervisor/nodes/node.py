@@ -14,6 +14,7 @@ from supervisor.spec import ChildSpec, RestartType
 from supervisor.state import Answer, Goal, JobStatus, State, Why
 
 if TYPE_CHECKING:
+    from supervisor.nodes.attendance import Attendance
     from supervisor.nodes.supervisor import SupervisorNode
     from supervisor.tree import Supervisor
 
@@ -69,8 +70,8 @@ class Life:
     """One run of a child, from start to gone."""
 
     __slots__ = (
-        "asked", "asked_at", "attended", "gone", "killed_after", "number", "over", "ready_at", "run", "rung_due", "scope",
-        "starting",
+        "asked", "asked_at", "attended", "gone", "killed_after", "number", "over", "probed", "ready_at", "run", "rung_due",
+        "scope", "starting",
     )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:
@@ -90,8 +91,10 @@ class Life:
         """Whether the run has ended, though its end may not have been judged yet."""
         self.starting: trio.CancelScope | None = None
         """The wait for readiness."""
-        self.attended: trio.CancelScope | None = None
-        """Round those who look after the run from beside."""
+        self.attended: Attendance | None = None
+        """Who looks after the run from beside."""
+        self.probed: Attendance | None = None
+        """Who asks whether it is ready, and then whether it is well."""
 
 
 class Node:
@@ -301,5 +304,8 @@ class Node:
         self.emit(events.Progress, run=run.id, done=done, total=total)
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
-        """See `Reporter`."""
-        self.emit(events.OutputLost, cause=cause, bytes=count)
+        """See `Reporter`. What a run left behind may be lost later than the job is."""
+        if self.name in self.tree.journal.table:
+            self.emit(events.OutputLost, cause=cause, bytes=count)
+        else:
+            self.tree.journal.emit(events.Warned, text=f"output of {self.name}, which is no more: {cause}: {count} bytes")

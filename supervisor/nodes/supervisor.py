@@ -171,11 +171,14 @@ class SupervisorNode(Node):
 
     def _handle(self, method: Callable[..., None], args: tuple[Any, ...]) -> None:
         """Do what was posted. A child that has another supervisor by now is that one's affair."""
-        child = args[0] if args and getattr(method, "__self__", None) is self else None
-        if isinstance(child, Node) and child.parent is not self and child.parent is not None:
+        own = getattr(method, "__self__", None) is self  # else a function, which gets the supervisor first
+        child = next(iter(args if own else args[1:]), None)
+        if not isinstance(child, Node) or child.parent is self or child.parent is None:
+            method(*args)
+        elif own:
             child.parent.post(getattr(child.parent, method.__name__), *args)
         else:
-            method(*args)
+            child.parent.post(method, child.parent, *args[1:])
 
     def post(self, method: Callable[..., None], *args: Any) -> None:
         """Have `method(*args)` called in the loop; at once where no loop is running."""
@@ -415,6 +418,7 @@ class SupervisorNode(Node):
         with life.scope:
             outcome = await child.body(life.run)
         life.over = True
+        await attendance.end(life)
         self.post(self.on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
 
     # ---- what happens to a child ----
@@ -447,8 +451,6 @@ class SupervisorNode(Node):
     def on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
         """A run is over and nothing of it is alive: judge it, and decide what follows."""
         life.gone.set()
-        if life.attended is not None:
-            life.attended.cancel(reason="gone")
         child.life = None
         self.alive.discard(child.name)
         verdict = life.asked.verdict if life.asked else None
@@ -602,8 +604,15 @@ class SupervisorNode(Node):
 
     def ask(self, child: Node, life: Life, ask: Ask) -> None:
         """Ask a run to end. It hears it at once; the rest of the ladder is climbed when its time comes, or when hurried."""
+        if child.parent is not self and child.parent is not None:  # a plain job that has become a worker
+            child.parent.post(child.parent.ask, child, life, ask)
+            return
+        if child.life is not life or life.asked is not None:
+            return
         life.asked = ask
         life.asked_at = trio.current_time()
+        if life.probed is not None:
+            life.probed.cancel("asked to stop")
         child.emit(events.Stopping, run=life.run.id, cause=ask.cause, why=ask.why)
         life.run.advance(Phase.STOPPING)
         grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
@@ -639,6 +648,15 @@ class SupervisorNode(Node):
         child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
         life.scope.cancel(reason=life.asked.cause)
         self._await_rung(child, life, now + STUCK_AFTER)
+
+    def extend(self, child: Node, life: Life, seconds: float) -> None:
+        """Give a run at least so many seconds from now for what it has in hand: its start, or its end. A kill stays one."""
+        now = trio.current_time()
+        if life.asked is None:
+            if life.starting is not None:
+                life.starting.deadline = max(life.starting.deadline, now + seconds)
+        elif life.killed_after is None and now < life.rung_due < now + seconds:
+            self._await_rung(child, life, now + seconds)
 
     # ---- readiness of the whole ----
 
@@ -724,6 +742,10 @@ class SupervisorNode(Node):
             return
         old, child.spec = child.spec, child.adapted(spec)
         child.respecified(old)
+        if isinstance(child, JobNode) and isinstance(old, JobSpec) and child.life is not None and again is None:
+            nursery = self._nursery or (self.parent and self.parent._nursery)  # a job just split still runs in the latter
+            assert nursery is not None
+            attendance.renew(self, nursery, child, child.life, old)
         if again is not None and child.life is not None:
             child.renew(again)
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):

@@ -1,27 +1,13 @@
-"""Probes: one question to a run, answered yes or why not."""
+"""The wait for a file that a run makes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-from msgspec import Meta
 
 from supervisor.errors import RunFailed
 from supervisor.inotify import ATTRIB, CLOSE_WRITE, CREATE, DELETE_SELF, MODIFY, MOVE_SELF, MOVED_FROM, MOVED_TO, Inotify
-from supervisor.spec import Spec
 
 _CHANGE = MODIFY | ATTRIB | CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE_SELF | MOVE_SELF
-
-
-class Ready(Spec, frozen=True, kw_only=True):
-    """`ready = { … }`: how a job says that it is ready. Exactly one key; without `ready`, started is ready."""
-
-    log: Annotated[
-        str | None, Meta(description="a regular expression: ready when a line of the job's output matches it anywhere")
-    ] = None
-    file: Annotated[str | None, Meta(description="a path: ready when it exists, and was not there from an earlier run")] = None
-    notify: Annotated[bool | None, Meta(description="true: ready when the function calls `ctx.ready()`")] = None
 
 
 class FreshFile:
