@@ -114,6 +114,16 @@ class Changed(ChildEvent, frozen=True, kw_only=True):
         return replace(row, kind=self.kind, supervisor=self.supervisor, description=self.description)
 
 
+class Renamed(ChildEvent, frozen=True, kw_only=True):
+    """A job goes on under another name: it has become the first of several workers."""
+
+    to: str
+    supervisor: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, name=self.to, supervisor=self.supervisor)
+
+
 class GoalSet(ChildEvent, frozen=True, kw_only=True):
     """Somebody wants the child up or down from now on."""
 
@@ -409,8 +419,8 @@ class Warned(Event, frozen=True, kw_only=True):
 
 
 AnyEvent = (
-    Added | Removed | Changed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Healthy | HealthCheckFailed
-    | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
+    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Healthy
+    | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
     | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
 )  # fmt: skip
@@ -438,6 +448,8 @@ def apply(table: dict[str, JobStatus], event: Event) -> None:
         table[event.name] = event.first()
     elif isinstance(event, Removed):
         del table[event.name]
+    elif isinstance(event, Renamed):
+        table[event.to] = event.apply(table.pop(event.name))
     elif isinstance(event, ChildEvent):
         table[event.name] = event.apply(table[event.name])
 

@@ -29,7 +29,7 @@ import structlog
 
 from supervisor.config import LogSpec
 from supervisor.errors import Problem, SpecError
-from supervisor.events import Added, Changed, ChildEvent, Ended, Event, Journal, Removed, Spawned, wall_now
+from supervisor.events import Added, Changed, ChildEvent, Ended, Event, Journal, Removed, Renamed, Spawned, wall_now
 
 Fields = MutableMapping[str, Any]
 
@@ -415,6 +415,8 @@ class Events:
     def _remember(self, event: Event) -> None:
         if isinstance(event, Spawned):
             self._pids[event.name] = event.pid
+        elif isinstance(event, Renamed) and event.name in self._pids:
+            self._pids[event.to] = self._pids.pop(event.name)
         elif isinstance(event, (Added, Changed)):
             (self._supervisors.add if event.kind == "supervisor" else self._supervisors.discard)(event.name)
 

@@ -20,6 +20,12 @@ UNLIMITED = -1
 """A resource limit that is none, as the kernel writes it."""
 
 
+def split_name(name: str) -> tuple[str, int | None]:
+    """`api:1`, the name of a worker, as its job and its number; any other name has no number."""
+    job, colon, number = name.partition(":")
+    return (job, int(number)) if colon else (name, None)
+
+
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all specs: immutable, compared by value, without unknown fields."""
 

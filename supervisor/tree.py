@@ -32,11 +32,11 @@ from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
-from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, obey
+from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
-from supervisor.spec import NAME, ChildSpec, SupervisorSpec
+from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
 from supervisor.watching import Watching
 
@@ -80,7 +80,7 @@ class Supervisor:
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
         self._watching = Watching(self._due, self._warn)
-        self._scales = Scales(resources.children, self._child_of, self._due)
+        self._scales = Scales(resources.children, self._processes_of, self._due)
         self._one_offs = 0
         """How many there were: the number of a run is never given twice, though the name is."""
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
@@ -110,7 +110,7 @@ class Supervisor:
         for name in _in_order(self.config):
             if name not in self.nodes and self._stays(self.config.parents.get(name)):
                 self._make(name, self.config)
-        self._link(self.config)
+        self.link()
 
     def _stays(self, supervisor: str | None) -> bool:
         """Whether there is such a supervisor, and it is not on its way out of the tree."""
@@ -124,16 +124,28 @@ class Supervisor:
             node = SupervisorNode(self, name, config.supervisors[name], Goal.UP)
         else:
             spec = config.jobs[name]
-            node = JobNode(self, name, spec, Goal.UP if spec.start == "auto" else Goal.DOWN)
-        self._add(node, config.parents.get(name))
+            made = JobNode if spec.workers == 1 else WorkersNode
+            node = made(self, name, spec, Goal.UP if spec.start == "auto" else Goal.DOWN)
+        parent = config.parents.get(name)
+        self.add(node, parent)
+        self._node_of(parent).adopt(node)
+        if isinstance(node, WorkersNode):
+            node.scale(node.spec.workers)
 
-    def _add(self, node: Node, supervisor: str | None) -> None:
+    def add(self, node: Node, supervisor: str | None) -> None:
+        """Know a node from now on, and begin its row."""
         self.nodes[node.name] = node
         node.emit(
             events.Added,
             kind=node.kind, supervisor=supervisor, goal=node.goal, cause=node.goal_cause, description=node.description,
         )  # fmt: skip
-        self._node_of(supervisor).adopt(node)
+
+    def rename(self, node: Node, name: str, supervisor: str) -> None:
+        """Know a node by another name, under another supervisor: its row, and what is kept of its output."""
+        node.emit(events.Renamed, to=name, supervisor=supervisor)
+        self.outputs.rename(node.name, name)
+        node.name = name
+        self.nodes[name] = node
 
     def _node_of(self, supervisor: str | None) -> SupervisorNode:
         if supervisor is None:
@@ -142,8 +154,9 @@ class Supervisor:
         assert isinstance(node, SupervisorNode)
         return node
 
-    def _link(self, config: Config) -> None:
+    def link(self) -> None:
         """Work out who depends on whom, and the order among the children of each supervisor. Who is leaving still counts."""
+        config = self.config
         leaving = {name: node for name, node in self.nodes.items() if node.removing is not None}
         specs = {name: node.spec for name, node in leaving.items()} | {**config.supervisors, **config.jobs}
         parents = {name: node.parent.name for name, node in leaving.items() if node.parent is not None and node.parent.name}
@@ -156,13 +169,23 @@ class Supervisor:
                     self.dependants.setdefault(target, []).append(self.nodes[name])
                 above, mine, theirs = _lift(name, target, parents)
                 before.setdefault(above or "", {}).setdefault(mine, set()).add(theirs)
+        self.arrange()
         order = {name: at for at, name in enumerate(_in_order(config))}
-        self.nodes = dict(sorted(self.nodes.items(), key=lambda item: order.get(item[0], len(order))))
-        self.journal.arrange(self.nodes)
         for supervisor in self._supervisors():
-            spec = config.supervisors.get(supervisor.name, supervisor.spec)
+            spec = config.supervisors.get(supervisor.name, supervisor.regime)
             names = dict.fromkeys((*spec.children, *sorted(supervisor.children, key=lambda name: order.get(name, len(order)))))
             supervisor.arrange(Precedence(spec.strategy, names, before.get(supervisor.name, {})), list(names))
+
+    def arrange(self) -> None:
+        """Bring nodes and rows into the order of the file, the workers of a job after it."""
+        order = {name: at for at, name in enumerate(_in_order(self.config))}
+
+        def place(name: str) -> tuple[int, int]:
+            job, number = split_name(name)
+            return order.get(job, len(order)), -1 if number is None else number
+
+        self.nodes = {name: self.nodes[name] for name in sorted(self.nodes, key=place)}
+        self.journal.arrange(self.nodes)
 
     def forget(self, node: Node) -> None:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
@@ -189,17 +212,26 @@ class Supervisor:
     def status(self, *patterns: str) -> list[JobStatus]:
         """The rows of these names and globs, or of all, in the order of the file."""
         names = self.resolve(patterns) if patterns else self.journal.table
-        return [self.journal.table[name] for name in names]
+        return [self.journal.table[name] for each in names for name in (each, *(self._workers(each) if patterns else ()))]
+
+    def _workers(self, name: str) -> Iterator[str]:
+        node = self.nodes[name]
+        if isinstance(node, WorkersNode):
+            yield from node.children
 
     def resolve(self, patterns: Sequence[str]) -> list[str]:
-        """Exact names and globs to names, in the order of the tree. ControlError names what matches nothing."""
+        """Exact names and globs to names, in the order of the tree. ControlError names what matches nothing.
+
+        A job stands for its workers: where a glob matches both, it is the job that is meant.
+        """
         found: dict[str, None] = {}
         for pattern in patterns:
             glob = any(char in pattern for char in "*?")
             names = [name for name in self.nodes if fnmatch.fnmatchcase(name, pattern)] if glob else [pattern]
             if not names or not all(name in self.nodes for name in names):
                 raise ControlError(_unknown(pattern, self.nodes), ControlError.NO_SUCH_NAME)
-            found.update(dict.fromkeys(names))
+            matched = set(names)
+            found.update({name: None for name in names if split_name(name)[0] not in matched - {name}})
         return list(found)
 
     async def usage(self) -> dict[str, Usage]:
@@ -287,9 +319,17 @@ class Supervisor:
         """Stop these, and wait until nothing of them is alive. `now` skips the grace."""
         await self._obeyed("stop", names, now=now)
 
-    async def restart(self, *names: str) -> None:
-        """Stop and start these, and wait until each is ready again."""
-        await self._obeyed("restart", names)
+    async def restart(self, *names: str, at_once: bool = False) -> None:
+        """Stop and start these, and wait until each is ready again.
+
+        A job with several workers is renewed one worker at a time, the next when the last is ready, unless `at_once`. A new
+        worker that does not get ready ends that, and the others keep running: ControlError.
+        """
+        await self._obeyed("restart", names, at_once=at_once)
+
+    async def scale(self, name: str, workers: int) -> None:
+        """Run so many workers of a service, and wait until new ones are ready and others gone. The rest is not touched."""
+        await self._obeyed("scale", [name], workers=workers)
 
     async def run_now(self, *names: str) -> None:
         """Make one run of each of these now, and wait for its end. ControlError if one fails."""
@@ -345,7 +385,8 @@ class Supervisor:
             raise ControlError(f"{name!r} is the name of another job or supervisor: choose another, or leave it out")
         job = OneOff(self, name, spec, f"executed by {by}" if by else "executed")
         job.runs, self._one_offs = self._one_offs, self._one_offs + 1
-        self._add(job, None)
+        self.add(job, None)
+        self.root.adopt(job)
         return job
 
     def free_name(self) -> str:
@@ -408,9 +449,17 @@ class Supervisor:
             yield self._wait_for_restart(node, by)
         again = "its configuration changed" if node.name in plan.restarted else None
         node.parent.post(node.parent.update, node, spec, again)
+        if isinstance(node, JobNode) and isinstance(spec, JobSpec) and spec.workers > 1:
+            node.parent.post(self._split, node.name)
         if moves:
             node.moving_to = self._node_of(supervisor)
             node.parent.post(node.parent.reconsider, node)
+
+    def _split(self, name: str) -> None:
+        """A plain job is to have several workers, if it is one still."""
+        node = self.nodes.get(name)
+        if isinstance(node, JobNode) and node.removing is None and (workers := self.config.jobs[name].workers) > 1:
+            scale(node, workers)
 
     def _wait_for_restart(self, node: Node, by: str | None) -> Order:
         order = Order(node.name, "reload", by, after_run=node.runs)
@@ -438,10 +487,12 @@ class Supervisor:
     def _warn(self, text: str) -> None:
         self.journal.emit(events.Warned, text=text)
 
-    def _child_of(self, job: str) -> Child | None:
+    def _processes_of(self, job: str) -> dict[str, Child]:
+        """The main processes of a job, or of its workers, by the name of each."""
         node = self.nodes.get(job)
-        pid = node.life.run.pid if node is not None and node.life is not None else None
-        return None if pid is None else self.resources.children.get(pid)
+        nodes = node.children.values() if isinstance(node, WorkersNode) else () if node is None else (node,)
+        pids = {each.name: each.life.run.pid for each in nodes if each.life is not None and each.life.run.pid is not None}
+        return {name: child for name, pid in pids.items() if (child := self.resources.children.get(pid)) is not None}
 
     def _due(self, job: str, cause: str) -> None:
         if job in self.nodes:

@@ -20,7 +20,7 @@ command = "true"
 restrat = "permanent"
 grace = "soon"
 after = ["databse"]
-workers = 3
+queue = 3
 start = "automatic"
 """
 
@@ -281,7 +281,7 @@ def test_the_schema_accepts_what_the_loader_accepts(run):
     ("text", "path"),
     [
         ("[jobs.api]\nrestrat = 1", "jobs.api.restrat"),
-        ("[jobs.api]\nworkers = 1", "jobs.api.workers"),
+        ("[jobs.api]\nworkers = 0", "jobs.api.workers"),
         ('[jobs.api]\nonce = "yes"', "jobs.api.once"),
         ('[jobs.api]\ngrace = "soon"', "jobs.api.grace"),
         ("[jobs.api]\ngrace = -1", "jobs.api.grace"),

@@ -14,7 +14,7 @@ from supervisor.config import Config, Plan
 from supervisor.config.reading import dotted
 from supervisor.config.toml_places import Places
 from supervisor.errors import SpecError
-from supervisor.kinds.job import JobSpec
+from supervisor.kinds.job import JobSpec, for_worker
 from supervisor.probes import Health, Ready
 from supervisor.spec import Backoff, Bytes, Expanded, RestartType, Seconds, Strategy, shown
 
@@ -401,7 +401,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
 @pytest.mark.parametrize(
     "key",
     [
-        "workers",
         "cron",
         "timezone",
         "queue",
@@ -425,7 +424,7 @@ def test_what_is_not_built_yet_is_never_silently_accepted(faults, key):
 
 
 def test_what_is_not_built_yet_is_never_suggested(faults):
-    assert faults(job("worker = 2")) == ["supervisor.toml:3:1: jobs.a.worker: unknown key"]
+    assert faults(job("fallbck = 2")) == ["supervisor.toml:3:1: jobs.a.fallbck: unknown key"]
 
 
 # The tree
@@ -517,10 +516,43 @@ def test_significant_needs_a_supervisor_that_listens_and_a_child_that_ends(fault
     ]
 
 
+def test_workers_are_for_services_and_share_no_file(faults, load):
+    assert messages(faults(job("workers = 2\nonce = true"))) == [
+        "jobs.a.workers: only for a service: a job with `once` makes one run at a time"
+    ]
+    assert messages(faults(job("workers = 2\nevery = 1"))) == [
+        "jobs.a.workers: only for a service: a job with `every` makes one run at a time"
+    ]
+    assert messages(faults(job("workers = 2\noutput = 'a.log'"))) == [
+        "jobs.a.output: its workers would all write to this file: put {worker} into its name"
+    ]
+    assert messages(faults(job("workers = 2\nready = { file = 'up' }"))) == [
+        "jobs.a.ready.file: its workers would all wait for this file: put {worker} into its name"
+    ]
+    for number in ("0", "1001", '"two"', "{ min = 1, max = 4 }"):
+        assert len(faults(job(f"workers = {number}"))) == 1, number
+    assert load(job("workers = 2\noutput = '{worker}.log'\nready = { file = 'up{worker}' }")).jobs["a"].workers == 2
+
+
+def test_default_workers_are_for_services_alone(load):
+    text = '[defaults]\nworkers = 3\n[jobs.a]\ncommand = "x"\n[jobs.b]\ncommand = "x"\nonce = true'
+    assert {name: spec.workers for name, spec in load(text).jobs.items()} == {"a": 3, "b": 1}
+
+
+def test_the_number_of_a_worker_stands_in_every_text_and_an_expansion_stays_hidden(load):
+    keys = "env = { A = '${A}{worker}', B = '{worker} {{worker}} {job} { worker }' }\ncwd = 'd{worker}'"
+    spec = load(job(keys, what="command = ['x{worker}']"), {"A": "secret"}).jobs["a"]
+    second = for_worker(spec, 1)
+    assert (second.command, second.env["A"], second.env["B"]) == (("x1",), "secret1", "1 {1} {job} { worker }")
+    assert second.cwd is not None and second.cwd.endswith("/d1")
+    assert shown(second.env["A"]) == "${A}1"
+    assert for_worker(second, 2) is second
+
+
 def test_a_broken_key_does_not_lead_to_faults_that_are_only_its_consequence(faults):
     assert len(faults(job('restart = "x"\nsignificant = true'))) == 1
     assert len(faults(job("", what="comand = 'x'"))) == 1
-    assert len(faults('[jobs.a]\nworkers = 1\ncommand = "x"\n[jobs.b]\ncommand = "x"\nafter = ["a"]')) == 1
+    assert len(faults('[jobs.a]\nqueue = 1\ncommand = "x"\n[jobs.b]\ncommand = "x"\nafter = ["a"]')) == 1
 
 
 # Warnings

@@ -111,6 +111,7 @@ def _parameter(param: Param) -> click.Parameter:
             nargs=-1 if param.many else 1,
             required=param.required,
             metavar=_metavar(param),
+            type=_Text(param) if param.type is int else None,
             shell_complete=_complete_names if "NAME" in param.metavar else None,
         )
     spelling = param.option

@@ -137,7 +137,10 @@ def _place(rest: list[str], params: list[Param]) -> dict[str, Any] | None:
         if param.many:
             placed[param.name], rest = tuple(rest), []
         elif rest:
-            placed[param.name], rest = rest[0], rest[1:]
-        if param.required and not placed.get(param.name):
+            try:
+                placed[param.name], rest = reader(param)(rest[0]), rest[1:]
+            except ValueError:
+                return None
+        if param.required and placed.get(param.name) in (None, "", ()):
             return None
     return None if rest else placed

@@ -20,7 +20,6 @@ KEYS = {
     },
     "LogSpec": {"rotate": "when the log file is put aside, and how many are kept"},
     "JobSpec": {
-        "workers": "how many of it run side by side",
         "cron": "runs at times of the calendar",
         "timezone": "the time zone of `cron`",
         "queue": "handles the items of this queue",

@@ -279,6 +279,8 @@ def _applies(
             return not scheduled
         case "recycle":
             return not once and not scheduled and ("command" in own or not isinstance(value, Mapping) or "memory" not in value)
+        case "workers":
+            return not once and not scheduled
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":

@@ -28,7 +28,7 @@ from supervisor.config.tables import Config
 from supervisor.errors import Problem, SpawnFailed
 from supervisor.kinds import inspection
 from supervisor.kinds.environment import environment, read
-from supervisor.kinds.job import JobSpec
+from supervisor.kinds.job import JobSpec, for_worker
 from supervisor.output import journal
 from supervisor.probes import Probe
 from supervisor.spec import UNLIMITED, shown
@@ -72,8 +72,9 @@ def check(
     environ = os.environ if environ is None else environ
     findings = Findings(shared=[*_shared_faults(config)], warnings=[*_daemon_warnings(config)])
     program_fault = functools.cache(_program_fault)
-    faults = {name: [*_process_faults(spec, config, environ, program_fault)] for name, spec in config.jobs.items()}
-    calls = {key: function for name, spec in config.jobs.items() for key, function in _functions(name, spec)}
+    jobs = {name: for_worker(spec, 0) for name, spec in config.jobs.items()}
+    faults = {name: [*_process_faults(spec, config, environ, program_fault)] for name, spec in jobs.items()}
+    calls = {key: function for name, spec in jobs.items() for key, function in _functions(name, spec)}
     if imports and calls:
         for key, found in _inspect(config, calls, environ, limit).items():
             name, _, probe = key.partition(".")

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.shapes import table_of
 from supervisor.config.toml_places import Path
-from supervisor.kinds.job import JobSpec
+from supervisor.kinds.job import JobSpec, clashes
 from supervisor.probes import PROBES, Probe
 from supervisor.probes.spec import split_address
 from supervisor.sockets import address
@@ -108,6 +108,16 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
 def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.once and spec.every is not None:
         reading.fault((*path, "every"), "either `once` or `every`, not both")
+
+
+def _workers(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.workers == 1:
+        return
+    if not spec.service:
+        key = "once" if spec.once else "every"
+        reading.fault((*path, "workers"), f"only for a service: a job with `{key}` makes one run at a time")
+    for keys, message in clashes(spec):
+        reading.fault((*path, *keys), message)
 
 
 def _restart(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -233,6 +243,7 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _call,
     _fitting,
     _trigger,
+    _workers,
     _restart,
     _ready,
     _health,

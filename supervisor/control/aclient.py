@@ -53,9 +53,15 @@ class AsyncClient:
         """Stop jobs or supervisors; `now` kills them at once."""
         return await self._call("stop", list[Answer], names=names, now=now, wait=wait, timeout=timeout)
 
-    async def restart(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
-        """Stop and start again, also from stopped."""
-        return await self._call("restart", list[Answer], names=names, wait=wait, timeout=timeout)
+    async def restart(
+        self, names: Names, *, at_once: bool = False, wait: bool = True, timeout: float | None = None
+    ) -> list[Answer]:
+        """Stop and start again, also from stopped; workers one after another, or `at_once`."""
+        return await self._call("restart", list[Answer], names=names, at_once=at_once, wait=wait, timeout=timeout)
+
+    async def scale(self, name: str, workers: int, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
+        """Have so many workers of a service; only the difference is touched."""
+        return await self._call("scale", list[Answer], name=name, workers=workers, wait=wait, timeout=timeout)
 
     async def reload(self, *, plan: bool = False, wait: bool = True, timeout: float | None = None) -> Reload:
         """Read the file again and apply what changed. A file with faults: ControlError 78, the places in its `data`."""

@@ -164,6 +164,7 @@ RESULTS: dict[str, Any] = {
     "restart": list[Answer],
     "reload": Reload | list[Answer],
     "signal": list[Answer],
+    "scale": list[Answer],
     "run-now": list[Answer],
     "pause": list[Answer],
     "resume": list[Answer],

@@ -36,7 +36,7 @@ from supervisor.control.listener import Place
 from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
-from supervisor.events import Commanded, Journal, Lagged, Warned
+from supervisor.events import Added, Commanded, Journal, Lagged, Renamed, Warned
 from supervisor.output import Lines
 from supervisor.state import Answer, JobStatus, ancestry
 from supervisor.unix import SocketTaken
@@ -532,11 +532,11 @@ async def _status(call: Call, names: list[str], usage: bool) -> msgspec.Raw | li
     if not names and not usage:
         return call.server.table.encoded()
     table = call.tree.journal.table
-    wanted = call.tree.resolve(names) if names else list(table)
+    rows = call.tree.status(*names)
     if not usage:
-        return [table[name] for name in wanted]
+        return rows
     used = await call.tree.usage()
-    return [_with_usage(table[name], used.get(name)) for name in wanted if name in table]
+    return [_with_usage(table[row.name], used.get(row.name)) for row in rows if row.name in table]
 
 
 def _with_usage(row: JobStatus, usage: Usage | None) -> JobStatus:
@@ -565,6 +565,10 @@ async def _order(call: Call, names: list[str], wait: bool = True, timeout: float
 
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:
     return await _order(call, [name], signal=_signal_number(signal), group=group)
+
+
+async def _scale(call: Call, name: str, workers: int, wait: bool, timeout: float | None) -> list[Answer]:
+    return await _order(call, [name], wait, timeout, workers=workers)
 
 
 async def _reload(call: Call, names: list[str], plan: bool, wait: bool, timeout: float | None) -> Reload | list[Answer]:
@@ -634,17 +638,33 @@ async def _events(call: Call, follow: bool, since: int | None, snapshot: bool) -
 
 
 async def _logs(call: Call, names: list[str], follow: bool, lines: int) -> End:
-    jobs = _jobs_of(call.tree.journal.table, call.tree.resolve(names) if names else None)
+    wanted = call.tree.resolve(names) if names else None
     if not follow:
-        for name in jobs:
+        for name in _jobs_of(call.tree.journal.table, wanted):
             splitter = Lines()
             tail = list(splitter.feed(await call.tree.outputs.tail(name, lines)))
             await _say(call, name, [*tail, *splitter.flush()])
         return End(seq=call.tree.journal.seq)
-    async with trio.open_nursery() as nursery:
-        for name in jobs:
-            nursery.start_soon(_follow, call, name, lines)
+    await _follow_all(call, wanted, lines)
     return End(seq=call.tree.journal.seq)
+
+
+async def _follow_all(call: Call, wanted: Sequence[str] | None, lines: int) -> None:
+    """Follow these names, and what is added to them while we do: the next workers of a job, the next jobs of all."""
+    journal = call.tree.journal
+    with journal.subscribe() as changes:
+        async with trio.open_nursery() as nursery:
+            followed = _jobs_of(journal.table, wanted)
+            for name in followed:
+                nursery.start_soon(_follow, call, name, lines)
+            async for event in changes:
+                if isinstance(event, Renamed):
+                    followed.append(event.to)  # the output goes on where it was
+                elif isinstance(event, (Added, Lagged)):
+                    new = [name for name in _jobs_of(journal.table, wanted) if name not in followed]
+                    followed += new
+                    for name in new:
+                        nursery.start_soon(_follow, call, name, 0)
 
 
 async def _follow(call: Call, name: str, lines: int) -> None:
@@ -665,11 +685,13 @@ async def _say(call: Call, name: str, lines: Iterable[bytes]) -> None:
 
 
 def _jobs_of(table: Mapping[str, JobStatus], names: Sequence[str] | None) -> list[str]:
-    """The jobs among these names and below the supervisors among them; all without names."""
+    """Who has an output among these names and below those of them that are groups; all without names."""
+    groups = {row.supervisor for row in table.values()}
+    jobs = [row for row in table.values() if row.kind != SUPERVISOR and row.name not in groups]
     if names is None:
-        return [row.name for row in table.values() if row.kind != SUPERVISOR]
+        return [row.name for row in jobs]
     wanted = set(names)
-    return [row.name for row in table.values() if row.kind != SUPERVISOR and not wanted.isdisjoint(ancestry(table, row))]
+    return [row.name for row in jobs if not wanted.isdisjoint(ancestry(table, row))]
 
 
 async def _shutdown(call: Call, now: bool, wait: bool, timeout: float | None) -> Shutdown:
@@ -708,6 +730,7 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "restart": _order,
     "reload": _reload,
     "signal": _signal,
+    "scale": _scale,
     "run-now": _order,
     "pause": _order,
     "resume": _order,

@@ -20,6 +20,7 @@ from supervisor.control.messages import Attached, Finished, Output
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Lagged
 from supervisor.kinds import JobSpec, Outcome
+from supervisor.nodes import WorkersNode
 
 if TYPE_CHECKING:
     from supervisor.control.server import Call
@@ -209,6 +210,8 @@ def _attachable(tree: Supervisor, name: str) -> tuple[Life, Attachment]:
     node = tree.nodes[name]
     if node.kind == "supervisor":
         raise ControlError(f"{name} is a supervisor: attach to one of its jobs")
+    if isinstance(node, WorkersNode):
+        raise ControlError(f"{name} has several workers: attach to one of them, such as {name}:0")
     job: JobNode = node  # type: ignore[assignment]
     if job.life is not None and job.life.run.attach is not None:
         return job.life, job.life.run.attach

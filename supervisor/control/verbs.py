@@ -124,7 +124,24 @@ ALL = (
         _TIMEOUT,
         changes=True,
     ),
-    Verb("restart", "stop and start again, also from stopped", _NAMES, _WAIT, _TIMEOUT, changes=True),
+    Verb(
+        "restart",
+        "stop and start again, also from stopped; several workers of a job one after another, each when the last is ready",
+        _NAMES,
+        Param("at_once", bool, "all workers of a job at the same time", False),
+        _WAIT,
+        _TIMEOUT,
+        changes=True,
+    ),
+    Verb(
+        "scale",
+        "set how many workers of a service run; only the difference is touched",
+        Param("name", str, "the job", positional="NAME"),
+        Param("workers", int, "how many", positional="N"),
+        _WAIT,
+        _TIMEOUT,
+        changes=True,
+    ),
     Verb(
         "reload",
         "read the file again and apply what changed in it; with names: reload those jobs",
@@ -218,7 +235,7 @@ ALL = (
 
 VERBS = {verb.name: verb for verb in ALL}
 
-LATER = ("scale", "submit", "queue", "limits", "history", "why", "top")
+LATER = ("submit", "queue", "limits", "history", "why", "top")
 """Verbs of the contract that are not built yet: refused by name."""
 
 FOREIGN = {

@@ -25,7 +25,7 @@ from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.environment import environment
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture, journal, record
-from supervisor.spec import shown
+from supervisor.spec import shown, split_name
 
 log = structlog.get_logger("supervisor")
 
@@ -73,7 +73,7 @@ async def _launch(
     environ, identity = await _surroundings(spec, resources)
     return Launch(
         argv=_argv(command),
-        env={**environ, **run.environ, "SUPERVISOR_JOB": run.job, "SUPERVISOR_WORKER": "0"},
+        env={**environ, **run.environ, "SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)},
         cwd=spec.cwd or str(resources.base),
         stdout=output,
         stderr=output,

@@ -15,6 +15,7 @@ import structlog
 import trio
 from trio_util import AsyncValue
 
+from supervisor.spec import split_name
 from supervisor.state import Phase
 
 if TYPE_CHECKING:
@@ -146,6 +147,11 @@ class Run:
         self._hooks: list[Callable[[], None]] = []
 
     @property
+    def worker(self) -> int:
+        """The number of the worker whose run this is; 0 where its job has only one."""
+        return split_name(self.job)[1] or 0
+
+    @property
     def phase(self) -> AsyncValue[Phase]:
         """The phase of this run, watchable: the daemon's, or further on where this run alone is stopped."""
         if self._watch is None:
@@ -237,7 +243,12 @@ class Context:
     @property
     def job(self) -> str:
         """The job's name."""
-        return self._run.job
+        return split_name(self._run.job)[0]
+
+    @property
+    def worker(self) -> int:
+        """Which of the job's workers this is, counted from 0."""
+        return self._run.worker
 
     @property
     def run(self) -> str:

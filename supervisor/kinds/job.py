@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from supervisor.output import Overload, Rotate
 from supervisor.probes import Health, Ready
-from supervisor.spec import Account, Bytes, ChildSpec, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
+from supervisor.spec import (
+    Account,
+    Bytes,
+    ChildSpec,
+    Expanded,
+    FileMode,
+    GiveUp,
+    Limit,
+    Paths,
+    Recycle,
+    RestartType,
+    Seconds,
+)
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).
 _RESTARTS = {"reload": "restart"}
 _COMMAND = {"for": "command"}
 _COMMAND_RESTARTS = {"for": "command", "reload": "restart"}
+
+MOST_WORKERS = 1000
+"""Workers of one job; more is a slip of the finger."""
 
 
 class JobSpec(ChildSpec, frozen=True, kw_only=True):
@@ -46,6 +63,15 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             extra={"for": "call", "reload": "restart"},
         ),
     ] = None
+    workers: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=MOST_WORKERS,
+            description="how many of a service run side by side: NAME:0, NAME:1 and so on. `{worker}` in any text of the job "
+            "(but `call`, `args` and `description`) is the number; a function has `ctx.worker`",
+        ),
+    ] = 1
     description: Annotated[str, Meta(description="one line for people, shown by `status`")] = ""
 
     # when
@@ -280,3 +306,59 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     def where(self) -> str:
         """`command` or `call`: what it is, for a person, before its kind is known."""
         return "command" if self.command is not None else "call"
+
+
+WORKER = "{worker}"
+"""What stands for the number of the worker."""
+
+_TEXTS = tuple(
+    (field.name, field.default)
+    for field in msgspec.structs.fields(JobSpec)
+    if field.name not in ("after", "args", "call", "description")
+)
+
+
+def for_worker(spec: JobSpec, number: int) -> JobSpec:
+    """The job as its worker of that number runs it. The same object where nothing in it depends on the number."""
+    changes = {
+        name: _numbered(value, str(number))
+        for name, default in _TEXTS
+        if (value := getattr(spec, name)) is not default and _mentions(value)  # a thousand jobs are common
+    }
+    return msgspec.structs.replace(spec, **changes) if changes else spec
+
+
+def clashes(spec: JobSpec) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What several workers of this job would all use, and each needs for itself: the keys, and what to do."""
+    if spec.output.startswith("/") and WORKER not in spec.output:
+        yield ("output",), "its workers would all write to this file: put {worker} into its name"
+    if spec.ready is not None and spec.ready.file is not None and WORKER not in spec.ready.file:
+        yield ("ready", "file"), "its workers would all wait for this file: put {worker} into its name"
+
+
+def _mentions(value: Any) -> bool:
+    """Whether there is a `{worker}` in it."""
+    if isinstance(value, str):
+        return WORKER in value
+    if isinstance(value, dict):
+        return any(map(_mentions, value.values()))
+    if isinstance(value, tuple):
+        return any(map(_mentions, value))
+    return isinstance(value, msgspec.Struct) and any(_mentions(getattr(value, name)) for name in value.__struct_fields__)
+
+
+def _numbered(value: Any, number: str) -> Any:
+    """`value` with the number for every `{worker}` in it; nothing else in braces is touched."""
+    if isinstance(value, Expanded):
+        return Expanded(value.replace(WORKER, number), value.shown.replace(WORKER, number))
+    if isinstance(value, str):
+        return value.replace(WORKER, number)
+    if isinstance(value, dict):
+        return {key: _numbered(each, number) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_numbered(each, number) for each in value)
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.replace(
+            value, **{name: _numbered(getattr(value, name), number) for name in value.__struct_fields__}
+        )
+    return value

@@ -14,6 +14,7 @@ from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.task import COMPLETED
+from supervisor.spec import split_name
 from supervisor.state import Phase
 
 
@@ -32,7 +33,12 @@ class ThreadContext:
     @property
     def job(self) -> str:
         """The job's name."""
-        return self._run.job
+        return split_name(self._run.job)[0]
+
+    @property
+    def worker(self) -> int:
+        """Which of the job's workers this is, counted from 0."""
+        return self._run.worker
 
     @property
     def run(self) -> str:

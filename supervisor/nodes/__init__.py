@@ -9,6 +9,7 @@
     hearing      what a child says of itself over its NOTIFY_SOCKET
     recycling    what runs hold in memory
     supervisor   a supervisor: its loop, its decisions, the stop ladder
+    workers      the workers of a job with several: a supervisor of its own
     commands     what an operator may ask of a child
 
 A supervisor is one task with one inbox. What happens to its children (a run is ready, a run is over, a timer is due, an
@@ -26,5 +27,6 @@ from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
 from supervisor.nodes.supervisor import SupervisorNode
+from supervisor.nodes.workers import WorkersNode, scale
 
-__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "Scales", "SupervisorNode", "obey"]
+__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "Scales", "SupervisorNode", "WorkersNode", "obey", "scale"]

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import signal as signals
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import trio
 
-from supervisor.kinds import Outcome
+from supervisor.kinds import JobSpec, Outcome
+from supervisor.kinds.job import MOST_WORKERS, clashes
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import STARTS, Ask, Life, Node, Order
 from supervisor.nodes.supervisor import SupervisorNode
+from supervisor.nodes.workers import WorkersNode, plural, scale
+from supervisor.spec import split_name
 from supervisor.state import Goal, State
 
 
 def obey(supervisor: SupervisorNode, child: Node, order: Order, options: dict[str, Any]) -> None:
     """Obey one order about one child, at once."""
+    if child.name != order.name:  # a plain job that has become a worker since this was posted: the group has its name
+        child = supervisor.tree.nodes[order.name]
     if child.parent is not supervisor:  # it has left since this was posted
         if child.parent is None:
             order.resolve(False, f"{child.name} is gone: {child.removing}")
@@ -33,18 +39,22 @@ def obey(supervisor: SupervisorNode, child: Node, order: Order, options: dict[st
 
 def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
     """Why this verb makes no sense for this child; None where it does."""
-    if isinstance(child, SupervisorNode):
+    spec = child.spec
+    if not isinstance(spec, JobSpec):
         if verb not in ("start", "stop", "restart", "reload"):
             return f"{child.name} is a supervisor"
     elif child.one_off and verb in ONE_OFF_REFUSES:
         return f"{child.name} is run once, and forgotten at its end: use {ONE_OFF_REFUSES[verb]}"
-    elif isinstance(child, JobNode) and child.spec.service and verb in SERVICE_REFUSES:
+    elif spec.service and verb in SERVICE_REFUSES:
         return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
+    elif not spec.service and verb == "scale":
+        return f"{child.name} is no service: it makes one run at a time"
     if verb in STARTS:
         if supervisor.tree.ending:
             return f"the daemon is stopping: {supervisor.tree.ending}"
         if (down := (child.moving_to or supervisor).down()) is not None:
-            return f"its supervisor {down.name} is {down.row.word}; start that first: supervisor start {down.name}"
+            what = "supervisor" if down.kind == "supervisor" else "job"
+            return f"its {what} {down.name} is {down.row.word}; start that first: supervisor start {down.name}"
         if child.removing:
             return f"{child.name} is leaving: {child.removing}"
     return None
@@ -54,10 +64,7 @@ def _want_up(supervisor: SupervisorNode, child: Node, order: Order, due: str | N
     """Goal up, and no wait of ours in the way: it is not a restart after a failure. What is merely `due` overtakes nobody."""
     if due is None:
         child.overtake(order)
-    child.set_goal(Goal.UP, due or _said("started", order), order.by)
-    child.forget_failures()
-    if child.life is None:
-        child.revive()
+    child.want_up(due or _said("started", order), order.by)
     if supervisor.group is not None and child.name in supervisor.group.affected:
         supervisor.group.wait = 0.0
         supervisor.group.let_down.discard(child.name)
@@ -74,7 +81,7 @@ def _start(supervisor: SupervisorNode, child: Node, order: Order, with_after: bo
         child.again = child.again or child.goal_cause
     if life is not None and isinstance(child, JobNode) and child.spec.scheduled:
         child.answer(("start",), True, "its schedule runs")
-    elif life is not None and not _ending(supervisor, child, life) and life.ready_at is not None:
+    elif life is not None and not _ending(supervisor, child, life) and child.whole:
         child.answer(("start",), True, "already running" + (f", pid {child.row.pid}" if child.row.pid else ""))
 
 
@@ -92,6 +99,8 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
     child.restarting = None
     if isinstance(child, JobNode):
         child.requested = False
+    elif child.life is not None and isinstance(child, SupervisorNode):
+        child.turn_down(f"overtaken: {child.goal_cause}", own=False)  # also where it was closing already
     if child.life is None:
         child.turn_down(f"{child.name} is stopped: {child.goal_cause}")
         child.answer(("stop",), True, "stopped" if child.row.state is State.WAITING else "already stopped")
@@ -101,7 +110,7 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
         child.hurry()
 
 
-def _restart(supervisor: SupervisorNode, child: Node, order: Order, cause: str | None = None) -> None:
+def _restart(supervisor: SupervisorNode, child: Node, order: Order, at_once: bool = False, cause: str | None = None) -> None:
     """Stop and start. With `cause` nobody commands it: it is due (a file has changed), and gives way to what was commanded."""
     ending = child.life is not None and _ending(supervisor, child, child.life)
     if cause is not None and (child.goal is Goal.DOWN or ending):
@@ -109,26 +118,43 @@ def _restart(supervisor: SupervisorNode, child: Node, order: Order, cause: str |
         return
     _want_up(supervisor, child, order, cause)
     order.after_run = child.runs
-    if child.life is not None:
-        child.again = cause or _said("restarted", order)
+    why = cause or _said("restarted", order)
+    if child.life is not None and at_once:
+        child.again = why
+    elif child.life is not None:
+        child.renew(why)
     if isinstance(child, JobNode) and child.spec.scheduled:
         child.disarm()
 
 
 def _reload(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     """Have its process read its own configuration again, where the job says how; else a restart."""
-    number = child.spec.reload_signal if isinstance(child, JobNode) else None
+    number = child.spec.reload_signal if isinstance(child.spec, JobSpec) else None
     if number is None:
         _restart(supervisor, child, order)
-        return
+    elif isinstance(child, WorkersNode):
+        order.resolve(*_each(child, partial(_have_reloaded, number=number)))
+    else:
+        order.resolve(*_have_reloaded(child, number))
+
+
+def _have_reloaded(child: Node, number: str) -> tuple[bool, str]:
     life = child.life
     if life is None or life.run.send_signal is None or child.stopping:
-        order.resolve(False, f"{child.name} is {child.row.word}: it reads its configuration when it starts")
-    elif life.ready_at is None:
-        order.resolve(False, f"{child.name} is starting: a {number} may come too early; reload it when it is ready")
-    else:
-        life.run.send_signal(signals.Signals[f"SIG{number}"], False)
-        order.resolve(True, f"signalled {number}, pid {child.row.pid}")
+        return False, f"{child.name} is {child.row.word}: it reads its configuration when it starts"
+    if life.ready_at is None:
+        return False, f"{child.name} is starting: a {number} may come too early; reload it when it is ready"
+    life.run.send_signal(signals.Signals[f"SIG{number}"], False)
+    return True, f"signalled {number}, pid {child.row.pid}"
+
+
+def _each(group: WorkersNode, do: Callable[[Node], tuple[bool, str]]) -> tuple[bool, str]:
+    """Do it to each of the workers that let it be done to them; False where none does."""
+    done = {worker.name: do(worker) for worker in group.workers}
+    able = [name for name, (ok, _) in done.items() if ok]
+    return bool(
+        able
+    ), f"signalled {', '.join(able)}" if able else f"{group.name} is {group.row.word}, and has no process to signal"
 
 
 def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
@@ -172,16 +198,41 @@ def _cancel(supervisor: SupervisorNode, child: Node, order: Order, run: str | No
     supervisor.ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
 
 
+def _scale(supervisor: SupervisorNode, child: Node, order: Order, workers: int) -> None:
+    spec = supervisor.tree.config.jobs.get(child.name)
+    clash = next(clashes(spec), None) if spec is not None and workers > 1 else None
+    if spec is None:
+        order.resolve(False, f"{child.name} is a worker: scale {split_name(child.name)[0]}")
+    elif not 1 <= workers <= MOST_WORKERS:
+        order.resolve(False, f"from 1 to {MOST_WORKERS} workers; for none, use stop")
+    elif clash is not None:
+        order.resolve(False, f"{'.'.join(clash[0])}: {clash[1]}")
+    elif isinstance(child, JobNode) and workers == 1:
+        order.resolve(True, "1 worker")
+    else:
+        group = scale(child, workers)
+        group.answer(("scale",), False, "overtaken by scale" + (f" ({order.by})" if order.by else ""))
+        if group.goal is Goal.UP and (group.life is not None or not group.finished):
+            group.orders.append(order)
+        else:
+            order.resolve(True, f"{plural(workers)} from its next start on")
+
+
 def _signal(supervisor: SupervisorNode, child: Node, order: Order, signal: int = 0, group: bool = False) -> None:
+    if not isinstance(child, WorkersNode):
+        order.resolve(*_send(child, signal, group))
+    else:
+        order.resolve(*_each(child, partial(_send, signal=signal, group=group)))
+
+
+def _send(child: Node, signal: int, group: bool) -> tuple[bool, str]:
     if child.life is None or child.life.run.send_signal is None:
-        order.resolve(False, f"{child.name} has no process to signal")
-        return
+        return False, f"{child.name} has no process to signal"
     try:
         child.life.run.send_signal(signal, group)
     except ProcessLookupError:
-        order.resolve(False, f"the process of {child.name} has just ended")
-    else:
-        order.resolve(True, "signalled" + (" (the whole group)" if group else f", pid {child.row.pid}"))
+        return False, f"the process of {child.name} has just ended"
+    return True, "signalled" + (" (the whole group)" if group else f", pid {child.row.pid}")
 
 
 def _said(done: str, order: Order) -> str:
@@ -210,5 +261,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "resume": _resume,
     "cancel": _cancel,
     "signal": _signal,
+    "scale": _scale,
 }
 """The verbs that change a child."""

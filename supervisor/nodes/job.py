@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 import structlog
 import trio
+from msgspec import structs
 
-from supervisor import restart
+from supervisor import events, restart
 from supervisor.config.shapes import duration
 from supervisor.errors import InternalError, RunFailed, SpawnFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
+from supervisor.kinds.job import for_worker
 from supervisor.nodes.node import Hold, Node
-from supervisor.spec import RestartType
-from supervisor.state import Goal, Why
+from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
+from supervisor.state import Goal, State, Why
 
 if TYPE_CHECKING:
+    from supervisor.nodes.workers import WorkersNode
     from supervisor.tree import Supervisor
 
 log = structlog.get_logger("supervisor")
@@ -35,6 +38,7 @@ class JobNode(Node):
 
     def __init__(self, tree: Supervisor, name: str, spec: JobSpec, goal: Goal) -> None:
         super().__init__(tree, name, spec, goal)
+        self.spec = self.adapted(spec)
         self.paused = False
         self.requested = False
         self.anchor: float | None = None
@@ -106,17 +110,36 @@ class JobNode(Node):
         except BaseException as error:
             return stopped_at_fence(run, error)
 
-    def gives_up(self, now: float) -> bool:
-        """Count a failure; True when `give_up` says that it was the last."""
+    def adapted(self, spec: ChildSpec) -> JobSpec:
+        """The job as this worker runs it. What concerns the group of workers is the group's."""
+        assert isinstance(spec, JobSpec)
+        _, number = split_name(self.name)
+        spec = for_worker(spec, number or 0)
+        if number is None:
+            return spec
+        return structs.replace(spec, after=(), give_up=None, essential=False, significant=False, start="auto")
+
+    def become_worker(self, group: WorkersNode) -> None:
+        """Go on, under the name of a worker, as a child of the group that has taken its place."""
+        self.parent = group
+        self.spec = self.adapted(group.spec)
+        self.due_at = self.hold = self.noted = None
+        self.set_goal(Goal.UP, "starts with its supervisor", None)
+        if self.life is not None:
+            self.life.run.job = self.name
+        elif self.row.state is State.WAITING:
+            self.emit(events.Stopped, cause=group.goal_cause)
+
+    def gives_up(self, now: float, reason: str) -> str | None:
         limit = self.spec.give_up
         if limit is None:
-            return False
+            return None
         if self._failures is None or (self._failures.limit, self._failures.period) != (limit.failures - 1, limit.within):
             self._failures = restart.Window(limit.failures - 1, limit.within)
-        return self._failures.add(now)
+        return gave_up(limit, reason) if self._failures.add(now) else None
 
-    def respecified(self, old: JobSpec) -> None:
-        """Take in what a new spec changes beyond the run itself."""
+    def respecified(self, old: ChildSpec) -> None:
+        assert isinstance(old, JobSpec)
         self._kind = None
         if old.every != self.spec.every:
             self.disarm()
@@ -161,6 +184,11 @@ class JobNode(Node):
         if now < self.next_tick:
             return Hold(self.rhythm, Why.SCHEDULED, self.next_tick)
         return None
+
+
+def gave_up(limit: GiveUp, reason: str) -> str:
+    """What there is to say when a failure was one too many."""
+    return f"{limit.failures} failures within {limit.within:g} s, the last: {reason}"
 
 
 def stopped_at_fence(run: Run, error: BaseException) -> Outcome:

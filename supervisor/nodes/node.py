@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from supervisor.nodes.supervisor import SupervisorNode
     from supervisor.tree import Supervisor
 
-STARTS = ("start", "restart", "reload", "run-now")
+STARTS = ("start", "restart", "reload", "run-now", "scale")
 """What asks for a new run, or for a run to be there."""
 
 
@@ -178,6 +178,23 @@ class Node:
         """What else keeps it from starting: a schedule."""
         return None
 
+    def adapted(self, spec: ChildSpec) -> ChildSpec:
+        """What this node makes of the spec that the configuration gives it."""
+        return spec
+
+    def gives_up(self, now: float, reason: str) -> str | None:
+        """Count a failure; where `give_up` says that it was the last, the sentence that says so."""
+        return None
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of what it is to be is still to come."""
+        return self.life is not None and self.life.ready_at is not None
+
+    def renew(self, cause: str) -> None:
+        """Have its run replaced by a new one."""
+        self.again = cause
+
     def hurry(self) -> None:
         """End the grace of a stop under way."""
         life = self.life
@@ -223,6 +240,16 @@ class Node:
         if goal is not self.goal:
             self.goal = goal
             self.emit(events.GoalSet, goal=goal, cause=cause, by=by)
+
+    def want_up(self, cause: str, by: str | None) -> None:
+        """An operator wants it up: nothing of ours is in the way any more, neither a wait nor an end."""
+        self.set_goal(Goal.UP, cause, by)
+        self.forget_failures()
+        if self.life is None:
+            self.revive()
+
+    def respecified(self, old: ChildSpec) -> None:
+        """Take in what a new spec changes beyond the run itself."""
 
     def over(self, outcome: Outcome) -> None:
         """Hear that its run is over, and how it ended."""

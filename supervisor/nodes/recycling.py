@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 
 import trio
 
@@ -13,16 +14,20 @@ LOOK_EVERY = 5.0
 
 
 class Scales:
-    """Weighs the runs of those jobs that ask for it, all in one look, and calls `too_much(job, cause)`.
+    """Weighs the runs of those jobs that ask for it, all in one look, and calls `too_much(name, cause)`.
 
-    `child_of` gives the process of a job's run, if it has one now. Belongs to the Trio thread.
+    `processes_of` gives the processes of a job by name: its own, or one for each of its workers. Of a job with several, only
+    the heaviest is told of in one look, so that they are not all replaced at once. Belongs to the Trio thread.
     """
 
     def __init__(
-        self, children: Children, child_of: Callable[[str], Child | None], too_much: Callable[[str, str], None]
+        self,
+        children: Children,
+        processes_of: Callable[[str], Mapping[str, Child]],
+        too_much: Callable[[str, str], None],
     ) -> None:
         self._children = children
-        self._child_of = child_of
+        self._processes_of = processes_of
         self._too_much = too_much
         self._limits: Mapping[str, int] = {}
         self._wanted = trio.Event()
@@ -43,11 +48,12 @@ class Scales:
                 await self._look()
 
     async def _look(self) -> None:
-        weighed = {job: child for job in self._limits if (child := self._child_of(job)) is not None}
+        weighed = {job: processes for job in self._limits if (processes := self._processes_of(job))}
         if not weighed:
             return
-        usage = await self._children.usage(*weighed.values())
-        for job, child in weighed.items():
-            limit, held = self._limits.get(job), usage[child].memory
-            if limit is not None and held > limit and self._child_of(job) is child:
-                self._too_much(job, f"recycled: it holds {held / 2**20:.1f} MB, more than {limit / 2**20:g} MB")
+        usage = await self._children.usage(*(child for processes in weighed.values() for child in processes.values()))
+        for job, processes in weighed.items():
+            name, held = max(((name, usage[child].memory) for name, child in processes.items()), key=itemgetter(1))
+            limit = self._limits.get(job)
+            if limit is not None and held > limit and self._processes_of(job).get(name) is processes[name]:
+                self._too_much(name, f"recycled: it holds {held / 2**20:.1f} MB, more than {limit / 2**20:g} MB")

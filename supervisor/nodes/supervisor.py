@@ -85,6 +85,11 @@ class SupervisorNode(Node):
         return math.inf  # its children have graces of their own
 
     @property
+    def regime(self) -> SupervisorSpec:
+        """The strategy and the limits in force."""
+        return self.spec
+
+    @property
     def running(self) -> bool:
         """Whether its loop is there to read the inbox."""
         return self._nursery is not None
@@ -127,7 +132,8 @@ class SupervisorNode(Node):
         self.group = self.closing = None
         self._hurrying = False
         self._timers.clear()
-        self._window = None if self.spec.limit is None else restart.Window(self.spec.limit, self.spec.period)
+        self._window = None
+        self._resize_window()
         self._pending = {name for name, child in self.children.items() if child.counts}
         for child in self.children.values():
             child.revive()
@@ -149,8 +155,7 @@ class SupervisorNode(Node):
         self._settle()
         while self.closing is None or self.alive:
             with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
-                method, args = await self._receive.receive()
-                method(*args)
+                self._handle(*await self._receive.receive())
             self._take_waiting(25)
             self._fire_timers()
             self._settle()
@@ -160,17 +165,28 @@ class SupervisorNode(Node):
         """Handle what else has been posted, but give others their turn after so many."""
         for _ in range(most):
             try:
-                method, args = self._receive.receive_nowait()
+                posted = self._receive.receive_nowait()
             except trio.WouldBlock:
                 return
+            self._handle(*posted)
+
+    def _handle(self, method: Callable[..., None], args: tuple[Any, ...]) -> None:
+        """Do what was posted. A child that has another supervisor by now is that one's affair."""
+        own = getattr(method, "__self__", None) is self  # else a function, which gets the supervisor first
+        child = next(iter(args if own else args[1:]), None)
+        if not isinstance(child, Node) or child.parent is self or child.parent is None:
             method(*args)
+        elif own:
+            child.parent.post(getattr(child.parent, method.__name__), *args)
+        else:
+            child.parent.post(method, child.parent, *args[1:])
 
     def post(self, method: Callable[..., None], *args: Any) -> None:
         """Have `method(*args)` called in the loop; at once where no loop is running."""
         if self.running:
             self._send.send_nowait((method, args))
         else:
-            method(*args)
+            self._handle(method, args)
 
     def touch(self, child: Node) -> None:
         """Settle `child` before the loop waits again."""
@@ -420,7 +436,7 @@ class SupervisorNode(Node):
             outcome = await child.body(life.run)
         life.over = True
         await attendance.end(life)
-        self.post(self._on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
+        self.post(self.on_ended, child, life, outcome or life.run.outcome or Outcome(reason="cancelled", failed=False))
 
     # ---- what happens to a child ----
 
@@ -433,8 +449,9 @@ class SupervisorNode(Node):
         if life.starting is not None:
             life.starting.cancel(reason="ready")
         child.emit(events.Ready, run=life.run.id, cause=cause)
-        text = f"running, pid {child.row.pid}" if child.row.pid else "running"
-        child.answer(("start", "restart", "reload"), True, text, run=life.number)
+        if child.whole:
+            text = f"running, pid {child.row.pid}" if child.row.pid else "running"
+            child.answer(("start", "restart", "reload"), True, text, run=life.number)
         self._note(child)
 
     def on_unready(self, child: Node, life: Life, cause: str) -> None:
@@ -448,7 +465,7 @@ class SupervisorNode(Node):
         if child.life is life and life.asked is None and life.ready_at is None:
             self.ask(child, life, Ask(reason, Outcome(reason=reason, failed=True)))
 
-    def _on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
+    def on_ended(self, child: Node, life: Life, outcome: Outcome) -> None:
         """A run is over and nothing of it is alive: judge it, and decide what follows."""
         life.gone.set()
         child.life = None
@@ -498,10 +515,8 @@ class SupervisorNode(Node):
             self._ended_for_good(child, outcome.reason, failure)
         elif self._has_other_plans(child):
             child.restarting = outcome.reason if child.goal is Goal.UP else None
-        elif isinstance(child, JobNode) and child.spec.give_up is not None and child.gives_up(now):
-            limit = child.spec.give_up
+        elif (cause := child.gives_up(now, outcome.reason)) is not None:
             child.finished = True
-            cause = f"{limit.failures} failures within {limit.within:g} s, the last: {outcome.reason}"
             child.emit(events.Stopped, cause=cause, why=Why.GAVE_UP)
             self._ended_for_good(child, cause, failure=True)
         elif isinstance(child, SupervisorNode) and child.spec.essential and outcome.failed:
@@ -520,16 +535,18 @@ class SupervisorNode(Node):
     def _restart(self, child: Node, reason: str, ready_for: float, now: float) -> None:
         child.restarting = reason
         if self._window is not None and self._window.add(now):
-            self._give_up(f"more than {self._window.limit} restarts within {self._window.period:g} s; {child.name}: {reason}")
-        elif self.spec.strategy is Strategy.ONE_FOR_ONE:
+            self._give_up(child, reason)
+        elif self.regime.strategy is Strategy.ONE_FOR_ONE:
             wait = child.delays.after_failure(child.spec.backoff, ready_for)
             child.due_at = None if child.hastened else now + wait
         else:
             self._restart_group(child, reason, now)
 
-    def _give_up(self, cause: str) -> None:
+    def _give_up(self, child: Node, reason: str) -> None:
+        """Too many restarts: end, and fail."""
         assert self._window is not None
         limit, period = self._window.limit, self._window.period
+        cause = f"more than {limit} restarts within {period:g} s; {child.name}: {reason}"
         self._emit_own(events.IntensityExceeded, cause, intensity=limit, period=period)
         self._end_by_itself(cause, RestartIntensityExceeded(self.name, limit, period))
 
@@ -538,13 +555,16 @@ class SupervisorNode(Node):
         if self.parent is None:
             self.tree.end(cause, failure)
         else:
-            if self.closing is None and self.life is not None:
-                self.emit(events.Stopping, run=self.life.run.id, cause=cause)
-                self.parent.post(self.parent.touch, self)
-            self.close(cause, Outcome(reason=cause, failed=failure is not None))
+            self._close_by_itself(Outcome(reason=cause, failed=failure is not None))
+
+    def _close_by_itself(self, outcome: Outcome) -> None:
+        if self.closing is None and self.life is not None and self.parent is not None:
+            self.emit(events.Stopping, run=self.life.run.id, cause=outcome.reason)
+            self.parent.post(self.parent.touch, self)
+        self.close(outcome.reason, outcome)
 
     def _restart_group(self, failed: Node, reason: str, now: float) -> None:
-        names = restart.affected(self.spec.strategy, list(self.children), failed.name)
+        names = restart.affected(self.regime.strategy, list(self.children), failed.name)
         ready_for = NEVER_READY if self._ready_since is None else now - self._ready_since
         wait = self._group_delays.after_failure(self.spec.backoff, ready_for)
         cause = f"{failed.name} failed: {reason}"
@@ -586,8 +606,8 @@ class SupervisorNode(Node):
             self._essential_ended(child.name, reason, failure)
         if child.spec.significant and restart.significant_end(child.restart_type, failure):
             others_active = any(other.spec.significant and other.active for other in self.children.values())
-            if restart.shuts_down(self.spec.auto_shutdown, others_active):
-                which = "all" if self.spec.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT else "one"
+            if restart.shuts_down(self.regime.auto_shutdown, others_active):
+                which = "all" if self.regime.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT else "one"
                 self._end_by_itself(f"{which} of its significant children ended")
 
     def _emit_own(self, kind: type[events.ChildEvent], cause: str, **fields: Any) -> None:
@@ -601,6 +621,11 @@ class SupervisorNode(Node):
 
     def ask(self, child: Node, life: Life, ask: Ask) -> None:
         """Ask a run to end. It hears it at once; the rest of the ladder is climbed when its time comes, or when hurried."""
+        if child.parent is not self and child.parent is not None:  # a plain job that has become a worker
+            child.parent.post(child.parent.ask, child, life, ask)
+            return
+        if child.life is not life or life.asked is not None:
+            return
         life.asked = ask
         life.asked_at = trio.current_time()
         if life.probed is not None:
@@ -671,12 +696,21 @@ class SupervisorNode(Node):
         self._ready_since = trio.current_time() if ready else None
         if self.parent is None:
             self.tree.root_ready.value = ready
-        elif self.life is not None:
-            if ready:
-                self.parent.post(self.parent.on_ready, self, self.life, "all its children are ready")
-            elif self.closing is None:
-                waiting = sorted(self._pending)
-                self.parent.post(self.parent.on_unready, self, self.life, f"not ready: {', '.join(waiting[:5])}")
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.parent is None or self.life is None:
+            return
+        if self._ready_since is not None:
+            self.parent.post(self.parent.on_ready, self, self.life, self.summary)
+        elif self.closing is None:
+            self.parent.post(self.parent.on_unready, self, self.life, self.summary)
+
+    @property
+    def summary(self) -> str:
+        """How far its children are, in one sentence."""
+        return f"not ready: {', '.join(sorted(self._pending)[:5])}" if self._pending else "all its children are ready"
 
     # ---- what commands need ----
 
@@ -722,18 +756,19 @@ class SupervisorNode(Node):
     def update(self, child: Node, spec: ChildSpec, again: str | None) -> None:
         """Give a child its new spec; with a cause in `again`, stop its run and start anew."""
         if child.parent is not self:  # it has left since this was posted
-            if child.parent is not None:
-                child.parent.post(child.parent.update, child, spec, again)
             return
-        old, child.spec = child.spec, spec
-        if isinstance(child, JobNode) and isinstance(old, JobSpec):
-            child.respecified(old)
-            if child.life is not None and again is None and self._nursery is not None:
-                attendance.renew(self, self._nursery, child, child.life, old)
-            if child.life is not None and old.recycle != child.spec.recycle:
+        old, child.spec = child.spec, child.adapted(spec)
+        child.respecified(old)
+        if isinstance(child, JobNode) and isinstance(old, JobSpec) and child.life is not None:
+            if again is None:
+                above = self.parent._nursery if self.parent is not None else None
+                nursery = self._nursery or above  # a job that has just become a worker still runs in that of its supervisor
+                assert nursery is not None
+                attendance.renew(self, nursery, child, child.life, old)
+            if old.recycle != child.spec.recycle:
                 self._set_age(child, child.life)
         if again is not None and child.life is not None:
-            child.again = again
+            child.renew(again)
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
             child.forget_failures()  # they were those of another job
             child.revive()
@@ -744,13 +779,17 @@ class SupervisorNode(Node):
 
     def respec(self) -> None:
         """Go on under the new spec of one's own."""
-        if self.spec.limit is None:
+        self._resize_window()
+        self.touch_all()
+
+    def _resize_window(self) -> None:
+        limit, period = self.regime.limit, self.regime.period
+        if limit is None:
             self._window = None
         elif self._window is None:
-            self._window = restart.Window(self.spec.limit, self.spec.period)
+            self._window = restart.Window(limit, period)
         else:
-            self._window = self._window.resized(self.spec.limit, self.spec.period)
-        self.touch_all()
+            self._window = self._window.resized(limit, period)
 
     def reconsider(self, child: Node) -> None:
         """Look again at a child that may have to leave."""
@@ -759,11 +798,24 @@ class SupervisorNode(Node):
         elif child.life is None and (child.removing or child.moving_to):
             self._depart(child)
 
+    def let_go(self) -> None:
+        """It leaves the tree itself: those of its children that are to leave, leave first."""
+        for child in list(self.children.values()):
+            self.reconsider(child)
+
+    def supplant(self, old: Node, new: Node) -> None:
+        """Put another child in the place of one, under the same name. If the old one runs, so does the new one from now on."""
+        old.parent, new.parent = None, self
+        self.children[old.name] = new
+        self._dirty.pop(old.name, None)
+        if old.life is not None:
+            self._start(new, trio.current_time())
+        self.touch(new)
+
     def _depart(self, child: Node) -> None:
         """Let go of a child that is removed, or that moves to another supervisor, now that nothing of it is alive."""
         if isinstance(child, SupervisorNode):
-            for grandchild in list(child.children.values()):
-                child.reconsider(grandchild)
+            child.let_go()
         del self.children[child.name]
         child.parent = None
         child.due_at = child.restarting = child.hold = None

@@ -248,6 +248,16 @@ class Outputs:
     def _caught_up(self, log: Log) -> None:
         self.settle([capture for capture in self._captures.values() if capture.log is log])
 
+    def rename(self, old: str, new: str) -> None:
+        """A job goes on under another name, and so does what is kept of its output. The next run's file has the new name."""
+        if (outlet := self._files.pop(old, None)) is not None:
+            self._files[new] = outlet
+        if (log := self._logs.pop(old, None)) is not None:
+            self._logs[new] = log
+            for capture in self._captures.values():
+                if capture.log is log:
+                    capture.name = new
+
     def discard(self, name: str) -> None:
         """Forget a job that has ended: what was captured of it stays in its file, and whoever follows it is at its end."""
         self._files.pop(name, None)
