@@ -743,7 +743,7 @@ class SupervisorNode(Node):
         old, child.spec = child.spec, child.adapted(spec)
         child.respecified(old)
         if isinstance(child, JobNode) and isinstance(old, JobSpec) and child.life is not None and again is None:
-            nursery = self._nursery or (self.parent and self.parent._nursery)  # a job just split still runs in the latter
+            nursery = self._nursery if self.parent is None or self.running else self.parent._nursery  # it was split just now
             assert nursery is not None
             attendance.renew(self, nursery, child, child.life, old)
         if again is not None and child.life is not None:
