@@ -10,7 +10,7 @@ import os
 import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -78,6 +78,7 @@ class _Listener:
     def __init__(self, spec: SocketSpec, listening: socket.socket, identity: unix.Identity | None = None) -> None:
         self.spec = spec
         self.socket = listening
+        self.borrowers = 0
         self._identity = identity
 
     def tune(self, spec: SocketSpec, owner: tuple[int, int]) -> None:
@@ -87,6 +88,10 @@ class _Listener:
         if spec.path is not None and self._is_ours():
             spec.path.chmod(spec.mode)
             os.chown(spec.path, *owner)
+
+    def give_back(self) -> None:
+        """A run that used it is over."""
+        self.borrowers -= 1
 
     def close(self) -> None:
         """Stop listening here; who was handed the socket may go on. The file goes if it is still ours."""
@@ -114,6 +119,20 @@ class Sockets:
                 raise SpawnFailed(f"socket {name}: not in the file any more")
             await self._settle(name)
         return listener.socket.fileno()
+
+    async def borrow(self, name: str, until: ExitStack) -> int:
+        """The listening descriptor for one run, which is over when `until` is left. Raises SpawnFailed.
+
+        It is blocking, whatever earlier runs have made of it. A run that shares it may have made it otherwise, and relies on
+        that: then it stays so.
+        """
+        descriptor = await self.descriptor(name)
+        listener = self._open[name]
+        if not listener.borrowers:
+            os.set_blocking(descriptor, True)
+        listener.borrowers += 1
+        until.callback(listener.give_back)
+        return descriptor
 
     def apply(self, specs: Mapping[str, SocketSpec]) -> None:
         """Bring the sockets to a new configuration: one that shall listen elsewhere is opened anew, one that is gone closed."""

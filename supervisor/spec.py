@@ -183,6 +183,19 @@ class GiveUp(Spec, frozen=True, kw_only=True):
     within: Annotated[Seconds, Meta(gt=0, description="the time in which they are counted")]
 
 
+class Recycle(Spec, frozen=True, kw_only=True):
+    """When a run is replaced although nothing is wrong with it. At least one key."""
+
+    age: Annotated[
+        Seconds | None,
+        Meta(gt=0, description="it has run for this long, up to a tenth more or less, so that a crowd does not go at once"),
+    ] = None
+    memory: Annotated[
+        Bytes | None,
+        Meta(gt=0, description="it and its descendants hold more than this in memory. Looked at every 5 s: no hard limit"),
+    ] = None
+
+
 class ChildSpec(Spec, frozen=True, kw_only=True):
     """What a job and a supervisor have in common: both are the child of a supervisor."""
 

@@ -26,18 +26,20 @@ from trio_util import AsyncValue
 
 from supervisor import config as configuration
 from supervisor import events
-from supervisor.children import Usage, open_children
+from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
-from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, SupervisorNode, WorkersNode, obey, scale
+from supervisor.kinds.job import for_worker
+from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
+from supervisor.watching import Watching
 
 KILL_LIMIT = 5.0
 """Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
@@ -78,10 +80,13 @@ class Supervisor:
         self.stuck = False
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
+        self._watching = Watching(self._due, self._warn)
+        self._scales = Scales(resources.children, self._child_of, self._due)
         self._one_offs = 0
         """How many there were: the number of a run is never given twice, though the name is."""
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         self._complete()
+        self.look_after_jobs()
 
     @property
     def has_ended(self) -> bool:
@@ -412,6 +417,7 @@ class Supervisor:
             if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
                 orders += self._change(node, plan, by)
         self._apply_root(config)
+        self.look_after_jobs()
         self.journal.emit(
             events.Reloaded, by=by, added=plan.added, removed=plan.removed,
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
@@ -468,6 +474,31 @@ class Supervisor:
             self.root.spec = spec
             self.root.post(self.root.respec)
 
+    # ---- what makes a fresh run due ----
+
+    def look_after_jobs(self) -> None:
+        """Watch files and weigh runs as the configuration in force says; not the files that the daemon writes itself."""
+        config = self.config
+        runners = [(name, *split_name(name)) for name, node in self.nodes.items() if isinstance(node, JobNode)]
+        jobs = {name: for_worker(config.jobs[job], number or 0) for name, job, number in runners if job in config.jobs}
+        recycled = {name: job.recycle for name, job in jobs.items() if job.recycle is not None}
+        self._scales.weigh({name: recycle.memory for name, recycle in recycled.items() if recycle.memory is not None})
+        outputs = (job.output for job in jobs.values() if job.output.startswith("/"))
+        apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
+        self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
+
+    def _warn(self, text: str) -> None:
+        self.journal.emit(events.Warned, text=text)
+
+    def _child_of(self, job: str) -> Child | None:
+        node = self.nodes.get(job)
+        pid = node.life.run.pid if node is not None and node.life is not None else None
+        return None if pid is None else self.resources.children.get(pid)
+
+    def _due(self, job: str, cause: str) -> None:
+        if job in self.nodes:
+            self.order("restart", [job], cause=cause)
+
     # ---- the end ----
 
     def end(self, cause: str, failure: SupervisorError | None = None) -> None:
@@ -489,6 +520,8 @@ class Supervisor:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_in_phases, last_resort)
+                nursery.start_soon(self._watching.run)
+                nursery.start_soon(self._scales.run)
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:

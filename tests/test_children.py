@@ -436,7 +436,7 @@ async def test_what_forks_ten_thousand_times_while_it_is_killed_is_ended(tmp_pat
 
 async def test_a_purge_takes_everything_of_one_child_and_nothing_of_another(tmp_path):
     async with open_children(f"purge-{os.getpid()}", record=tmp_path / "instance") as children:
-        if children.cgroup is None:
+        if "all of them" not in children.guarantee:
             pytest.skip(children.guarantee)
         other, escaped = await start_saying(
             children, "setsid sleep 100 & echo $!; (setsid sh -c 'echo $$; sleep 100' &); wait", 2

@@ -289,6 +289,11 @@ children = ["api", "wrker"]
         ("once = true\nevery = 1", "every: either `once` or `every`, not both"),
         ('every = 1\nrestart = "transient"', "restart: not on a job with `every`: the next run comes from the schedule: use retry"),
         ('once = true\nrestart = "permanent"', 'restart: a `once` job has an end: expected "transient" or "temporary", got "permanent"'),
+        ('every = 1\nwatch = ["*.py"]', "watch: not on a job with `every`: each of its runs starts anew anyway"),
+        ("recycle = {}", "recycle: expected `age`, `memory` or both"),
+        ("recycle = { age = 0 }", "recycle.age: expected more than 0, got 0"),
+        ("recycle = { runs = 5 }", "recycle.runs: not supported yet"),
+        ('every = 1\nrecycle = { age = "1h" }', "recycle: only for a service: a run of this job ends by itself"),
         ("run_on_start = true", "run_on_start: only for a job with `every`"),
         ("args = { x = 1 }", "args: only for a job with `call`, this job has `command`"),
         ('kind = "thread"', 'kind: kind "thread" needs `call`, this job has `command`'),
@@ -345,6 +350,8 @@ def test_a_fault_of_a_command_job_is_told_alone(faults, keys, fault):
         ('call = "m:f"\nkind = "command"', 'jobs.a.kind: kind "command" needs `command`, this job has `call`'),
         ('call = "m:f"\nkind = "process"', 'jobs.a.kind: "process" is not supported yet'),
         ('call = "m:f"\nenv = { A = "1" }', "jobs.a.env: only for a job with `command`, this job has `call`"),
+        ('call = "m:f"\nrecycle = { memory = "1GB" }', "jobs.a.recycle.memory: only for a job with `command`: the memory of a function is the daemon's"),
+        ('call = "m:f"\nwatch = ["*.py"]', "jobs.a.watch: only for a job with `command`, this job has `call`: what runs inside the daemon is the code that it has loaded"),
         ('call = "m:f"\nready = { log = "x" }', "jobs.a.ready.log: only for a job with `command`: a function says `ctx.ready()`, with { notify = true }"),
         ('call = "m:f"\nready = { notify = false }', "jobs.a.ready.notify: expected true, got false"),
     ],
@@ -352,6 +359,18 @@ def test_a_fault_of_a_command_job_is_told_alone(faults, keys, fault):
 def test_what_a_job_runs_is_one_thing_that_makes_sense(faults, what, fault):
     [line] = faults(job("", what=what))
     assert line.partition(" ")[2] == fault
+
+
+def test_globs_belong_to_the_file_they_stand_in_whose_place_is_taken_literally(tmp_path):
+    base = tmp_path / "[a]*"
+    (base / "jobs.d").mkdir(parents=True)
+    (base / "supervisor.toml").write_text('[daemon]\ninclude = ["jobs.d/*.toml"]\n[defaults]\nwatch = ["*.py"]\n')
+    (base / "jobs.d" / "x.toml").write_text(
+        '[jobs.a]\ncommand = "x"\nwatch = ["src/**", "/etc/x"]\n[jobs.b]\ncommand = "x"\n[jobs.c]\ncommand = "x"\nevery = 1\n'
+    )
+    jobs = config.load(base / "supervisor.toml", {}).jobs
+    literal = f"{tmp_path}/[[]a][*]"
+    assert [jobs[name].watch for name in "abc"] == [(f"{literal}/jobs.d/src/**", "/etc/x"), (f"{literal}/*.py",), ()]
 
 
 def test_a_job_that_is_no_table_is_one_fault(faults):
@@ -398,8 +417,6 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
         "into",
         "batch",
         "serialize_by",
-        "watch",
-        "recycle",
     ],
 )
 def test_what_is_not_built_yet_is_never_silently_accepted(faults, key):

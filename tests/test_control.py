@@ -112,7 +112,7 @@ async def test_a_stream_cannot_be_part_of_a_batch(tmp_path):
 async def test_params_may_be_given_by_position(tmp_path):
     async with serving(tmp_path) as (_, path), peer(path) as client:
         assert (await client.ask("status", [["slow"]]))["result"][0]["name"] == "slow"
-        assert "at most 1" in (await client.ask("status", [[], 1]))["error"]["message"]
+        assert "at most 2" in (await client.ask("status", [[], False, 1]))["error"]["message"]
 
 
 @pytest.mark.parametrize(

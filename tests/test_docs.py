@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from timelines import timeline
 
 from supervisor import config
 from supervisor.cli import commands, quick
-from supervisor.config import preflight
+from supervisor.config import later, preflight, schema
+from supervisor.config.tables import TABLES
 from supervisor.control.verbs import VERBS
 from supervisor.errors import SpecError
 
@@ -30,6 +32,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 import reference
 
 README = ROOT / "README.md"
+MIGRATION = ROOT / "docs" / "coming-from-supervisord.md"
 OURS = [README, *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != "benchmarks.md")]
 FENCE = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -268,6 +271,35 @@ def test_every_command_is_in_the_readme_and_every_parameter_on_the_page_of_contr
 def test_the_reference_of_keys_is_up_to_date():
     text = reference.PAGE.read_text()
     assert reference.page(text) == text, "run: python docs/reference.py"
+
+
+def rows_of_page(page: Path) -> Iterator[list[str]]:
+    """The cells of every table of keys, without its head."""
+    for table in re.findall(r"(?:^\|.*\n)+", FENCE.sub("", page.read_text()), re.MULTILINE):
+        head, _, *rows = table.splitlines()
+        if head.split("|")[2].strip() == "here":
+            yield from ([cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows)
+
+
+def test_who_comes_from_elsewhere_is_told_of_keys_that_there_are():
+    known = {part for path in schema.topics() for part in path.split(".")} | {*TABLES, *later.TABLES, *later.KEYS["JobSpec"]}
+    for row in rows_of_page(MIGRATION):
+        for key in re.findall(r"`([a-z_]+)`", row[1]) + re.findall(r"`([a-z_]+) = ", row[1]):
+            assert key in known or key in VERBS, (key, row)
+
+
+def test_the_example_of_supervisord_is_the_same_before_and_after():
+    (before,) = [each for each in blocks(MIGRATION) if each.language == "ini"]
+    (after,) = [each for each in blocks(MIGRATION) if each.language == "toml"]
+    there, here = configparser.RawConfigParser(), tomllib.loads(after.text)
+    there.read_string(before.text)
+    assert {name[8:] for name in there.sections() if name.startswith("program:")} == set(here["jobs"])
+    groups = {name[6:]: there[name]["programs"].split(",") for name in there.sections() if name.startswith("group:")}
+    assert groups == {name: group["children"] for name, group in here["supervisors"].items()}
+    told = " ".join(row[0] for row in rows_of_page(MIGRATION))
+    for section in there.sections():
+        for key in there[section]:
+            assert f"`{key}" in told, (section, key)
 
 
 # -- the house ----------------------------------------------------------------------------------------------------------

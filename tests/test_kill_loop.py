@@ -10,12 +10,13 @@ import subprocess
 import uuid
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from running import MODULE, clean_environ
-from test_sweep import READ_ONLY, WITHOUT_CGROUP, groups, have_cgroup
+from test_sweep import READ_ONLY, WITHOUT_CGROUP, have_cgroup
 
-from supervisor.children import guardian
+from supervisor.children import guardian, record
 
 PATIENCE = 60.0
 ROUNDS = [pytest.param(5, id="5 rounds"), pytest.param(100, id="100 rounds", marks=[pytest.mark.long, pytest.mark.limit(900)])]
@@ -68,6 +69,13 @@ def mains(token: str, name: str) -> int:
     )
 
 
+def cgroup_of(directory: Path) -> set[Path]:
+    """The group that the last daemon there has noted, if it had one."""
+    path = directory / ".supervisor" / "instance"
+    note = msgspec.json.decode(path.read_bytes(), type=record.Record) if path.exists() else None
+    return {Path(note.cgroup)} if note and note.cgroup else set()
+
+
 async def all_dead(token: str) -> None:
     """Wait until nobody bears the token any more. Whoever survives lets this run into its limit."""
     with trio.fail_after(PATIENCE):
@@ -118,25 +126,28 @@ async def a_life(program: list[str], directory: Path, chance: random.Random) -> 
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 async def test_whenever_a_daemon_is_killed_nothing_of_it_survives_and_the_next_one_starts_clean(program, tmp_path, rounds):
-    token, chance, before = f"100{uuid.uuid4().int % 10**9}", random.Random(rounds), groups()
+    token, chance, used = f"100{uuid.uuid4().int % 10**9}", random.Random(rounds), set()
     write(tmp_path, token)
     try:
         for _ in range(rounds):
             await a_life(program, tmp_path, chance)
             await all_dead(token)
+            used |= cgroup_of(tmp_path)
         process = await trio.lowlevel.open_process(
             [*program, "run"], cwd=tmp_path, env=clean_environ(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         with trio.fail_after(PATIENCE):
             await until_said(process, "running")
             assert {name: mains(token, name) for name in LASTING} == dict.fromkeys(LASTING, 1)
+            used |= cgroup_of(tmp_path)
             process.terminate()
             await until_said(process, "the daemon has ended")
             assert await process.wait() == 0
         await process.stderr.aclose()
         assert not bearing(token)
         assert not (tmp_path / ".supervisor" / "instance").exists()
-        assert groups() <= before
+        assert ("unshare" in program or not have_cgroup()) == (not used)
+        assert not [path for path in used if path.exists()]
     finally:
         for pid in bearing(token):
             os.kill(pid, signal.SIGKILL)

@@ -196,6 +196,14 @@ async def test_ready_by_a_line_of_output(house):
     await life.stop()
 
 
+async def test_readiness_comes_after_the_pid_however_soon_it_is_said(house):
+    """With a launcher the child runs, and prints, before we know that it has been started."""
+    for _ in range(20):
+        life = house.start(command=sh("echo up; exec sleep 100"), no_new_privileges=True, ready=Ready(log="up"))
+        assert await life.ready() is not None
+        await life.stop()
+
+
 async def test_a_python_child_that_prints_and_exits_at_once_loses_nothing(house):
     await house.finish(command=(sys.executable, "-c", "print('x' * 100_000)"))
     assert house.log() == b"x" * 100_000 + b"\n"

@@ -190,6 +190,40 @@ async def test_a_slow_follower_is_told_how_much_it_missed_and_gets_the_rest(outp
         assert await anext(follower) == b"again\n"
 
 
+async def test_a_job_waits_for_a_follower_that_must_lose_nothing(outputs):
+    script = "import os\nfor at in range(128): os.write(1, bytes([at]) * 65536)"
+    with outputs.follow("job", lossless=True) as follower:
+        capture = outputs.open("job")
+        child = start(capture, sys.executable, "-c", script)
+        while not capture.paused:  # nothing tells when a child stands still
+            await trio.sleep(0.005)
+        assert child.poll() is None and FOLLOW < capture.received < FOLLOW + 4 * 65536
+        got = b""
+        while len(got) < 128 * 65536:
+            got += await anext(follower)
+        assert got == b"".join(bytes([at]) * 65536 for at in range(128))
+        await ended(child)
+        capture.finish()
+
+
+async def test_a_job_does_not_wait_for_a_follower_that_has_gone(outputs):
+    capture = outputs.open("job")
+    with outputs.follow("job", lossless=True):
+        child = start(capture, sys.executable, "-c", "import os\nfor at in range(128): os.write(1, bytes(65536))")
+        while not capture.paused:
+            await trio.sleep(0.005)
+    await ended(child)
+    capture.finish()
+    assert capture.received == 128 * 65536
+
+
+async def test_a_follower_of_a_job_that_is_forgotten_reads_to_the_end(outputs):
+    with outputs.follow("job") as follower:
+        await run(outputs.open("job"), "echo", "last")
+        outputs.discard("job")
+        assert [chunk async for chunk in follower] == [b"last\n"]
+
+
 async def test_a_follower_hears_of_its_loss_where_it_happened():
     follower = Follower()
     follower.put(b"first")

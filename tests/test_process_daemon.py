@@ -1,6 +1,7 @@
 """A daemon whose jobs use the process keys: what it says of what is wrong, and what commands and reloads do."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -91,10 +92,15 @@ ready = { log = "up" }
 reload_signal = "HUP"
 [jobs.plain]
 command = "sleep 100"
+[jobs.early]
+command = "sleep 100"
+ready = { log = "never" }
+reload_signal = "HUP"
 """,
     )
     async with running(tmp_path) as daemon:
-        before = await daemon.until(well)
+        before = await daemon.until(lambda table: table["web"].ready and table["plain"].ready and table["early"].pid)
+        assert "early: early is starting: a HUP may come too early" in await daemon("reload", "early", code=1)
         assert await daemon("reload", "web") == f"web: signalled HUP, pid {before['web'].pid}\n"
         async with daemon.client().logs("web", follow=True, lines=10) as lines:
             while (await anext(lines)).line != "again":
@@ -198,6 +204,8 @@ ready = {{ log = "over" }}
                     assert await stream.receive_some() == b"web"
                 while b"no [sockets] table names" not in said:
                     said += await process.stderr.receive_some()
+                flags = re.search(r"flags:\s+(\d+)", Path(f"/proc/{process.pid}/fdinfo/3").read_text())
+                assert int(flags[1], 8) & os.O_CLOEXEC
                 process.terminate()
                 assert await process.wait() == 0
         finally:

@@ -4,6 +4,8 @@ import grp
 import os
 import pwd
 import resource
+import tty
+from contextlib import suppress
 
 import pytest
 import structlog.testing
@@ -61,9 +63,9 @@ async def test_a_user_has_its_own_groups_and_environment(house):
 
 @AS_ROOT
 async def test_group_and_more_groups(house):
-    tty = grp.getgrnam("tty").gr_gid
+    terminals = grp.getgrnam("tty").gr_gid
     assert await said(house, "id -u; id -g; id -G", user=str(NOBODY.pw_uid), group="tty", groups=("7",), cwd="/") == [
-        str(NOBODY.pw_uid), str(tty), " ".join(map(str, dict.fromkeys((tty, *os.getgrouplist("nobody", tty), 7)))),
+        str(NOBODY.pw_uid), str(terminals), " ".join(map(str, dict.fromkeys((*os.getgrouplist("nobody", terminals), 7)))),
     ]  # fmt: skip
 
 
@@ -220,6 +222,19 @@ async def test_all_that_was_printed_on_it_is_captured(house):
     outcome = await house.finish(command=sh("stty -onlcr; seq 100000; printf end"), tty=True)
     assert outcome.code == 0
     assert house.log() == b"".join(b"%d\n" % number for number in range(1, 100_001)) + b"end"
+
+
+async def test_what_is_still_on_its_way_at_the_end_is_captured_before_the_run_is_over(house):
+    """More than a terminal says that it holds, and nobody has had a turn to read it."""
+    capture = house.outputs.open("job", tty=True)
+    tty.setraw(capture.fd)
+    os.set_blocking(capture.fd, False)
+    written = 0
+    with suppress(BlockingIOError):
+        while True:
+            written += os.write(capture.fd, b"x" * 1000)
+    capture.finish()
+    assert capture.closed and len(house.log()) == written
 
 
 async def test_it_is_typed_at_resized_and_interrupted(house):

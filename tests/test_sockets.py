@@ -87,6 +87,22 @@ async def test_several_share_one(tmp_path):
         assert len(os.listdir("/proc/self/fd")) == fds
 
 
+async def test_it_is_blocking_at_each_start_unless_another_run_relies_on_what_it_made_of_it(tmp_path):
+    turn = "import os, socket; s = socket.socket(fileno=3); print(os.get_blocking(3)); s.setblocking(False)"
+    async with open_house(tmp_path / "logs", TCP) as house:
+        for _ in range(2):
+            await house.finish(command=(sys.executable, "-c", turn), sockets=("web",))
+        life = house.start(
+            command=(sys.executable, "-c", f"{turn}; print('up', flush=True); import time; time.sleep(100)"),
+            sockets=("web",),
+            ready=Ready(log="up"),
+        )
+        await life.ready()
+        await house.finish(command=(sys.executable, "-c", turn), sockets=("web",))
+        await life.stop()
+        assert house.log().split() == b"True True True up False".split()
+
+
 async def test_together_with_everything_else_that_needs_a_launcher(tmp_path):
     async with open_house(tmp_path / "logs", TCP) as house:
         spec = {"tty": True, "umask": 0o077, "rlimits": {"core": Limit((0, 0))}, "no_new_privileges": True}
@@ -213,6 +229,7 @@ async def test_where_it_listens(listen, family, host):
 async def test_a_reload_opens_closes_tunes_and_moves(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     async with open_sockets({**TCP, "a": SocketSpec(listen=str(old)), "gone": SocketSpec(listen="127.0.0.1:0")}) as sockets:
+        await sockets.descriptor("a")
         web, first = await sockets.descriptor("web"), os.fstat(await sockets.descriptor("web")).st_ino
         sockets.apply({**TCP, "a": SocketSpec(listen=str(old), mode=FileMode(0o600)), "b": SocketSpec(listen=str(new))})
         await trio.testing.wait_all_tasks_blocked()

@@ -41,7 +41,8 @@ def have_cgroup() -> bool:
 
 
 def groups() -> set[str]:
-    return {path.name for path in outside().glob("supervisor-*")} if have_cgroup() else set()
+    """The groups that there are of instances named by this test run."""
+    return {path.name for path in outside().glob(f"supervisor-*-{os.getpid()}*")} if have_cgroup() else set()
 
 
 @pytest.fixture(params=["cgroup", "no cgroup"])
@@ -123,7 +124,6 @@ SCRIPTS = [escape.replace("echo", "echo >&2") + "\nsleep 100; true" for escape i
 
 
 async def test_the_guardian_of_a_killed_daemon_leaves_nothing_and_the_next_one_says_so(doom, prefix, tmp_path):
-    before = groups()
     doomed = doom(prefix, tmp_path / "instance", *SCRIPTS)
     escaped = await doomed.ready(len(SCRIPTS))
     assert ("all of them (cgroup " in doomed.guarantee) == (not prefix)
@@ -133,15 +133,14 @@ async def test_the_guardian_of_a_killed_daemon_leaves_nothing_and_the_next_one_s
     async with open_children(f"next-{os.getpid()}", record=tmp_path / "instance", warn=warnings.append) as children:
         assert not [pid for pid in escaped if alive(pid)]
         assert not alive(doomed.guardian)  # the sweep has waited for it
-        assert groups() - before <= {f"supervisor-{children.instance}"}
+        assert groups() <= {f"supervisor-{children.instance}"}
     assert warnings[0].startswith("the daemon before this one did not end in order")
     assert len(warnings) == 1
     assert not (tmp_path / "instance").exists()
-    assert groups() == before
+    assert groups() == set()
 
 
 async def test_when_the_guardian_was_killed_as_well_the_next_daemon_ends_what_is_left_and_names_it(doom, prefix, tmp_path):
-    before = groups()
     doomed = doom(prefix, tmp_path / "instance", *SCRIPTS)
     escaped = await doomed.ready(len(SCRIPTS))
     doomed.kill(doomed.guardian)
@@ -152,7 +151,7 @@ async def test_when_the_guardian_was_killed_as_well_the_next_daemon_ends_what_is
     (text,) = warnings
     assert text.startswith("the daemon before this one did not end in order; what it left has been killed: ")
     assert all(f" {pid} (s" in text for pid in escaped)
-    assert groups() == before
+    assert groups() == set()
 
 
 async def test_a_bystander_is_left_alone(doom, tmp_path):
@@ -184,7 +183,16 @@ async def test_what_an_orderly_daemon_notes_and_takes_back(tmp_path):
             await end(child)
     assert not path.exists()
     assert Path("/proc/self/cgroup").read_text() == home
-    assert not groups() & {f"supervisor-orderly-{os.getpid()}"}
+    assert groups() == set()
+
+
+async def test_who_has_no_child_leaves_no_trace_however_it_ends(tmp_path):
+    home = Path("/proc/self/cgroup").read_text()
+    async with open_children(f"childless-{os.getpid()}", record=tmp_path / "instance") as children:
+        assert children.guarantee == expected()
+        assert not (tmp_path / "instance").exists()
+        assert Path("/proc/self/cgroup").read_text() == home
+        assert groups() == set()
 
 
 async def test_a_note_of_another_boot_is_history(tmp_path):
@@ -210,7 +218,8 @@ async def test_a_guardian_whose_number_is_somebody_elses_by_now_is_not_waited_fo
 async def test_a_note_that_cannot_be_read_is_said_and_replaced(tmp_path):
     path, warnings = tmp_path / "instance", []
     path.write_text("{")
-    async with open_children("new", record=path, warn=warnings.append):
+    async with open_children("new", record=path, warn=warnings.append) as children:
+        await run_to_end(children, "true")
         assert msgspec.json.decode(path.read_bytes(), type=record.Record).instance == "new"
     assert len(warnings) == 1 and warnings[0].startswith(f"cannot read {path}, so cannot look for what an earlier daemon")
 
@@ -287,4 +296,4 @@ async def test_who_cannot_be_killed_at_the_end_keeps_the_note_for_the_next_daemo
     frozen.thaw()
     os.waitpid(child.pid, 0)
     async with open_children("next", record=path):
-        assert f"supervisor-{instance}" not in groups()
+        assert groups() == set()

@@ -145,7 +145,7 @@ group=$(grep ' cgroup2 ' /proc/mounts | head -1 | cut -d' ' -f2)$(show ControlGr
 grep -qx "$(show MainPID)" "$group"/supervisor-*/daemon/cgroup.procs
 grep -qx "$(pid a)" "$group"/supervisor-*/daemon/cgroup.procs
 eventually grep -qz guardian.py "/proc/$(head -1 "$group/cgroup.procs")/cmdline"
-journalctl -u supervisor | grep -q "children end with the daemon: all of them (cgroup $group/supervisor-"
+journalctl -u supervisor | grep -q "children end with the daemon: all of them (cgroup $group"
 
 echo == kill -9 of a child
 before=$(pid a)

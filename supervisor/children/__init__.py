@@ -5,7 +5,8 @@ launch     what a child is started with; `launcher` runs in the child, where onl
 spawner    the thread that spawns
 guard      our side of the guardian; `guardian` is what ends the children when the daemon dies
 cgroup     a control group of our own, where one can be had
-record     what a daemon notes of itself, and the sweep for what an earlier one left
+residence  the group, and the note of itself, that a daemon has while it has children
+record     that note, and the sweep for what an earlier daemon left
 usage      memory and CPU of what came of a child
 process    what our own process must be like meanwhile
 procfs     processes as the kernel lists them

@@ -56,9 +56,10 @@ class Cgroup:
         guardian.remove_cgroup(str(old))
 
     def leave(self) -> bool:
-        """Move back to where we were started, and remove the group. False: something that would not die is in it."""
+        """Move back to where we were started, end what may be left, and remove the group. False: something would not die."""
         try:
             (self.outside / "cgroup.procs").write_text("0")
+            (self.path / "cgroup.kill").write_text("1")
         except OSError:
             return False
         return guardian.remove_cgroup(str(self.path))

@@ -28,17 +28,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import trio
 
 from supervisor.children import guardian
-from supervisor.children.cgroup import Cgroup, guarantee, outside
+from supervisor.children.cgroup import Cgroup, guarantee
 from supervisor.children.guard import Guard
 from supervisor.children.launch import NOT_PERMITTED, Launch, Launcher, why
 from supervisor.children.process import file_limit_raised, nothing_ignored, noticed, subreaper
 from supervisor.children.procfs import descendants, listed, open_children_list, reap, session_of
-from supervisor.children.record import Record, boot_id, sweep
-from supervisor.children.record import write as write_record
+from supervisor.children.record import sweep
+from supervisor.children.residence import Residence
 from supervisor.children.spawner import Spawner
 from supervisor.children.usage import Usage, measure
 from supervisor.errors import SpawnFailed
@@ -217,15 +216,14 @@ class Children:
 
     nursery: trio.Nursery
 
-    def __init__(self, instance: str, warn: Callable[[str], None]) -> None:
+    def __init__(self, instance: str, warn: Callable[[str], None], record: Path | None) -> None:
         self.instance = instance
-        self.guarantee = guarantee(None, "only a daemon has one")
-        """What becomes of the children if this process is killed, in one sentence."""
         self.survived = False
         """Whether something could not be killed at the end."""
         self._tag = zlib.crc32(instance.encode()) >> 1
         self._spawner = Spawner()
-        self._guardian = Guard(instance, self._tag, self._spawner, warn)
+        self._residence = Residence(record, instance, self._tag, warn) if record else None
+        self._guardian = Guard(instance, self._tag, self._spawner, self._residence, warn)
         self._guarded = False
         self._gate = trio.Semaphore(SPAWNS_A_PASS)
         self._walker = trio.CapacityLimiter(1)
@@ -233,12 +231,22 @@ class Children:
         self._spawned: dict[int, Child] = {}
         self._adopted: dict[int, int] = {}
         self.settled = True
-        self.cgroup: Cgroup | None = None
+        """Whether the last answer of `adopted` was complete."""
         self._purging = trio.Lock()
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._list = open_children_list()
         self._files = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._reserve = os.dup(self.null)
+
+    @property
+    def guarantee(self) -> str:
+        """What becomes of the children if this process is killed, in one sentence."""
+        return self._residence.guarantee if self._residence else guarantee(None, "only a daemon has one")
+
+    @property
+    def cgroup(self) -> Cgroup | None:
+        """The group in which all of them are, from the first one on, where there is one."""
+        return self._residence.cgroup if self._residence else None
 
     def get(self, pid: int) -> Child | None:
         """The child with this main process, until its end has been reported."""
@@ -260,6 +268,8 @@ class Children:
         """
         if not self._guarded:
             self._guarded = True
+            if self._residence is not None:
+                self._residence.take_up()
             self._guardian.ensure()
             self.nursery.start_soon(self._guardian.keep, name="guardian of the children")
         marks = {"SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": launch.run} if launch.run else {})}
@@ -368,13 +378,13 @@ class Children:
 
     async def purge(self, child: Child) -> None:
         """Kill everything of `child` at once, where there is a cgroup: nothing can be forked meanwhile."""
-        if self.cgroup is not None:
+        if (cgroup := self.cgroup) is not None:
             spare = partial(self._spared, child._serial)
             async with self._purging:
                 try:
-                    await trio.to_thread.run_sync(self.cgroup.purge, spare, limiter=self._walker)
+                    await trio.to_thread.run_sync(cgroup.purge, spare, limiter=self._walker)
                 except RuntimeError:  # no thread to be had: it has taken them all
-                    self.cgroup.purge(spare)
+                    cgroup.purge(spare)
 
     def _spared(self, serial: int, pid: int) -> bool:
         return self._with_reserve(self._owner, pid) != serial
@@ -474,6 +484,8 @@ class Children:
         """End the guardian: there is nothing left to guard."""
         with trio.CancelScope(shield=True):
             await self._guardian.close()
+        if self._residence is not None:
+            self._residence.give_up(self.survived)
         self._spawner.close()
         for fd in (self._list, self.null, self._reserve):
             if fd >= 0:
@@ -507,8 +519,8 @@ async def open_children(
     """Child processes under the mark `instance`, which no other supervisor of this machine uses.
 
     With `record`, a file that is ours alone, this process is a daemon. What an earlier one that had the same file left is
-    ended first. Where a cgroup can be had, this process moves into one of its own until it leaves, so that its death, however
-    it comes, is that of all its children; `guarantee` of what is yielded says whether it is so.
+    ended first. Where a cgroup can be had, this process moves into one of its own before its first child, until it leaves; so
+    its death, however it comes, is that of all its children. `guarantee` of what is yielded says whether it is so.
 
     While it is open, this process adopts orphans below it, has its soft limit of open files raised to the hard one (children
     get the original), and no signal ignored but SIGPIPE and SIGXFSZ. `warn` hears of what the operator should know. On
@@ -519,9 +531,7 @@ async def open_children(
         process.enter_context(nothing_ignored())
         if record is not None and os.access(record, os.F_OK) and (found := await _swept(record)):
             warn(found)
-        children = Children(instance, warn)
-        if record is not None:
-            process.enter_context(_on_record(children, record, warn))
+        children = Children(instance, warn, record)
         process.push_async_callback(children.close)
         process.enter_context(file_limit_raised())
         async with trio.open_nursery() as nursery:
@@ -536,43 +546,6 @@ async def open_children(
 
 async def _swept(record: Path) -> str | None:
     return await trio.to_thread.run_sync(sweep, record, limiter=trio.CapacityLimiter(1))
-
-
-@contextmanager
-def _on_record(children: Children, path: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """The children of a daemon: in a cgroup where that can be, and noted for the daemon that comes after this one."""
-    note = Record(instance=children.instance, tag=children._tag, boot=boot_id())
-
-    def write(**known: Any) -> None:
-        nonlocal note
-        note = msgspec.structs.replace(note, **known)
-        try:
-            write_record(path, note)
-        except OSError as error:
-            warn(f"cannot write {path}: if this daemon is killed, the next one will not find what it left: {error}")
-
-    cgroup = _cgroup(children, write)
-    children._guardian.started = lambda pid: write(guardian=(pid, guardian.start_time(pid)))
-    try:
-        yield
-    finally:
-        if cgroup.leave() if cgroup else not children.survived:
-            path.unlink(missing_ok=True)
-
-
-def _cgroup(children: Children, write: Callable[..., None]) -> Cgroup | None:
-    """Enter a cgroup, noted before there is one; None where it cannot be."""
-    try:
-        cgroup = Cgroup(outside(), children.instance)
-        write(cgroup=str(cgroup.path))
-        cgroup.enter()
-    except OSError as error:
-        write(cgroup="")
-        children.guarantee = guarantee(None, str(error))
-        return None
-    children.cgroup = children._guardian.cgroup = cgroup
-    children.guarantee = guarantee(cgroup.path, "")
-    return cgroup
 
 
 async def _any_gone(pids: set[int]) -> None:

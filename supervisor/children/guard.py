@@ -11,8 +11,8 @@ from collections.abc import Callable
 import trio
 
 from supervisor.children import guardian
-from supervisor.children.cgroup import Cgroup
 from supervisor.children.procfs import reap
+from supervisor.children.residence import Residence
 from supervisor.children.spawner import Spawner
 
 PAUSE = 1.0
@@ -24,11 +24,11 @@ _DEAF_TO = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal
 class Guard:
     """Our side of the guardian: the table of groups that it reads after our death, and its process."""
 
-    def __init__(self, instance: str, tag: int, spawner: Spawner, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, instance: str, tag: int, spawner: Spawner, residence: Residence | None, warn: Callable[[str], None]
+    ) -> None:
         self.pid = 0
-        self.cgroup: Cgroup | None = None
-        self.started: Callable[[int], None] = lambda pid: None
-        """Called with the pid of each new guardian."""
+        self._residence = residence
         self._spawner = spawner
         self._instance = instance
         self._tag = tag
@@ -69,14 +69,16 @@ class Guard:
             self.ensure()
 
     def _start(self) -> None:
-        groups = (str(self.cgroup.path), str(self.cgroup.outside)) if self.cgroup else ("", "")
+        cgroup = self._residence.cgroup if self._residence else None
+        groups = (str(cgroup.path), str(cgroup.outside)) if cgroup else ("", "")
         command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), self._instance, str(self._tag), *groups]
         null = subprocess.DEVNULL
         # deaf to the terminal, and without a mark: an outer supervisor shall not take it for a leftover of ours
         pid = self._spawner.popen(command, None, mask=_DEAF_TO, stdin=self._table, stdout=null, stderr=null, env={}, cwd="/")
         self._pidfd = os.pidfd_open(pid)
         self.pid = pid
-        self.started(pid)
+        if self._residence is not None:
+            self._residence.guarded_by(pid)
 
     def _bury(self) -> None:
         reap(self.pid)

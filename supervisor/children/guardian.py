@@ -144,7 +144,7 @@ def end(instance: str, tag: int, groups: set[int], cgroup: str, patience: float 
         if time.monotonic() > limit:
             return {pid for pid in found if start_time(pid) >= 0 and not zombie(pid)}
         _await_one(found)
-    remove_cgroup(cgroup)
+    remove_cgroup(cgroup, max(1.0, limit - time.monotonic()))
     return set()
 
 

@@ -55,9 +55,8 @@ def main(order_fd: int, status: int) -> None:
             os.chdir(order["cwd"])
         _renounce(order["no_new_privileges"])
         _default_signals()
-        order["env"][b"LISTEN_PID"] = b"%d" % os.getpid()
-        if not order["sockets"]:
-            del order["env"][b"LISTEN_PID"]
+        if order["sockets"]:
+            order["env"][b"LISTEN_PID"] = b"%d" % os.getpid()
         os.write(status, b"+")
         _exec(order)
     except Refused as refused:

@@ -1,8 +1,8 @@
 """What a daemon notes of itself, and what a later one makes of it if the earlier did not end in order.
 
-The file is there from before the first child until everything is over. So if it is there at the start, and is from this
-boot, something may be left: the old guardian may be at work still, or may have been killed as well. `sweep` waits for the
-one, and does with the guardian's own code what the other would have done.
+The file is there from before the first child until everything is over (`residence.py`). So if it is there at the start, and
+is from this boot, something may be left: the old guardian may be at work still, or may have been killed as well. `sweep`
+waits for the one, and does with the guardian's own code what the other would have done.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write(path: Path, record: Record) -> None:
 def sweep(path: Path) -> str | None:
     """End what the instance noted at `path` left. Returns what the operator should know; None: it had ended in order.
 
-    Blocks, for `GUARDIAN_LIMIT` and `KILL_LIMIT` at most.
+    The note is kept as long as something cannot be killed. Blocks, for `GUARDIAN_LIMIT` and `KILL_LIMIT` at most.
     """
     try:
         record = msgspec.json.decode(path.read_bytes(), type=Record)
@@ -57,11 +57,14 @@ def sweep(path: Path) -> str | None:
     except (OSError, msgspec.DecodeError) as error:
         return f"cannot read {path}, so cannot look for what an earlier daemon may have left: {error}"
     if record.boot != boot_id():
+        path.unlink()
         return None
     if record.guardian is not None:
         _await(*record.guardian)
     found = {pid: _name(pid) for pid in _left(record)}
     stay = guardian.end(record.instance, record.tag, set(), record.cgroup, KILL_LIMIT)
+    if not stay:
+        path.unlink()
     return _told(found, {pid: found.get(pid) or _name(pid) for pid in stay})
 
 

@@ -36,9 +36,8 @@ KEYS = {
         "into": "the queue that gets what the job returns",
         "batch": "hands several items to one run",
         "serialize_by": "a field of the item: one at a time for each value",
-        "watch": "globs: a change of a file restarts the job",
-        "recycle": "a fresh process after so many runs, so much time or memory",
     },
+    "Recycle": {"runs": "it has handled so many items"},
 }
 """By the name of the spec that will hold them."""
 

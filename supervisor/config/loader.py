@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,11 @@ class _Loader:
             fields["env_file"] = self._env_files((*path, "env_file"), fields["env_file"], "env_file" in own)
         if "cwd" in fields:
             fields["cwd"] = self._rooted((*path, "cwd"), fields["cwd"], "cwd" in own)
+        if "watch" in fields:
+            fields["watch"] = tuple(
+                self._rooted((*path, "watch", at), each, "watch" in own, is_glob=True)
+                for at, each in enumerate(fields["watch"])
+            )
         if (stdin := fields.get("stdin")) is not None and stdin not in INPUTS:
             if "/" not in stdin and (hint := did_you_mean(stdin, INPUTS)):
                 self._reading.warn((*path, "stdin"), f"a file of that name{hint}")
@@ -225,12 +231,13 @@ class _Loader:
         rooted = self._rooted(path, bare, own)
         return Expanded(f"-{rooted}", f"-{shown(rooted)}") if isinstance(rooted, Expanded) else f"-{rooted}"
 
-    def _rooted(self, path: toml_places.Path, value: str, own: bool = True) -> str:
-        """A path of the file made absolute: it belongs to the file that it stands in."""
+    def _rooted(self, path: toml_places.Path, value: str, own: bool = True, is_glob: bool = False) -> str:
+        """A path or glob of the file made absolute: it belongs to the file that it stands in."""
         if value.startswith("~"):
             self._reading.warn(path, '"~" is not expanded: there is no shell here; write "${HOME}"')
         table, key = path[:2] if own else ("defaults", path[2])
-        absolute = str(self._document.origin(str(table), str(key)).base / value)
+        base = self._document.origin(str(table), str(key)).base
+        absolute = str((Path(glob.escape(str(base))) if is_glob else base) / value)
         return Expanded(absolute, shown(value)) if isinstance(value, Expanded) else absolute
 
 
@@ -270,6 +277,10 @@ def _applies(
             return scheduled
         case "workers":
             return not once and not scheduled
+        case "watch":
+            return not scheduled
+        case "recycle":
+            return not once and not scheduled and ("command" in own or not isinstance(value, Mapping) or "memory" not in value)
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":

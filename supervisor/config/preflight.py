@@ -32,6 +32,7 @@ from supervisor.kinds.job import JobSpec, for_worker
 from supervisor.output import journal
 from supervisor.probes import Probe
 from supervisor.spec import UNLIMITED, shown
+from supervisor.watching import Glob
 
 IMPORT_LIMIT = 10.0
 """Seconds that one module may take to import."""
@@ -80,6 +81,7 @@ def check(
             faults[name] += [((probe, "call") if probe else tuple(keys), message) for keys, message in found["faults"]]
             if "kind" in found and not probe:
                 findings.calls[name] = Call(found["kind"], found["context"])
+    findings.warnings.extend(_watch_warnings(config))
     for name in config.jobs:
         if faults.get(name):
             problems = [config.problem(("jobs", name, *keys), message) for keys, message in faults[name]]
@@ -96,6 +98,14 @@ def _daemon_warnings(config: Config) -> Iterator[Problem]:
             "the package `supervisor` of another project is installed over this one: remove one, or use another environment"
         )
         yield Problem("", 0, 0, "", message, warning=True)
+
+
+def _watch_warnings(config: Config) -> Iterator[Problem]:
+    for name, spec in config.jobs.items():
+        for index, pattern in enumerate(spec.watch):
+            if not Path(Glob(pattern).root).is_dir():
+                message = "begins in a directory that is not there; nothing is watched until it is"
+                yield config.problem(("jobs", name, "watch", index), message, warning=True)
 
 
 def _shared_faults(config: Config) -> Iterator[Problem]:

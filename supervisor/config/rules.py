@@ -101,7 +101,8 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     for name, field in table_of(JobSpec).fields.items():
         if name in given and (needed := field.extra.get("for")) and needed not in given:
             has = f", this job has `{spec.where}`" if needed != "every" else ""
-            reading.fault((*path, name), f"only for a job with `{needed}`{has}")
+            why = f": {field.extra['why']}" if "why" in field.extra else ""
+            reading.fault((*path, name), f"only for a job with `{needed}`{has}{why}")
 
 
 def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -192,6 +193,23 @@ def _regular_expression(path: Path, pattern: str, reading: Reading) -> None:
         reading.unexpected(path, f"expected a regular expression{why}", pattern)
 
 
+def _watch(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.watch and spec.scheduled:
+        reading.fault((*path, "watch"), "not on a job with `every`: each of its runs starts anew anyway")
+
+
+def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if (recycle := spec.recycle) is None:
+        return
+    path = (*path, "recycle")
+    if not spec.service:
+        reading.fault(path, "only for a service: a run of this job ends by itself")
+    if recycle.age is None and recycle.memory is None:
+        reading.fault(path, "expected `age`, `memory` or both")
+    if recycle.memory is not None and "call" in given:
+        reading.fault((*path, "memory"), "only for a job with `command`: the memory of a function is the daemon's")
+
+
 def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     for index, code in enumerate(spec.success_exit_codes):
         if not 0 <= code <= 255:
@@ -229,6 +247,8 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _restart,
     _ready,
     _health,
+    _watch,
+    _recycle,
     _exit_codes,
     _rlimits,
     _terminal,

@@ -38,16 +38,14 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     `abandoned`.
     """
     pattern = spec.ready.log if spec.ready else None
-    with (
-        _output(spec, run, resources, pattern) as (stdout, capture),
-        _way_in(run),
-        ExitStack() as handed,  # what only the child keeps
-    ):
-        launch = await _launch(spec, run, resources, handed, stdout, capture)
-        child = await resources.children.spawn(launch)
+    with _output(spec, run, resources, pattern) as (stdout, capture), ExitStack() as kept, ExitStack() as handed:
+        launch = await _launch(spec.command, spec, run, resources, stdout)
+        own = await _with_its_own(launch, spec, run, resources, capture, kept, handed)
+        with run.being_spawned():
+            child = await resources.children.spawn(own)
+            run.spawned(child.pid)
         try:
             handed.close()
-            run.spawned(child.pid)
             run.send_signal = lambda number, group: child.send_signal(number, group=group)
             if spec.ready is None:
                 run.ready("started")
@@ -65,30 +63,13 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 
 async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
     """Start another command of a run, as its own would be: a probe. Destroying it is the caller's business."""
-    return await resources.children.spawn(await _bare_launch(command, spec, run, resources, output))
+    return await resources.children.spawn(await _launch(command, spec, run, resources, output))
 
 
 async def _launch(
-    spec: JobSpec, run: Run, resources: Resources, handed: ExitStack, stdout: int | None, capture: Capture | None
-) -> Launch:
-    """Everything that the child gets. Descriptors that are not ours to keep are closed by `handed`."""
-    launch = await _bare_launch(spec.command, spec, run, resources, stdout)
-    if capture is not None:
-        handed.callback(capture.release)
-    if not (spec.tty or spec.sockets or spec.stdin != "null"):
-        return launch
-    return replace(
-        launch,
-        stdin=_input(spec, run, capture, handed),
-        tty=_terminal(capture, launch.user) if spec.tty else None,
-        sockets=[(name, await _socket(name, resources, handed)) for name in spec.sockets],
-    )
-
-
-async def _bare_launch(
     command: str | tuple[str, ...] | None, spec: JobSpec, run: Run, resources: Resources, output: int | None
 ) -> Launch:
-    """A command of the run: whom it runs as, where, in what surroundings and limits; without input, sockets or terminal."""
+    """A command of the run, and how its process shall be: what the main process has in common with others beside it."""
     environ, identity = await _surroundings(spec, resources)
     return Launch(
         argv=_argv(command),
@@ -107,6 +88,31 @@ async def _bare_launch(
     )
 
 
+async def _with_its_own(
+    launch: Launch,
+    spec: JobSpec,
+    run: Run,
+    resources: Resources,
+    capture: Capture | None,
+    kept: ExitStack,
+    handed: ExitStack,
+) -> Launch:
+    """`launch` with what only the main process gets: its input and its sockets.
+
+    What we need until it has ended goes into `kept`, what we hold only until it has started into `handed`.
+    """
+    if capture is not None:
+        handed.callback(capture.release)
+    if not spec.tty and not spec.sockets and spec.stdin == "null":
+        return launch
+    return replace(
+        launch,
+        stdin=_input(spec, run, capture, kept, handed),
+        tty=_terminal(capture, launch.user) if spec.tty else None,
+        sockets=[(name, await _socket(name, resources, kept, handed)) for name in spec.sockets],
+    )
+
+
 async def _surroundings(spec: JobSpec, resources: Resources) -> tuple[dict[str, str], Identity | None]:
     """The environment, and whom it runs as. Files and the user database are read beside the loop, which they may block."""
 
@@ -119,28 +125,16 @@ async def _surroundings(spec: JobSpec, resources: Resources) -> tuple[dict[str, 
     return look()
 
 
-@contextmanager
-def _way_in(run: Run) -> Iterator[None]:
-    """`run.attach`, where it comes to be, is let go of at the end."""
-    try:
-        yield
-    finally:
-        if run.attach is not None:
-            run.attach.release()
-            run.attach = None
-
-
-def _input(spec: JobSpec, run: Run, capture: Capture | None, handed: ExitStack) -> int | None:
+def _input(spec: JobSpec, run: Run, capture: Capture | None, kept: ExitStack, handed: ExitStack) -> int | None:
     """What the child reads: nothing (None), a file, or what comes in by `run.attach`, also at its terminal."""
     try:
         if spec.tty and capture is not None:
-            run.attach = Attachment(capture.duplicate(), tty=True)
-            run.attach.resize(ROWS, COLUMNS)
+            _let_in(run, Attachment(capture.duplicate(), tty=True), kept).resize(ROWS, COLUMNS)
             return capture.fd
         if spec.stdin == "pipe":
             stdin, writing = os.pipe2(os.O_CLOEXEC)
             handed.callback(os.close, stdin)
-            run.attach = Attachment(writing, tty=False)
+            _let_in(run, Attachment(writing, tty=False), kept)
             return stdin
         if spec.stdin != "null":
             access = os.O_RDWR if Path(spec.stdin).is_fifo() else os.O_RDONLY  # a FIFO waits for writers and has no end
@@ -153,7 +147,19 @@ def _input(spec: JobSpec, run: Run, capture: Capture | None, handed: ExitStack) 
     return None
 
 
-def _terminal(capture: Capture | None, user: int | str | None) -> int:
+def _let_in(run: Run, attachment: Attachment, kept: ExitStack) -> Attachment:
+    """Open the way in to the run, until it is over."""
+
+    def close() -> None:
+        attachment.release()
+        run.attach = None
+
+    kept.callback(close)
+    run.attach = attachment
+    return attachment
+
+
+def _terminal(capture: Capture | None, user: str | int | None) -> int:
     """The child's end of its terminal, which belongs to whom it runs as."""
     assert capture is not None  # the rules see to it: what is printed on a terminal is captured
     if isinstance(user, int):
@@ -161,9 +167,9 @@ def _terminal(capture: Capture | None, user: int | str | None) -> int:
     return capture.fd
 
 
-async def _socket(name: str, resources: Resources, handed: ExitStack) -> int:
+async def _socket(name: str, resources: Resources, kept: ExitStack, handed: ExitStack) -> int:
     """A descriptor of a listening socket that stays this one, also if a reload closes that of the daemon meanwhile."""
-    descriptor = os.dup(await resources.sockets.descriptor(name))
+    descriptor = os.dup(await resources.sockets.borrow(name, kept))
     handed.callback(os.close, descriptor)
     return descriptor
 
@@ -198,17 +204,9 @@ async def _ask_by_command(spec: JobSpec, run: Run, resources: Resources, launch:
 
 async def _run_stop_command(spec: JobSpec, run: Run, resources: Resources, launch: Launch, main: int) -> ExitReport:
     with _output(structs.replace(spec, tty=False), run, resources, None) as (stdout, capture):
+        env = {**launch.env, "SUPERVISOR_MAINPID": str(main)}
         asking = await resources.children.spawn(
-            replace(
-                launch,
-                argv=_argv(spec.stop_command),
-                env={**launch.env, "SUPERVISOR_MAINPID": str(main)},
-                stdin=None,
-                stdout=stdout,
-                stderr=stdout,
-                tty=None,
-                sockets=(),
-            )
+            replace(launch, argv=_argv(spec.stop_command), env=env, stdout=stdout, stderr=stdout)
         )
         try:
             if capture is not None:

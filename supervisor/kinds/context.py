@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -105,7 +106,9 @@ class Run:
     __slots__ = (
         "_hooks",
         "_phase",
+        "_ready_cause",
         "_reporter",
+        "_spawning",
         "_watch",
         "abandoned",
         "attach",
@@ -137,6 +140,8 @@ class Run:
         self.heard = -math.inf
         """When it last said that it is alive, on Trio's clock."""
         self._reporter = reporter
+        self._spawning = False
+        self._ready_cause: str | None = None
         self._phase = Phase.RUNNING
         self._watch: AsyncValue[Phase] | None = None
         self._hooks: list[Callable[[], None]] = []
@@ -191,9 +196,20 @@ class Run:
         self.pid = pid
         self._reporter.spawned(self, pid)
 
+    @contextmanager
+    def being_spawned(self) -> Iterator[None]:
+        """The main process comes to be inside: if it gets ready before it has been reported, that waits until it is."""
+        self._spawning = True
+        yield
+        self._spawning = False
+        if self._ready_cause is not None:
+            self.ready(self._ready_cause)
+
     def ready(self, cause: str = "ready") -> None:
         """Report readiness; only the first time counts."""
-        if not self.is_ready:
+        if self._spawning:
+            self._ready_cause = self._ready_cause or cause
+        elif not self.is_ready:
             self.is_ready = True
             self._reporter.ready(self, cause)
 

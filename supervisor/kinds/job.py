@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from supervisor.output import Overload, Rotate
 from supervisor.probes import Health, Ready
-from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, RestartType, Seconds
+from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).
@@ -256,6 +256,22 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             extra=_COMMAND_RESTARTS,
         ),
     ] = "text"
+
+    # fresh
+    watch: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="globs, with `**` for any depth: a change of such a file restarts the job, which is no failure. "
+            "It waits until nothing has changed for half a second, at most 5 s. What git, Python and editors write "
+            "for themselves (`.git`, `__pycache__`, swap files) is passed over unless it is named",
+            extra={"for": "command", "why": "what runs inside the daemon is the code that it has loaded"},
+        ),
+    ] = ()
+
+    recycle: Annotated[
+        Recycle | None,
+        Meta(description="when a service gets a fresh run: it is asked to end, has its grace, and starts again; no failure"),
+    ] = None
 
     @property
     def service(self) -> bool:

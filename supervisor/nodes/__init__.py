@@ -7,6 +7,7 @@
     asking       from a probe in the file to a question that can be asked of a run
     health       whether a run is well
     hearing      what a child says of itself over its NOTIFY_SOCKET
+    recycling    what runs hold in memory
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     workers      the workers of a job with several: a supervisor of its own
     commands     what an operator may ask of a child
@@ -24,7 +25,8 @@ from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
+from supervisor.nodes.recycling import Scales
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
-__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "SupervisorNode", "WorkersNode", "obey", "scale"]
+__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "Scales", "SupervisorNode", "WorkersNode", "obey", "scale"]

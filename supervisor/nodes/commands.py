@@ -60,10 +60,13 @@ def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
     return None
 
 
-def _want_up(supervisor: SupervisorNode, child: Node, order: Order) -> None:
-    """Goal up, and no wait of ours in the way: an operator's start is not a restart after a failure."""
-    child.overtake(order)
-    child.want_up(_said("started", order), order.by)
+def _want_up(supervisor: SupervisorNode, child: Node, order: Order, due: str | None = None) -> None:
+    """Goal up, and no wait of ours in the way: it is not a restart after a failure. What is merely `due` overtakes nobody."""
+    if due is None:
+        child.overtake(order)
+    child.want_up(due or _said("started", order), order.by)
+    if due is None and isinstance(child, WorkersNode):
+        child.want_all_up(child.goal_cause, order.by)
     if supervisor.group is not None and child.name in supervisor.group.affected:
         supervisor.group.wait = 0.0
         supervisor.group.let_down.discard(child.name)
@@ -109,10 +112,15 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
         child.hurry()
 
 
-def _restart(supervisor: SupervisorNode, child: Node, order: Order, at_once: bool = False) -> None:
-    _want_up(supervisor, child, order)
+def _restart(supervisor: SupervisorNode, child: Node, order: Order, at_once: bool = False, cause: str | None = None) -> None:
+    """Stop and start. With `cause` nobody commands it: it is due (a file has changed), and gives way to what was commanded."""
+    ending = child.life is not None and _ending(supervisor, child, child.life)
+    if cause is not None and (child.goal is Goal.DOWN or ending):
+        order.resolve(False, f"{child.name} is {child.row.word}")
+        return
+    _want_up(supervisor, child, order, cause)
     order.after_run = child.runs
-    cause = _said("restarted", order)
+    cause = cause or _said("restarted", order)
     if child.life is not None and at_once:
         child.again = cause
     elif child.life is not None:

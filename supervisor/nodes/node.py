@@ -70,8 +70,8 @@ class Life:
     """One run of a child, from start to gone."""
 
     __slots__ = (
-        "asked", "asked_at", "attended", "gone", "killed_after", "number", "over", "probed", "ready_at", "run", "rung_due",
-        "scope", "starting",
+        "asked", "asked_at", "attended", "began", "gone", "killed_after", "number", "old_at", "over", "probed", "ready_at",
+        "run", "rung_due", "scope", "starting",
     )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:
@@ -80,6 +80,9 @@ class Life:
         self.asked: Ask | None = None
         self.ready_at: float | None = None
         self.gone = trio.Event()
+        self.began = trio.current_time()
+        self.old_at = math.inf
+        """When it is to be replaced by a fresh one, where its job has `recycle = { age }`."""
         self.killed_after: float | None = None
         """Seconds from being asked to being killed."""
         self.scope = trio.CancelScope(shield=True)

@@ -16,7 +16,7 @@ from supervisor.state import Goal
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
 
-_SENSELESS = ("after", "every", "essential", "significant", "give_up", "workers")
+_SENSELESS = ("after", "every", "essential", "significant", "give_up", "watch", "recycle", "workers")
 
 
 class OneOff(JobNode):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 from supervisor import events, restart
+from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
 from supervisor.nodes import attendance
@@ -251,7 +252,7 @@ class SupervisorNode(Node):
         """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
         waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
         for when, count, child in self._timers:
-            if child is None or when in _moments(child):
+            if child is None or when in moments(child):
                 waited[when, child.name if child is not None else ""] = (when, count, child)
         self._timers = list(waited.values())
         heapq.heapify(self._timers)
@@ -264,6 +265,7 @@ class SupervisorNode(Node):
                 self.touch_all()
             elif child.parent is self:
                 self._skip_tick(child, now)
+                self._replace_old(child, now)
                 self.touch(child)
 
     def _skip_tick(self, child: Node, now: float) -> None:
@@ -273,6 +275,20 @@ class SupervisorNode(Node):
         if child.next_tick is not None and child.next_tick <= now:
             child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
             self.move_tick(child, now)
+
+    def _set_age(self, child: JobNode, life: Life) -> None:
+        """Say when a run is to be replaced, and be there. Those that began together do not go together."""
+        recycle = child.spec.recycle
+        age = math.inf if recycle is None or recycle.age is None else recycle.age * self.tree.spread(0.9, 1.1)
+        life.old_at = life.began + age
+        if recycle is not None and recycle.age is not None:
+            self._at(life.old_at, child)
+
+    def _replace_old(self, child: Node, now: float) -> None:
+        """Have a run that is too old replaced, as if by a command that gives way to all others."""
+        if child.life is not None and child.life.old_at <= now:
+            assert isinstance(child, JobNode) and child.spec.recycle is not None
+            self.tree.order("restart", [child.name], cause=f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
 
     def move_tick(self, child: JobNode, now: float) -> None:
         child.advance(now)
@@ -397,6 +413,7 @@ class SupervisorNode(Node):
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
         if isinstance(child, JobNode):
             attendance.begin(self, self._nursery, child, life)
+            self._set_age(child, life)
         child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
         child.due_at = child.hold = None
         child.hastened = False
@@ -742,10 +759,8 @@ class SupervisorNode(Node):
             return
         old, child.spec = child.spec, child.adapted(spec)
         child.respecified(old)
-        if isinstance(child, JobNode) and isinstance(old, JobSpec) and child.life is not None and again is None:
-            nursery = self._nursery if self.parent is None or self.running else self.parent._nursery  # it was split just now
-            assert nursery is not None
-            attendance.renew(self, nursery, child, child.life, old)
+        if isinstance(child, JobNode) and isinstance(old, JobSpec) and child.life is not None:
+            self._look_after_anew(child, child.life, old, again)
         if again is not None and child.life is not None:
             child.renew(again)
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
@@ -755,6 +770,15 @@ class SupervisorNode(Node):
             child.post(child.respec)
         child.emit(events.Changed, kind=child.kind, supervisor=self.name or None, description=child.description)
         self.touch(child)
+
+    def _look_after_anew(self, child: JobNode, life: Life, old: JobSpec, again: str | None) -> None:
+        """Have its run asked, and replaced, as its new spec says; not asked where it is about to end for that spec."""
+        if again is None:
+            nursery = self._nursery if self.parent is None or self.running else self.parent._nursery  # it was split just now
+            assert nursery is not None
+            attendance.renew(self, nursery, child, life, old)
+        if old.recycle != child.spec.recycle:
+            self._set_age(child, life)
 
     def respec(self) -> None:
         """Go on under the new spec of one's own."""
@@ -812,10 +836,11 @@ class SupervisorNode(Node):
         self.tree.forget(child)
 
 
-def _moments(child: Node) -> Iterator[float | None]:
+def moments(child: Node) -> Iterator[float | None]:
     """What moments of time a child waits for."""
     yield child.hold and child.hold.until
     yield None if child.life is None else child.life.rung_due
+    yield None if child.life is None else child.life.old_at
     if isinstance(child, JobNode):
         yield child.next_tick
 
