@@ -32,6 +32,7 @@ from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal, rfc3339
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
+from supervisor.kinds.job import for_worker
 from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
@@ -80,12 +81,12 @@ class Supervisor:
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
         self._watching = Watching(self._due, self._warn)
-        self._scales = Scales(resources.children, self._processes_of, self._due)
+        self._scales = Scales(resources.children, self._child_of, self._due)
         self._one_offs = 0
         """How many there were: the number of a run is never given twice, though the name is."""
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
         self._complete()
-        self._look_after_jobs()
+        self.look_after_jobs()
 
     @property
     def has_ended(self) -> bool:
@@ -416,7 +417,7 @@ class Supervisor:
             if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
                 orders += self._change(node, plan, by)
         self._apply_root(config)
-        self._look_after_jobs()
+        self.look_after_jobs()
         self.journal.emit(
             events.Reloaded, by=by, added=plan.added, removed=plan.removed,
             restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
@@ -475,24 +476,24 @@ class Supervisor:
 
     # ---- what makes a fresh run due ----
 
-    def _look_after_jobs(self) -> None:
+    def look_after_jobs(self) -> None:
         """Watch files and weigh runs as the configuration in force says; not the files that the daemon writes itself."""
         config = self.config
-        recycled = {name: job.recycle for name, job in config.jobs.items() if job.recycle is not None}
+        runners = [(name, *split_name(name)) for name, node in self.nodes.items() if isinstance(node, JobNode)]
+        jobs = {name: for_worker(config.jobs[job], number or 0) for name, job, number in runners if job in config.jobs}
+        recycled = {name: job.recycle for name, job in jobs.items() if job.recycle is not None}
         self._scales.weigh({name: recycle.memory for name, recycle in recycled.items() if recycle.memory is not None})
-        outputs = (job.output for job in config.jobs.values() if job.output.startswith("/"))
+        outputs = (job.output for job in jobs.values() if job.output.startswith("/"))
         apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
         self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
 
     def _warn(self, text: str) -> None:
         self.journal.emit(events.Warned, text=text)
 
-    def _processes_of(self, job: str) -> dict[str, Child]:
-        """The main processes of a job, or of its workers, by the name of each."""
+    def _child_of(self, job: str) -> Child | None:
         node = self.nodes.get(job)
-        nodes = node.children.values() if isinstance(node, WorkersNode) else () if node is None else (node,)
-        pids = {each.name: each.life.run.pid for each in nodes if each.life is not None and each.life.run.pid is not None}
-        return {name: child for name, pid in pids.items() if (child := self.resources.children.get(pid)) is not None}
+        pid = node.life.run.pid if node is not None and node.life is not None else None
+        return None if pid is None else self.resources.children.get(pid)
 
     def _due(self, job: str, cause: str) -> None:
         if job in self.nodes:

@@ -100,6 +100,12 @@ async def test_nothing_of_root_is_left_in_a_child_of_another_user(children):
     ]  # fmt: skip
 
 
+@root_only
+async def test_no_privileges_are_to_be_gained_by_another_user_who_may_not_even_read_our_python(children):
+    words = await said(children, "id -u; grep NoNewPrivs /proc/self/status", user="nobody", no_new_privileges=True)
+    assert words == [str(NOBODY.pw_uid), "NoNewPrivs:", "1"]
+
+
 async def test_sockets_come_as_systemd_hands_them_and_nothing_else_does(children):
     with socket.socket() as web, socket.socket() as admin:
         for each in (web, admin):

@@ -6,9 +6,11 @@ import sys
 
 import trio
 
+from supervisor.children.usage import Usage
 from supervisor.config import Config
 from supervisor.events import Ended, Journal, Killing, Starting, Stopping
 from supervisor.kinds import JobSpec
+from supervisor.nodes.recycling import Scales
 from supervisor.spec import Backoff, Bytes, Recycle, Seconds, Strategy
 from supervisor.tree import open_supervisor
 from tests.forest import crashing_at, forest, group, job, lasting, serve, slow
@@ -144,6 +146,24 @@ async def test_a_tree_of_processes_that_holds_too_much_is_replaced(tmp_path, mon
         assert tree.journal.table["lean"].run == "lean#1"
         assert tree.journal.table["fat"].restarts == 0
     assert causes[0].startswith("recycled: it holds ") and causes[0].endswith(" MB, more than 80 MB")
+
+
+async def test_of_workers_that_hold_too_much_one_is_replaced_in_one_look(tmp_path):
+    """The heaviest first; the others are looked at again the next time."""
+    usage = {"api:0": Usage(memory=90 << 20), "api:1": Usage(memory=95 << 20), "other": Usage(memory=81 << 20)}
+    told: list[str] = []
+
+    class Family:
+        async def usage(self, *children: str) -> dict[str, Usage]:
+            return {child: usage[child] for child in children}
+
+    scales = Scales(Family(), lambda name: name, lambda name, cause: told.append(name))
+    scales.weigh(dict.fromkeys(usage, 80 << 20))
+    await scales._look()
+    assert told == ["api:1", "other"]
+    usage["api:1"] = Usage(memory=1)
+    await scales._look()
+    assert told == ["api:1", "other", "api:0", "other"]
 
 
 async def test_memory_is_looked_at_as_the_file_says_now(tmp_path, monkeypatch):

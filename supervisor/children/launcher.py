@@ -50,10 +50,12 @@ def main(order_fd: int, status: int) -> None:
         _take_terminal(order["tty"])
         _place(order["sockets"], order["passed"])
         _limit(order["rlimits"])
+        prctl = _prctl() if order["no_new_privileges"] else None  # while its file can be read for certain
         _become(*identity)
         with Step("cwd"):
             os.chdir(order["cwd"])
-        _renounce(order["no_new_privileges"])
+        if prctl is not None:
+            _renounce(prctl)
         _default_signals()
         if order["sockets"]:
             order["env"][b"LISTEN_PID"] = b"%d" % os.getpid()
@@ -143,15 +145,19 @@ def _become(uid: int | None, gid: int | None, groups: list[int] | None) -> None:
             os.setresuid(uid, uid, uid)
 
 
-def _renounce(wanted: bool) -> None:
-    """No program run from here on gains rights by its set-uid bit or its file's capabilities."""
-    if wanted:
-        import ctypes
+def _prctl() -> Any:
+    import ctypes
 
-        with Step("no_new_privileges"):
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
-                raise OSError(ctypes.get_errno(), "prctl")
+    return ctypes.CDLL(None, use_errno=True).prctl
+
+
+def _renounce(prctl: Any) -> None:
+    """No program run from here on gains rights by its set-uid bit or its file's capabilities."""
+    import ctypes
+
+    with Step("no_new_privileges"):
+        if prctl(_NO_NEW_PRIVS, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
 
 
 def _default_signals() -> None:

@@ -275,12 +275,12 @@ def _applies(
             return not once and "every" not in own
         case "run_on_start":
             return scheduled
+        case "workers":
+            return not once and not scheduled
         case "watch":
             return not scheduled
         case "recycle":
             return not once and not scheduled and ("command" in own or not isinstance(value, Mapping) or "memory" not in value)
-        case "workers":
-            return not once and not scheduled
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":

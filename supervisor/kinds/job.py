@@ -10,19 +10,7 @@ from msgspec import Meta
 
 from supervisor.output import Overload, Rotate
 from supervisor.probes import Health, Ready
-from supervisor.spec import (
-    Account,
-    Bytes,
-    ChildSpec,
-    Expanded,
-    FileMode,
-    GiveUp,
-    Limit,
-    Paths,
-    Recycle,
-    RestartType,
-    Seconds,
-)
+from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
 # (nothing said: it applies to every job, and changes live).

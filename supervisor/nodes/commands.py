@@ -65,6 +65,8 @@ def _want_up(supervisor: SupervisorNode, child: Node, order: Order, due: str | N
     if due is None:
         child.overtake(order)
     child.want_up(due or _said("started", order), order.by)
+    if due is None and isinstance(child, WorkersNode):
+        child.want_all_up(child.goal_cause, order.by)
     if supervisor.group is not None and child.name in supervisor.group.affected:
         supervisor.group.wait = 0.0
         supervisor.group.let_down.discard(child.name)
@@ -118,11 +120,11 @@ def _restart(supervisor: SupervisorNode, child: Node, order: Order, at_once: boo
         return
     _want_up(supervisor, child, order, cause)
     order.after_run = child.runs
-    why = cause or _said("restarted", order)
+    cause = cause or _said("restarted", order)
     if child.life is not None and at_once:
-        child.again = why
+        child.again = cause
     elif child.life is not None:
-        child.renew(why)
+        child.renew(cause)
     if isinstance(child, JobNode) and child.spec.scheduled:
         child.disarm()
 

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import itemgetter
 
 import trio
 
 from supervisor.children import Child, Children
+from supervisor.spec import split_name
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at what the runs hold."""
 
 
 class Scales:
-    """Weighs the runs of those jobs that ask for it, all in one look, and calls `too_much(name, cause)`.
+    """Weighs the runs of those jobs that ask for it, all in one look, and calls `too_much(job, cause)`.
 
-    `processes_of` gives the processes of a job by name: its own, or one for each of its workers. Of a job with several, only
-    the heaviest is told of in one look, so that they are not all replaced at once. Belongs to the Trio thread.
+    `child_of` gives the process of a job's run, if it has one now. Of several workers only the heaviest is told of in one
+    look: they are not all replaced at once. Belongs to the Trio thread.
     """
 
     def __init__(
-        self,
-        children: Children,
-        processes_of: Callable[[str], Mapping[str, Child]],
-        too_much: Callable[[str, str], None],
+        self, children: Children, child_of: Callable[[str], Child | None], too_much: Callable[[str, str], None]
     ) -> None:
         self._children = children
-        self._processes_of = processes_of
+        self._child_of = child_of
         self._too_much = too_much
         self._limits: Mapping[str, int] = {}
         self._wanted = trio.Event()
@@ -48,12 +45,13 @@ class Scales:
                 await self._look()
 
     async def _look(self) -> None:
-        weighed = {job: processes for job in self._limits if (processes := self._processes_of(job))}
+        weighed = {job: child for job in self._limits if (child := self._child_of(job)) is not None}
         if not weighed:
             return
-        usage = await self._children.usage(*(child for processes in weighed.values() for child in processes.values()))
-        for job, processes in weighed.items():
-            name, held = max(((name, usage[child].memory) for name, child in processes.items()), key=itemgetter(1))
-            limit = self._limits.get(job)
-            if limit is not None and held > limit and self._processes_of(job).get(name) is processes[name]:
+        usage = await self._children.usage(*weighed.values())
+        told = set()
+        for name, child in sorted(weighed.items(), key=lambda item: -usage[item[1]].memory):
+            job, limit, held = split_name(name)[0], self._limits.get(name), usage[child].memory
+            if limit is not None and held > limit and self._child_of(name) is child and job not in told:
+                told.add(job)
                 self._too_much(name, f"recycled: it holds {held / 2**20:.1f} MB, more than {limit / 2**20:g} MB")

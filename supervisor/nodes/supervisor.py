@@ -252,7 +252,7 @@ class SupervisorNode(Node):
         """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
         waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
         for when, count, child in self._timers:
-            if child is None or when in _moments(child):
+            if child is None or when in moments(child):
                 waited[when, child.name if child is not None else ""] = (when, count, child)
         self._timers = list(waited.values())
         heapq.heapify(self._timers)
@@ -760,13 +760,7 @@ class SupervisorNode(Node):
         old, child.spec = child.spec, child.adapted(spec)
         child.respecified(old)
         if isinstance(child, JobNode) and isinstance(old, JobSpec) and child.life is not None:
-            if again is None:
-                above = self.parent._nursery if self.parent is not None else None
-                nursery = self._nursery or above  # a job that has just become a worker still runs in that of its supervisor
-                assert nursery is not None
-                attendance.renew(self, nursery, child, child.life, old)
-            if old.recycle != child.spec.recycle:
-                self._set_age(child, child.life)
+            self._look_after_anew(child, child.life, old, again)
         if again is not None and child.life is not None:
             child.renew(again)
         elif again is not None and not (child.succeeded and isinstance(spec, JobSpec) and spec.once):
@@ -776,6 +770,15 @@ class SupervisorNode(Node):
             child.post(child.respec)
         child.emit(events.Changed, kind=child.kind, supervisor=self.name or None, description=child.description)
         self.touch(child)
+
+    def _look_after_anew(self, child: JobNode, life: Life, old: JobSpec, again: str | None) -> None:
+        """Have its run asked, and replaced, as its new spec says; not asked where it is about to end for that spec."""
+        if again is None:
+            nursery = self._nursery if self.parent is None or self.running else self.parent._nursery  # it was split just now
+            assert nursery is not None
+            attendance.renew(self, nursery, child, life, old)
+        if old.recycle != child.spec.recycle:
+            self._set_age(child, life)
 
     def respec(self) -> None:
         """Go on under the new spec of one's own."""
@@ -833,7 +836,7 @@ class SupervisorNode(Node):
         self.tree.forget(child)
 
 
-def _moments(child: Node) -> Iterator[float | None]:
+def moments(child: Node) -> Iterator[float | None]:
     """What moments of time a child waits for."""
     yield child.hold and child.hold.until
     yield None if child.life is None else child.life.rung_due

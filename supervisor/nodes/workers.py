@@ -17,7 +17,7 @@ from supervisor.errors import RestartIntensityExceeded
 from supervisor.kinds import JobSpec, Outcome, Run
 from supervisor.nodes.job import JobNode, gave_up
 from supervisor.nodes.node import Life, Node, Order
-from supervisor.nodes.supervisor import SupervisorNode
+from supervisor.nodes.supervisor import SupervisorNode, moments
 from supervisor.spec import ChildSpec, RestartType, SupervisorSpec, split_name
 from supervisor.state import Goal
 
@@ -99,7 +99,7 @@ class WorkersNode(SupervisorNode):
         for worker in self.workers:
             super().update(worker, self.spec, None)
         if old.workers != self.spec.workers:
-            self.scale(self.spec.workers)
+            scale(self, self.spec.workers)
 
     def update(self, child: Node, spec: ChildSpec, again: str | None) -> None:
         """What was to change a plain job, which has become the first worker meanwhile, changes the whole."""
@@ -128,7 +128,6 @@ class WorkersNode(SupervisorNode):
                 self.post(self.reconsider, child)
         self._awaited = self._awaited & {child.name for child in self.workers} | added
         self.post(self.touch_all)
-        self.tree.arrange()
         return added
 
     def _add(self, at: int) -> Node:
@@ -161,11 +160,9 @@ class WorkersNode(SupervisorNode):
         self._gave_up = None
         self._told = ""
         for child in self.children.values():
-            if child.life is not None:  # its timers are those of its former supervisor
-                if child.life.old_at < math.inf:
-                    self._at(child.life.old_at, child)
-                if child.life.asked is not None:
-                    self._await_rung(child, child.life, child.life.rung_due)
+            if child.life is not None:  # it was a plain job: its timers were another's
+                for when in moments(child):
+                    self._at(math.inf if when is None else when, child)
 
     def let_go(self) -> None:
         for child in self.children.values():
@@ -174,8 +171,8 @@ class WorkersNode(SupervisorNode):
 
     # the job as a whole
 
-    def want_up(self, cause: str, by: str | None) -> None:
-        super().want_up(cause, by)
+    def want_all_up(self, cause: str, by: str | None) -> None:
+        """An operator wants all of them up, also those that were stopped alone."""
         for worker in self.workers:
             worker.want_up(cause, by)
             self._note(worker)
@@ -313,6 +310,8 @@ def scale(child: Node, wanted: int) -> WorkersNode:
         group = WorkersNode(child.tree, child.name, child.tree.config.jobs[child.name], child.goal)
         group.take_over(child)
     group.scale(wanted)
+    group.tree.arrange()
+    group.tree.look_after_jobs()
     return group
 
 
