@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -38,14 +38,9 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     `abandoned`.
     """
     pattern = spec.ready.log if spec.ready else None
-    with _output(spec, run, resources, pattern) as (stdout, capture), ExitStack() as kept, ExitStack() as handed:
-        launch = await _launch(spec.command, spec, run, resources, stdout)
-        own = await _with_its_own(launch, spec, run, resources, capture, kept, handed)
-        with run.being_spawned():
-            child = await resources.children.spawn(own)
-            run.spawned(child.pid)
+    with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec) as kept:
+        child, launch = await _start(spec, run, resources, stdout, capture, kept)
         try:
-            handed.close()
             run.send_signal = lambda number, group: child.send_signal(number, group=group)
             if spec.ready is None:
                 run.ready("started")
@@ -59,6 +54,26 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 
 
 # ---- what it is started with ----
+
+
+async def _start(
+    spec: JobSpec, run: Run, resources: Resources, stdout: int | None, capture: Capture | None, kept: ExitStack | None
+) -> tuple[Child, Launch | None]:
+    """Start the main process. The launch is given only where it will be needed again: a thousand of them weigh something."""
+    with ExitStack() as handed:
+        if capture is not None:
+            handed.callback(capture.release)
+        common = await _launch(spec.command, spec, run, resources, stdout)
+        launch = common if kept is None else await _with_extras(common, spec, run, resources, capture, kept, handed)
+        run.expect_process()
+        child = await resources.children.spawn(launch)
+        run.spawned(child.pid)
+        return child, common if spec.stop_command is not None else None
+
+
+def _extras(spec: JobSpec) -> AbstractContextManager[ExitStack | None]:
+    """What the main process alone gets, and we keep until it has ended; None for one that gets nothing, as most do."""
+    return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" else nullcontext()
 
 
 async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
@@ -88,7 +103,7 @@ async def _launch(
     )
 
 
-async def _with_its_own(
+async def _with_extras(
     launch: Launch,
     spec: JobSpec,
     run: Run,
@@ -101,10 +116,6 @@ async def _with_its_own(
 
     What we need until it has ended goes into `kept`, what we hold only until it has started into `handed`.
     """
-    if capture is not None:
-        handed.callback(capture.release)
-    if not spec.tty and not spec.sockets and spec.stdin == "null":
-        return launch
     return replace(
         launch,
         stdin=_input(spec, run, capture, kept, handed),
@@ -177,9 +188,9 @@ async def _socket(name: str, resources: Resources, kept: ExitStack, handed: Exit
 # ---- its end ----
 
 
-async def _until_dead(spec: JobSpec, run: Run, resources: Resources, launch: Launch, child: Child) -> None:
+async def _until_dead(spec: JobSpec, run: Run, resources: Resources, launch: Launch | None, child: Child) -> None:
     """Wait for the end of the main process, and ask for it when the run is asked to end."""
-    if spec.stop_command is None:
+    if launch is None:
         run.on_stopping(lambda: child.send_signal(_stop_signal(spec), group=spec.stop_to == "group"))
         await child.wait()
         return

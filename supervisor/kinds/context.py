@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -194,16 +193,14 @@ class Run:
     def spawned(self, pid: int) -> None:
         """Report the main process."""
         self.pid = pid
-        self._reporter.spawned(self, pid)
-
-    @contextmanager
-    def being_spawned(self) -> Iterator[None]:
-        """The main process comes to be inside: if it gets ready before it has been reported, that waits until it is."""
-        self._spawning = True
-        yield
         self._spawning = False
+        self._reporter.spawned(self, pid)
         if self._ready_cause is not None:
             self.ready(self._ready_cause)
+
+    def expect_process(self) -> None:
+        """The main process is about to be there. If it gets ready before it has been reported, that waits until it is."""
+        self._spawning = True
 
     def ready(self, cause: str = "ready") -> None:
         """Report readiness; only the first time counts."""
