@@ -60,15 +60,22 @@ async def _start(
     spec: JobSpec, run: Run, resources: Resources, stdout: int | None, capture: Capture | None, kept: ExitStack | None
 ) -> tuple[Child, Launch | None]:
     """Start the main process. The launch is given only where it will be needed again: a thousand of them weigh something."""
-    with ExitStack() as handed:
-        if capture is not None:
-            handed.callback(capture.release)
-        common = await _launch(spec.command, spec, run, resources, stdout)
-        launch = common if kept is None else await _with_extras(common, spec, run, resources, capture, kept, handed)
-        run.expect_process()
-        child = await resources.children.spawn(launch)
-        run.spawned(child.pid)
-        return child, common if spec.stop_command is not None else None
+    launch = await _launch(spec.command, spec, run, resources, stdout)
+    if kept is None:
+        child = await _spawn(launch, run, resources)
+    else:
+        with ExitStack() as handed:
+            child = await _spawn(await _with_extras(launch, spec, run, resources, capture, kept, handed), run, resources)
+    if capture is not None:
+        capture.release()
+    return child, launch if spec.stop_command is not None else None
+
+
+async def _spawn(launch: Launch, run: Run, resources: Resources) -> Child:
+    run.expect_process()
+    child = await resources.children.spawn(launch)
+    run.spawned(child.pid)
+    return child
 
 
 def _extras(spec: JobSpec) -> AbstractContextManager[ExitStack | None]:

@@ -192,6 +192,8 @@ class Outputs:
         self._directory = directory
         self._logs: dict[str, Log] = {}
         self._files: dict[str, Outlet] = {}
+        self._asked: dict[str, tuple[Path | None, Rotate]] = {}
+        """What each of these was made for: comparing that is cheaper than making a path for every run."""
         self._captures: dict[int, Capture] = {}
         self._waiting: dict[int, Outlet] = {}
         self._epoll = select.epoll()
@@ -261,6 +263,7 @@ class Outputs:
     def discard(self, name: str) -> None:
         """Forget a job that has ended: what was captured of it stays in its file, and whoever follows it is at its end."""
         self._files.pop(name, None)
+        self._asked.pop(name, None)
         if (log := self._logs.pop(name, None)) is not None:
             log.end()
 
@@ -369,18 +372,21 @@ class Outputs:
 
     def _file_outlet(self, name: str, path: Path | None, rotate: Rotate, overload: Overload) -> Outlet:
         """The job's outlet to its file, the same from run to run, until `path` or `rotate` say otherwise."""
-        where = path or self._directory / f"{name}.log"
         outlet = self._files.get(name)
-        files = self._logs[name].files
-        if outlet is None or files is None or (files.path, files.rotate) != (where, rotate):
+        if outlet is None or self._asked[name] != (path, rotate):
             if outlet is not None and not outlet.pipes and not outlet.full:
                 outlet.close()
-            files = LogFile(where, rotate, make_directory=path is None)
-            outlet = self._files[name] = Outlet(files, overload, _ignore)
-            if rotate.compress:
-                files.rotated = partial(self._compress_soon, outlet, files)
-        self._logs[name].files = files
+            self._asked[name] = path, rotate
+            outlet = self._files[name] = self._new_file_outlet(name, path, rotate, overload)
         outlet.overload = overload
+        self._logs[name].files = outlet.sink if isinstance(outlet.sink, LogFile) else None
+        return outlet
+
+    def _new_file_outlet(self, name: str, path: Path | None, rotate: Rotate, overload: Overload) -> Outlet:
+        files = LogFile(path or self._directory / f"{name}.log", rotate, make_directory=path is None)
+        outlet = Outlet(files, overload, _ignore)
+        if rotate.compress:
+            files.rotated = partial(self._compress_soon, outlet, files)
         return outlet
 
     def _compress_soon(self, outlet: Outlet, files: LogFile) -> None:
