@@ -21,7 +21,7 @@ import trio
 from msgspec.structs import replace
 
 from supervisor.errors import InternalError
-from supervisor.state import Exit, Goal, JobStatus, Phase, State, Why, move, word
+from supervisor.state import Exit, Goal, JobStatus, Phase, Spent, State, Why, move, word
 
 
 def wall_now() -> str:
@@ -311,13 +311,18 @@ class Stuck(ChildEvent, frozen=True, kw_only=True):
 
 
 class Ended(ChildEvent, frozen=True, kw_only=True):
-    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type."""
+    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type.
+
+    Of a child process there is what it has `spent`, and, where it failed by itself, the last lines of its `output`.
+    """
 
     run: str
     exit: Exit
     failed: bool
     cause: str
     why: Why = Why.PLAIN
+    spent: Spent | None = None
+    output: tuple[str, ...] = ()
 
     def apply(self, row: JobStatus) -> JobStatus:
         return _moved(row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False, healthy=None)

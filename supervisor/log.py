@@ -408,7 +408,7 @@ class Events:
             self._name(line, fields.pop("name"))
         if isinstance(event, Ended):
             done = fields.pop("exit")
-            fields |= {"code": done["code"], "signal": done["signal"]}
+            fields |= {"code": done["code"], "signal": done["signal"], **(fields.pop("spent") or {})}
         line.update((key, value) for key, value in fields.items() if value is not None and value != [])
         return line
 

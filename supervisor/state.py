@@ -100,6 +100,17 @@ class Exit(msgspec.Struct, frozen=True, kw_only=True):
     signal: str | None = None
 
 
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run of a child process has cost: seconds from start to end, and of processor time; `max_rss` is in bytes.
+
+    The last two are of the main process and of those of its children that it has waited for.
+    """
+
+    duration: float
+    cpu: float
+    max_rss: int
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One row of `status`: the fold of a child's events. On the wire exactly as it stands here.
 

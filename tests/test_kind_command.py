@@ -40,6 +40,23 @@ async def test_a_death_by_a_strange_signal_is_a_failure(house):
     assert outcome.reason == "killed by SIGKILL"
 
 
+async def test_the_report_of_an_end_says_what_it_cost(house):
+    hungry = "b = bytearray(64 << 20)\nfor _ in range(3000000): pass"
+    outcome = await house.finish(command=(sys.executable, "-c", hungry))
+    assert outcome.spent.cpu > 0.01 and outcome.spent.max_rss > 64 << 20
+    assert 0 < outcome.spent.duration < 30
+
+
+async def test_a_failure_comes_with_the_last_lines_of_this_run(house):
+    await house.finish(command=sh("echo of another run; exit 1"))
+    outcome = await house.finish(command=sh(r"seq 10; echo; printf 'no more \033[31mpaper\377'; exit 1"))
+    assert outcome.output == ("7", "8", "9", "10", "no more �[31mpaper�")
+    assert (await house.finish(command=sh("exit 1"))).output == ()
+    assert (await house.finish(command=sh("echo all is well"))).output == ()
+    long = await house.finish(command=sh("head -c 100000 /dev/zero | tr '\\0' x; exit 1"))
+    assert long.output == ("x" * 200,)
+
+
 async def test_a_command_that_cannot_be_started_says_why(house):
     await house.finish(command=("true",))
     await trio.testing.wait_all_tasks_blocked()

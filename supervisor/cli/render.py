@@ -200,7 +200,24 @@ def plan(result: dict[str, Any], only_planned: bool) -> Iterator[str]:
         yield "nothing has changed"
 
 
-_PLACED = ("event", "seq", "at", "name", "verb", "phase", "names", "problems", "cause", "text", "by", "because", "why", "exit")
+_PLACED = (
+    "event",
+    "seq",
+    "at",
+    "name",
+    "verb",
+    "phase",
+    "names",
+    "problems",
+    "cause",
+    "text",
+    "by",
+    "because",
+    "why",
+    "exit",
+    "spent",
+    "output",
+)
 
 
 def event(item: dict[str, Any], colour: bool) -> str:
@@ -222,6 +239,10 @@ def _facts(item: dict[str, Any]) -> Iterator[str]:
     for key, value in item.items():
         if key not in _PLACED and value not in (None, [], False, ""):
             yield f"{key}={_value(value)}"
+    if spent := item.get("spent"):
+        yield f"after {spent['duration']:.3g} s"
+    if output := item.get("output"):
+        yield f"last output: {output[-1]}"
     if by := item.get("by"):
         yield f"by {by}"
 

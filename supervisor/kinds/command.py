@@ -26,6 +26,7 @@ from supervisor.kinds.environment import environment
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture, journal, record
 from supervisor.spec import shown, split_name
+from supervisor.state import Spent
 
 log = structlog.get_logger("supervisor")
 
@@ -49,7 +50,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
                 await child.end_rest(signal.SIGTERM)
         finally:
             report = await child.destroy(stuck=lambda pids: run.stuck(_stuck(pids), pids), abandoned=run.abandoned)
-            run.outcome = _outcome(spec, run, child, report)
+            run.outcome = _outcome(spec, run, child, report, capture)
     return run.outcome
 
 
@@ -335,14 +336,21 @@ def _stuck(pids: tuple[int, ...]) -> str:
     return f"cannot be killed: pid {', '.join(map(str, pids))}"
 
 
-def _outcome(spec: JobSpec, run: Run, child: Child, report: ExitReport) -> Outcome:
+def _outcome(spec: JobSpec, run: Run, child: Child, report: ExitReport, capture: Capture | None) -> Outcome:
     """How the run ended. A death by a signal that was sent on purpose is no failure by itself."""
+    failed, reason = report.code not in spec.success_exit_codes, _end(report)
     if report.survivors:
-        return Outcome(reason=f"abandoned: {_stuck(report.survivors)}", failed=True, code=report.code, signal=report.signal)
-    if report.signal is not None:
-        asked = report.signal in map(signal_name, child.sent) or (run.stopping and spec.stop_command is not None)
-        return Outcome(reason=_end(report), failed=not asked, signal=report.signal)
-    return Outcome(reason=_end(report), failed=report.code not in spec.success_exit_codes, code=report.code)
+        failed, reason = True, f"abandoned: {_stuck(report.survivors)}"
+    elif report.signal is not None:
+        failed = report.signal not in map(signal_name, child.sent) and not (run.stopping and spec.stop_command is not None)
+    return Outcome(
+        reason=reason,
+        failed=failed,
+        code=report.code,
+        signal=report.signal,
+        spent=Spent(duration=report.duration, cpu=report.user + report.system, max_rss=report.max_rss),
+        output=capture.last_words() if failed and capture is not None else (),
+    )
 
 
 def _end(report: ExitReport) -> str:

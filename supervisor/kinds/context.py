@@ -15,7 +15,7 @@ import trio
 from trio_util import AsyncValue
 
 from supervisor.spec import split_name
-from supervisor.state import Phase
+from supervisor.state import Phase, Spent
 
 if TYPE_CHECKING:
     from supervisor.children import Children
@@ -32,6 +32,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     code: int | None = None
     signal: str | None = None
     error: BaseException | None = None
+    spent: Spent | None = None
+    output: tuple[str, ...] = ()
+    """The last lines of a child process that failed by itself."""
 
 
 class Reporter(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
+from msgspec.structs import replace
 
 from supervisor import events, restart
 from supervisor.config.shapes import duration
@@ -471,7 +472,7 @@ class SupervisorNode(Node):
         child.life = None
         self.alive.discard(child.name)
         verdict = life.asked.verdict if life.asked else None
-        outcome = verdict or outcome
+        outcome = outcome if verdict is None else replace(verdict, spent=outcome.spent, output=outcome.output)
         judged = life.asked is None or (verdict is not None and verdict.failed)
         failure, why = restart.judge(child.restart_type, outcome.failed) if judged else (False, Why.PLAIN)
         self._record_end(child, life, outcome, failure, why)
@@ -494,7 +495,10 @@ class SupervisorNode(Node):
     def _record_end(self, child: Node, life: Life, outcome: Outcome, failure: bool, why: Why) -> None:
         exit_ = Exit(reason=outcome.reason, at=events.wall_now(), code=outcome.code, signal=outcome.signal)
         cause = life.asked.cause if life.asked else outcome.reason
-        child.emit(events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why)
+        child.emit(
+            events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why,
+            spent=outcome.spent, output=outcome.output,
+        )  # fmt: skip
         killed = _killed(life.killed_after)
         child.answer(("stop",), True, f"stopped{killed}")
         child.answer(("run-now",), not outcome.failed, outcome.reason, run=life.number)

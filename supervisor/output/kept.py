@@ -52,6 +52,14 @@ class Ring:
         while self._size - len(chunks[0]) >= RING:
             self._size -= len(chunks.pop(0))
 
+    def last(self, size: int) -> bytes:
+        """The last `size` bytes, or what there is of them."""
+        parts: list[bytes] = []
+        for chunk in reversed(self._chunks):
+            parts.append(chunk[-size:] if size else b"")
+            size -= len(parts[-1])
+        return b"".join(reversed(parts))
+
     def content(self) -> bytes:
         """What is there, as one."""
         return b"".join(self._chunks)[-RING:]

@@ -49,6 +49,9 @@ IDLE_GRACE = 0.1
 HARD_LIMIT = 2.0
 """Seconds after which it is closed in any case."""
 
+LAST_WORDS, LAST_LINES, LAST_WIDTH = 2048, 5, 200
+"""What is told of the output of a run that failed: of so many bytes, so many lines, so many characters of each."""
+
 OnLine = Callable[[bytes], bool]
 Echo = Callable[[str, bytes], None]
 
@@ -119,6 +122,13 @@ class Capture:
         until = self.received + (CHUNK if self._tty else waiting)  # a terminal does not know what is still on its way
         while self.received < until and self.read():
             pass
+
+    def last_words(self) -> tuple[str, ...]:
+        """The last lines of this run, for people: few, short, and without what would move a terminal's cursor."""
+        self.drain()
+        text = self.log.ring.last(min(self.received, LAST_WORDS)).decode(errors="replace")
+        lines = [line.rstrip()[:LAST_WIDTH] for line in text.splitlines() if line.strip()]
+        return tuple("".join(char if char.isprintable() else "�" for char in line) for line in lines[-LAST_LINES:])
 
     def finish(self) -> None:
         """Drain, then close. Whoever still holds the pipe is read in the background for a moment, and delays nothing."""
