@@ -42,8 +42,9 @@ from supervisor.children.spawner import Spawner
 from supervisor.children.usage import Usage, measure
 from supervisor.errors import SpawnFailed
 
-SPAWNS_A_PASS = 8
-"""So many spawns may go ahead between two turns of everybody else: a few milliseconds' worth."""
+SPAWNS_A_PASS = 3
+"""So many spawns may go ahead between two turns of everybody else: a millisecond's worth, or ten where all processors are
+busy. An answer of the control socket takes several turns."""
 
 LOOKS = 4
 """So many times the list of orphans is looked at without a turn for everybody else."""
