@@ -483,9 +483,7 @@ class World:
 
     def no_more_starts(self, group: Group) -> None:
         group.operation = None
-        for child in group.children:
-            for member in within(child):
-                self.answer(member, STARTING_VERBS, False)
+        self.turn_down(group)
 
     # ---- the end of all
 
@@ -590,9 +588,17 @@ class World:
         member.wanted = member.again = member.follows_failure = member.run_wanted = False
         if not member.alive:
             ask.settle(True)
-        elif now:
+        elif isinstance(member, Group):
+            self.turn_down(member)  # also where it was closing already
+        if member.alive and now:
             self.ask(member, "command")
             self.hasten_stop(member)
+
+    def turn_down(self, group: Group) -> None:
+        """Who asked for a start below it is told at once that there will be none."""
+        for child in group.children:
+            for member in within(child):
+                self.answer(member, STARTING_VERBS, False)
 
     def hasten_stop(self, member: Member) -> None:
         if isinstance(member, Group):
