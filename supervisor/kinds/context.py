@@ -230,11 +230,8 @@ class Run:
         self._reporter.output_lost(self, count, cause)
 
 
-class Context:
-    """What a job's function gets for a parameter annotated `Context`: its run, and the way to end well.
-
-    In a thread, the same names block instead of being awaited.
-    """
+class RunFacts:
+    """What every kind of context knows of its run, wherever the function runs."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -254,6 +251,13 @@ class Context:
     def run(self) -> str:
         """The id of this run, such as `api#3`."""
         return self._run.id
+
+
+class Context(RunFacts):
+    """What a job's function gets for a parameter annotated `Context`: its run, and the way to end well.
+
+    In a thread, the same names block instead of being awaited.
+    """
 
     @property
     def phase(self) -> AsyncValue[Phase]:

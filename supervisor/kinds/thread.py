@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import Any
 
-import structlog
 import trio
 from structlog.contextvars import bound_contextvars
 
-from supervisor.kinds.context import Outcome, Resources, Run
+from supervisor.kinds.context import Outcome, Resources, Run, RunFacts
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.task import COMPLETED
-from supervisor.spec import split_name
 from supervisor.state import Phase
 
 
-class ThreadContext:
+class ThreadContext(RunFacts):
     """`Context` for a function that runs in a thread: the same names, but they block instead of being awaited.
 
     A parameter annotated `Context` gets one too; this name is for those whose type checker should know.
     """
 
     def __init__(self, run: Run, stopping: threading.Event) -> None:
-        self._run = run
+        super().__init__(run)
         self._stopping = stopping
         self._token = trio.lowlevel.current_trio_token()  # so that threads which the function starts may speak up too
-        self.log: Any = structlog.get_logger("job").bind(job=run.job, run=run.id)
-
-    @property
-    def job(self) -> str:
-        """The job's name."""
-        return split_name(self._run.job)[0]
-
-    @property
-    def worker(self) -> int:
-        """Which of the job's workers this is, counted from 0."""
-        return self._run.worker
-
-    @property
-    def run(self) -> str:
-        """The id of this run, such as `api#3`."""
-        return self._run.id
 
     @property
     def phase(self) -> Phase:
