@@ -458,6 +458,28 @@ async def test_a_purge_takes_everything_of_one_child_and_nothing_of_another(tmp_
     assert not children.cgroup.path.exists()
 
 
+async def test_a_purge_that_fails_half_way_leaves_nobody_frozen_and_the_child_can_still_be_ended(tmp_path, monkeypatch):
+    async with open_children(f"purge-{os.getpid()}", record=tmp_path / "instance") as children:
+        if "all of them" not in children.guarantee:
+            pytest.skip(children.guarantee)
+        other = await children.spawn(Launch(["sleep", "100"], ENV))
+        doomed, pids = await start_saying(children, "setsid sleep 100 & echo $!; wait", 1)
+
+        def exhausted(serial: int, pid: int) -> bool:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(children, "_spared", exhausted)
+            await children.purge(doomed)
+        assert all(map(alive, (other.pid, doomed.pid, *pids)))
+        for group in children.cgroup.path.iterdir():
+            if group.is_dir():
+                assert (group / "cgroup.freeze").read_text() == "0\n"
+        await end(doomed)
+        assert not any(map(alive, (doomed.pid, *pids))) and alive(other.pid)
+    assert not children.cgroup.path.exists()
+
+
 async def test_who_is_handed_over_by_a_dying_orphan_is_not_missed(children):
     """A family of three generations, killed while it is being handed over: at any moment somebody may just have died."""
     for _ in range(150):

@@ -42,17 +42,23 @@ class Cgroup:
 
         We step aside; what stays behind is frozen, so that it holds still while those to be spared are taken out; the rest
         is killed at one stroke. The spared stand still for that long: some milliseconds, more if they are many.
+        Raises OSError where that cannot be done; then nobody was killed, and nobody stands still.
         """
-        old, self._home = self._home, self.path / f"daemon-{next(self._numbers)}"
-        self._home.mkdir()
-        (self._home / "cgroup.procs").write_text("0")
-        (old / "cgroup.freeze").write_text("1")
-        guardian.await_event(str(old), b"frozen 1")
-        for pid in guardian.members(str(old)):
-            if spare(pid):
-                with suppress(OSError):  # it has died
-                    (self._home / "cgroup.procs").write_text(str(pid))
-        (old / "cgroup.kill").write_text("1")
+        old, new = self._home, self.path / f"daemon-{next(self._numbers)}"
+        new.mkdir()
+        (new / "cgroup.procs").write_text("0")
+        self._home = new
+        try:
+            (old / "cgroup.freeze").write_text("1")
+            guardian.await_event(str(old), b"frozen 1")
+            for pid in guardian.members(str(old)):
+                if spare(pid):
+                    with suppress(OSError):  # it has died
+                        (new / "cgroup.procs").write_text(str(pid))
+            (old / "cgroup.kill").write_text("1")
+        finally:
+            with suppress(OSError):
+                (old / "cgroup.freeze").write_text("0")
         guardian.remove_cgroup(str(old))
 
     def leave(self) -> bool:

@@ -22,7 +22,7 @@ import signal
 import threading
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -378,14 +378,18 @@ class Children:
             pass
 
     async def purge(self, child: Child) -> None:
-        """Kill everything of `child` at once, where there is a cgroup: nothing can be forked meanwhile."""
+        """Kill everything of `child` at once, where there is a cgroup: nothing can be forked meanwhile.
+
+        Where that fails (no descriptor is left, say) it is only not done: what is killed one by one is killed all the same.
+        """
         if (cgroup := self.cgroup) is not None:
             spare = partial(self._spared, child._serial)
             async with self._purging:
-                try:
-                    await trio.to_thread.run_sync(cgroup.purge, spare, limiter=self._walker)
-                except RuntimeError:  # no thread to be had: it has taken them all
-                    cgroup.purge(spare)
+                with suppress(OSError):
+                    try:
+                        await trio.to_thread.run_sync(cgroup.purge, spare, limiter=self._walker)
+                    except RuntimeError:  # no thread to be had: it has taken them all
+                        cgroup.purge(spare)
 
     def _spared(self, serial: int, pid: int) -> bool:
         return self._with_reserve(self._owner, pid) != serial
