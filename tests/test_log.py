@@ -19,7 +19,7 @@ from supervisor import events
 from supervisor.config import LogSpec
 from supervisor.errors import SpecError
 from supervisor.log import QUEUE, Console, Echo, Target, Writer, open_log, render_console, render_json
-from supervisor.state import Exit, Goal
+from supervisor.state import Exit, Goal, Spent
 
 
 @contextmanager
@@ -47,7 +47,11 @@ def one_life(journal: events.Journal, name: str = "api") -> None:
     journal.emit(events.Spawned, name=name, run=f"{name}#1", pid=4711)
     journal.emit(events.Ready, name=name, run=f"{name}#1", cause="started")
     exit = Exit(reason="exited with code 3", at=events.wall_now(), code=3)
-    journal.emit(events.Ended, name=name, run=f"{name}#1", exit=exit, failed=True, cause="exited with code 3")
+    spent = Spent(duration=2.5, cpu=0.25, max_rss=1 << 20)
+    journal.emit(
+        events.Ended, name=name, run=f"{name}#1", exit=exit, failed=True, cause="exited with code 3",
+        spent=spent, output=("my password is hunter2",),
+    )  # fmt: skip
 
 
 # -- what a line says ---------------------------------------------------------------------------------------------------
@@ -63,6 +67,8 @@ def test_each_event_is_one_line_with_job_run_and_pid(tmp_path):
     assert "pid" not in starting
     assert spawned["pid"] == ready["pid"] == ended["pid"] == 4711
     assert (ended["level"], ended["code"], ended["cause"]) == ("warning", 3, "exited with code 3")
+    assert (ended["duration"], ended["cpu"], ended["max_rss"]) == (2.5, 0.25, 1 << 20)
+    assert "hunter2" not in (tmp_path / "log").read_text()  # what a child prints has its own path
     assert ready["level"] == "info" and ready["timestamp"].endswith("Z")
 
 
