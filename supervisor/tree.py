@@ -101,9 +101,7 @@ class Supervisor:
     # ---- building ----
 
     def _root_node(self) -> SupervisorNode:
-        daemon = self.config.daemon
-        spec = SupervisorSpec(intensity=daemon.intensity, period=daemon.period, auto_shutdown=daemon.auto_shutdown)
-        self.root = SupervisorNode(self, "", spec, Goal.UP)
+        self.root = SupervisorNode(self, "", _root_spec(self.config), Goal.UP)
         return self.root
 
     def _complete(self) -> None:
@@ -468,8 +466,7 @@ class Supervisor:
         return order
 
     def _apply_root(self, config: Config) -> None:
-        daemon = config.daemon
-        spec = SupervisorSpec(intensity=daemon.intensity, period=daemon.period, auto_shutdown=daemon.auto_shutdown)
+        spec = _root_spec(config)
         if spec != self.root.spec:
             self.root.spec = spec
             self.root.post(self.root.respec)
@@ -598,6 +595,12 @@ class Supervisor:
 
 def _sum(one: Usage, other: Usage) -> Usage:
     return Usage(one.memory + other.memory, one.cpu + other.cpu, one.processes + other.processes)
+
+
+def _root_spec(config: Config) -> SupervisorSpec:
+    """The rules of the implicit root."""
+    daemon = config.daemon
+    return SupervisorSpec(intensity=daemon.intensity, period=daemon.period, auto_shutdown=daemon.auto_shutdown)
 
 
 async def _wait_at_most(seconds: float, event: trio.Event) -> None:

@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run ended, as its kind saw it. `error` is the exception of a Python job, for the log's traceback only."""
+    """How a run ended, as its kind saw it."""
 
     reason: str
     failed: bool
     code: int | None = None
     signal: str | None = None
-    error: BaseException | None = None
     spent: Spent | None = None
     output: tuple[str, ...] = ()
     """The last lines of a child process that failed by itself."""
