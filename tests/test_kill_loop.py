@@ -91,12 +91,13 @@ async def all_dead(token: str) -> None:
                     os.close(fd)
 
 
-async def until_said(process: trio.Process, event: str) -> list[bytes]:
-    """Read its log up to this event."""
+async def until_said(process: trio.Process, event: str, *ready: str) -> list[bytes]:
+    """Read its log up to this event, and until these jobs are ready: the daemon may run before all of them do."""
+    wanted = [f'"event":"{event}"', *(f'"event":"ready","job":"{name}"' for name in ready)]
     said = b""
     async for part in process.stderr:
         said += part
-        if f'"event":"{event}"'.encode() in said:
+        if all(each.encode() in said for each in wanted):
             return said.splitlines()
     raise AssertionError(f"it ended without {event!r}:\n{said.decode()}")
 
@@ -137,7 +138,7 @@ async def test_whenever_a_daemon_is_killed_nothing_of_it_survives_and_the_next_o
             [*program, "run"], cwd=tmp_path, env=clean_environ(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         with trio.fail_after(PATIENCE):
-            await until_said(process, "running")
+            await until_said(process, "running", *LASTING)
             assert {name: mains(token, name) for name in LASTING} == dict.fromkeys(LASTING, 1)
             used |= cgroup_of(tmp_path)
             process.terminate()
