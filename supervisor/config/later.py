@@ -41,5 +41,5 @@ KEYS = {
 }
 """By the name of the spec that will hold them."""
 
-WORDS = {("JobSpec", "kind"): ("process", "asyncio")}
+WORDS = {("JobSpec", "kind"): ("asyncio",)}
 """Values that a key will know."""

@@ -1,16 +1,21 @@
-"""Kinds: what a run is. A kind is one async function; to add one, write it in a file of its own and list it in `KINDS`."""
+"""Kinds: what a run is. A kind is one async function; to add one, write it in a file of its own and list it in `KINDS`.
+
+What is named here is imported when it is first asked for: a worker process needs some of this package, and no Trio.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
-from supervisor.kinds.context import Context, Outcome, Reporter, Resources, Run, inherited
-from supervisor.kinds.job import JobSpec
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
-Runner = Callable[[JobSpec, Run, Resources], Awaitable[Outcome]]
+    from supervisor.kinds.context import Context, Outcome, Reporter, Resources, Run, inherited
+    from supervisor.kinds.job import JobSpec
+
+    Runner = Callable[[JobSpec, Run, Resources], Awaitable[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Kind:
     @property
     def run(self) -> Runner:
         """The function that is one run."""
-        return cast(Runner, importlib.import_module(self.module).run)
+        return cast("Runner", importlib.import_module(self.module).run)
 
 
 KINDS = {
@@ -36,8 +41,27 @@ KINDS = {
     for kind in (
         Kind("task", "supervisor.kinds.task"),
         Kind("thread", "supervisor.kinds.thread", killable=False),
+        Kind("process", "supervisor.kinds.process"),
         Kind("command", "supervisor.kinds.command"),
     )
 }
 
-__all__ = ["KINDS", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "Runner", "inherited"]
+_HOME = {
+    "Context": "context",
+    "JobSpec": "job",
+    "Outcome": "context",
+    "Reporter": "context",
+    "Resources": "context",
+    "Run": "context",
+    "inherited": "context",
+}
+
+__all__ = ["KINDS", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "inherited"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

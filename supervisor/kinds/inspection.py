@@ -117,8 +117,8 @@ def unfit(function: Any, kind: str | None) -> Iterable[Fault]:
         yield ("call",), "a generator function: not supported yet; expected `async def` or `def` without yield"
     elif inspect.isclass(function):
         yield ("call",), "a class: expected a function"
-    elif kind == "thread" and kind_of(function) == "task":
-        yield ("kind",), 'kind "thread" runs a plain function, this one is `async def`'
+    elif kind in ("thread", "process") and kind_of(function) == "task":
+        yield ("kind",), f'kind "{kind}" runs a plain function, this one is `async def`'
     elif kind == "task" and kind_of(function) == "thread":
         yield ("kind",), 'kind "task" runs an `async def`, this is a plain function: use kind = "thread"'
 

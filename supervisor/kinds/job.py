@@ -41,7 +41,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         ),
     ] = None
     kind: Annotated[
-        Literal["task", "thread", "command"] | None,
+        Literal["task", "thread", "process", "command"] | None,
         Meta(description="how it runs; inferred from `command`, and for `call` from the function", extra=_RESTARTS),
     ] = None
     args: Annotated[
