@@ -115,9 +115,9 @@ def test_what_is_refused(keys, fault):
 @pytest.mark.parametrize(
     "key", ["env_file = 'x'", "user = 'root'", "sockets = []", "tty = true", "stop_command = 'x'", "reload_signal = 'HUP'"]
 )
-def test_they_are_for_commands_only(key):
+def test_they_are_for_child_processes_only(key):
     [fault] = faults(f'[jobs.a]\ncall = "m:f"\n{key}')
-    assert fault.endswith("only for a job with `command`, this job has `call`")
+    assert fault.endswith('only for a job with `command` or kind = "process"')
 
 
 def test_a_word_is_not_taken_for_a_file():

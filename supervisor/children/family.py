@@ -276,10 +276,11 @@ class Children:
         marks = {"SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": launch.run} if launch.run else {})}
         if launch.needs_launcher:
             return await self._spawn_by_launcher(launch, marks)
-        passed = () if launch.channel is None else (launch.channel,)
-        told = {CHANNEL: str(fd) for fd in passed}
+        if launch.channel is not None:
+            marks[CHANNEL] = str(launch.channel)
+        passed = [] if launch.channel is None else [launch.channel]
         async with self._gate:
-            return self._spawn(launch, launch.argv, env={**launch.env, **marks, **told}, cwd=launch.cwd, pass_fds=passed)
+            return self._spawn(launch, launch.argv, env={**launch.env, **marks}, cwd=launch.cwd, pass_fds=passed)
 
     async def _spawn_by_launcher(self, launch: Launch, marks: dict[str, str]) -> Child:
         async with self._gate:

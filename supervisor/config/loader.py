@@ -182,7 +182,7 @@ class _Loader:
         if fields is BAD:
             return JobSpec()
         given = frozenset(content)
-        if "command" in given:
+        if "command" in given or fields.get("kind") == "process":
             self._process(path, own, fields)
         for key in ("ready", "health"):
             if key in fields:
@@ -260,7 +260,8 @@ def _applies(
 ) -> bool:
     """Whether a default makes sense for a job; one that does not is passed over."""
     needed = table_of(JobSpec).fields[key].extra.get("for")
-    if needed in ("command", "call") and needed not in own:
+    spawns = "command" in own or own.get("kind", defaults.get("kind")) == "process"
+    if (needed == "call" and "call" not in own) or (needed == "child" and not spawns):
         return False
     once = bool(own.get("once"))
     scheduled = not once and ("every" in own or "every" in defaults)
@@ -280,11 +281,11 @@ def _applies(
         case "watch":
             return not scheduled
         case "recycle":
-            return not once and not scheduled and ("command" in own or not isinstance(value, Mapping) or "memory" not in value)
+            return not once and not scheduled and (spawns or not isinstance(value, Mapping) or "memory" not in value)
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":
-            return not isinstance(value, Mapping) or "command" in own or "log" not in value
+            return not isinstance(value, Mapping) or spawns or "log" not in value
         case "health":
             return not isinstance(value, Mapping) or _asks(value)
         case "after":

@@ -23,6 +23,9 @@ _LONGEST_SOCKET_PATH = 107
 RLIMITS = frozenset(name[7:].lower() for name in dir(resource) if name.startswith("RLIMIT_")) - {"ofile"}
 """The names of the limits of resources, as `ulimit` and systemd know them."""
 
+CHILD = 'a job with `command` or kind = "process"'
+"""Whom a key is for that concerns a process of the job's own."""
+
 _ENVIRONMENT_NAME = re.compile(r"[^=\0]+")
 
 
@@ -76,7 +79,7 @@ def _what(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) ->
 def _kind(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.kind == "command" and "call" in given:
         reading.fault((*path, "kind"), 'kind "command" needs `command`, this job has `call`')
-    if spec.kind in ("task", "thread") and "command" in given:
+    if spec.kind not in (None, "command") and "command" in given:
         reading.fault((*path, "kind"), f'kind "{spec.kind}" needs `call`, this job has `command`')
 
 
@@ -99,10 +102,20 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     if not given & {"command", "call"}:
         return
     for name, field in table_of(JobSpec).fields.items():
-        if name in given and (needed := field.extra.get("for")) and needed not in given:
+        if name not in given or not (needed := field.extra.get("for")):
+            continue
+        if needed == "child":
+            if not _spawns(path, spec, reading):
+                why = f": {field.extra['why']}" if "why" in field.extra else ""
+                reading.fault((*path, name), f"only for {CHILD}{why}")
+        elif needed not in given:
             has = f", this job has `{spec.where}`" if needed != "every" else ""
-            why = f": {field.extra['why']}" if "why" in field.extra else ""
-            reading.fault((*path, name), f"only for a job with `{needed}`{has}{why}")
+            reading.fault((*path, name), f"only for a job with `{needed}`{has}")
+
+
+def _spawns(path: Path, spec: JobSpec, reading: Reading) -> bool:
+    """Whether its runs are processes of their own, as far as can be told."""
+    return spec.spawns or reading.broken((*path, "kind"))
 
 
 def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -133,8 +146,8 @@ def _ready(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -
     if (ready := spec.ready) is None:
         return
     _probe((*path, "ready"), ready, reading)
-    if ready.log is not None and "call" in given:
-        message = "only for a job with `command`: a function says `ctx.ready()`, with { notify = true }"
+    if ready.log is not None and "call" in given and not _spawns(path, spec, reading):
+        message = f"only for {CHILD}: a function says `ctx.ready()`, with {{ notify = true }}"
         reading.fault((*path, "ready", "log"), message)
     if ready.log is not None:
         _regular_expression((*path, "ready", "log"), ready.log, reading)
@@ -206,8 +219,8 @@ def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
         reading.fault(path, "only for a service: a run of this job ends by itself")
     if recycle.age is None and recycle.memory is None:
         reading.fault(path, "expected `age`, `memory` or both")
-    if recycle.memory is not None and "call" in given:
-        reading.fault((*path, "memory"), "only for a job with `command`: the memory of a function is the daemon's")
+    if recycle.memory is not None and "call" in given and not _spawns(path[:-1], spec, reading):
+        reading.fault((*path, "memory"), f"only for {CHILD}: the memory of other functions is the daemon's")
 
 
 def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:

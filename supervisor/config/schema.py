@@ -11,6 +11,7 @@ from typing import Any
 
 from supervisor.config import later
 from supervisor.config.reading import did_you_mean
+from supervisor.config.rules import CHILD
 from supervisor.config.shapes import Field, Shape, Table, Word, table_of, written
 from supervisor.config.tables import NAMED, TABLES, DaemonSpec, LogSpec
 from supervisor.kinds.job import JobSpec
@@ -166,7 +167,8 @@ def _where(same: list[Topic], field: Field) -> str:
     places = [f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in tables]
     places += ["[defaults]"] if "jobs" in tables else []
     needed = field.extra.get("for")
-    return ", ".join(places) + (f"; only for a job with `{needed}`" if needed else "")
+    whom = CHILD if needed == "child" else f"a job with `{needed}`"
+    return ", ".join(places) + (f"; only for {whom}" if needed else "")
 
 
 def _reload(topic: Topic, field: Field) -> str:
@@ -174,7 +176,7 @@ def _reload(topic: Topic, field: Field) -> str:
     owner = _SPECS[table].fields[key.partition(".")[0]]
     return {
         "restart": "a change restarts the job",
-        "commands": "a change restarts every job with `command`",
+        "children": "a change restarts every job that is a child process",
         "sockets": "a change restarts the jobs that use it",
         "daemon": "a change needs a restart of the daemon",
     }.get(owner.extra.get("reload", ""), "a change is applied live")

@@ -8,7 +8,7 @@ loads the code anew each time it starts.
 from __future__ import annotations
 
 import marshal
-import os
+import os.path
 import pickle
 import signal
 import socket

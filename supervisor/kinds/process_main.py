@@ -7,10 +7,10 @@ hold, and goes on in `process_worker.py`.
 from __future__ import annotations
 
 import sys
-from pathlib import PurePath
+from os.path import dirname
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(PurePath(__file__).parents[2]))
+    sys.path.insert(0, dirname(dirname(dirname(__file__))))
     from supervisor.kinds.process_worker import main
 
     del sys.path[0]

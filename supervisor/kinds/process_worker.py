@@ -146,9 +146,9 @@ class Worker:
 
     # ---- speaking up ----
 
-    def say(self, what: str, body: bytes = b"", **fields: Any) -> None:
+    def say(self, what: str, **fields: Any) -> None:
         """Tell the daemon. Raises OSError where the channel is closed, ValueError for a field that is no JSON."""
-        self._channel.send(encoded({"is": what, **fields}) if fields else b'{"is":"%s"}' % what.encode(), body)
+        self._channel.send(encoded({"is": what, **fields}) if fields else b'{"is":"%s"}' % what.encode())
 
     # ---- calls ----
 
@@ -177,7 +177,7 @@ class Worker:
         self.say("started")
         value = function(**args)
         self._interruptible = False
-        self.say("returned", result(value) if head["wanted"] else b"")
+        self._channel.send(b'{"is":"returned"}', result(value) if head["wanted"] else b"")
 
     def end(self) -> None:
         """The end of the process, after all else: where a signal interrupted it, it dies of that, as others do."""
@@ -272,7 +272,7 @@ class Log:
         fields = {**self._bound, **fields}
         raised = fields.pop("exc_info", None)
         error = raised if isinstance(raised, BaseException) else sys.exception() if raised else None
-        line = {"level": level, "event": str(event % args if args else event)[:LONGEST_TEXT], "fields": fields}
+        line: dict[str, Any] = {"level": level, "event": str(event % args if args else event)[:LONGEST_TEXT], "fields": fields}
         if error is not None:
             line["exception"] = traced(error)
         try:
