@@ -230,7 +230,7 @@ class Context:
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Say how far the run is."""
-        self._worker.say("progress", done=done, total=total)
+        self._worker.say("progress", done=float(done), total=None if total is None else float(total))
 
 
 class Log:
@@ -278,8 +278,7 @@ class Log:
         try:
             self._worker.say("log", **line)
         except ValueError:  # no JSON, too deep, or too much of it
-            readable = {str(name): repr(value)[:LONGEST_TEXT] for name, value in fields.items()}
-            self._worker.say("log", **{**line, "fields": readable})
+            self._worker.say("log", **{**line, "fields": {str(name): shown(value) for name, value in fields.items()}})
 
 
 # ---- what is sent ----
@@ -290,12 +289,20 @@ def encoded(value: Any) -> bytes:
     import json
 
     try:
-        head = json.dumps(value, allow_nan=False, ensure_ascii=False, default=repr).encode(errors="replace")
+        head = json.dumps(value, allow_nan=False, ensure_ascii=False, default=shown).encode(errors="replace")
     except (TypeError, RecursionError) as error:
         raise ValueError(f"no JSON: {error}") from None
     if len(head) > LONGEST_HEAD:
         raise ValueError(f"longer than {LONGEST_HEAD} bytes")
     return head
+
+
+def shown(value: Any) -> str:
+    """The `repr` of a value, which is foreign code."""
+    try:
+        return repr(value)[:LONGEST_TEXT]
+    except Exception as worse:
+        return f"<{type(value).__name__}; its repr cannot be had: {type(worse).__name__}>"
 
 
 def result(value: Any) -> bytes:
@@ -340,6 +347,22 @@ def traced(error: BaseException) -> str:
     return "".join(lines).rstrip()[-LONGEST_TEXT:]
 
 
+def _default_in_forks(number: int) -> None:
+    """Have forks (multiprocessing makes some) die of the stop signal: it is us that are asked. None is lost on the way there."""
+
+    def begin() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+
+    def go_on() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+
+    def become_another() -> None:
+        signal.signal(number, signal.SIG_DFL)
+        go_on()
+
+    os.register_at_fork(before=begin, after_in_parent=go_on, after_in_child=become_another)
+
+
 def main() -> NoReturn:
     """Be a worker, from the first order to the end of the process."""
     channel = Channel(int(os.environ.pop("SUPERVISOR_CHANNEL")))
@@ -350,7 +373,7 @@ def main() -> NoReturn:
     vars(supervisor).update(Context=Context, ThreadContext=Context)
     if (number := order["stop_signal"]) != signal.SIGKILL:
         signal.signal(number, worker.on_signal)
-        os.register_at_fork(after_in_child=lambda: signal.signal(number, signal.SIG_DFL))  # it is us that are asked
+        _default_in_forks(number)
     atexit.register(worker.end)
     threading.Thread(target=worker.listen, name="supervisor", daemon=True).start()
     sys.exit(worker.work())
