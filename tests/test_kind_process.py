@@ -83,7 +83,7 @@ async def test_an_expanded_argument_is_a_string_there(house):
 
 
 async def test_arguments_that_cannot_be_sent_say_so(house):
-    with pytest.raises(RunFailed, match="its arguments cannot be sent to a process: .*lambda"):
+    with pytest.raises(RunFailed, match=r"its arguments cannot be sent to a process: .*lambda"):
         await finish(house, "def f(a): pass", args={"a": lambda: None})
 
 
@@ -401,8 +401,8 @@ async def test_a_function_that_closes_the_channel_is_told_so_and_goes_on(house, 
 async def test_nonsense_on_the_channel_ends_the_process(house):
     code = """
     def f():
-        channel = next(fd for fd in range(3, 256) if os.path.exists(f'/proc/self/fd/{fd}') and stat.S_ISSOCK(os.fstat(fd).st_mode))
-        os.write(channel, NONSENSE)
+        known = [fd for fd in range(3, 256) if os.path.exists(f'/proc/self/fd/{fd}')]
+        os.write(next(fd for fd in known if stat.S_ISSOCK(os.fstat(fd).st_mode)), NONSENSE)
         signal.pause()
     """
     small = HEADER.pack(2, 0) + b"{}"

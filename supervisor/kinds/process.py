@@ -187,7 +187,7 @@ class Worker:
         """How the run ended, as the process and its last word say together."""
         if self._failure:
             return structs.replace(outcome, reason=self._failure, failed=True)
-        if self._returned and outcome.code == 0:
+        if self._returned and not outcome.failed:  # perhaps of our own signal, on its way out
             return structs.replace(outcome, reason="completed")
         return outcome
 

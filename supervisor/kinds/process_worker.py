@@ -348,7 +348,7 @@ def traced(error: BaseException) -> str:
 
 
 def _default_in_forks(number: int) -> None:
-    """Have forks (multiprocessing makes some) die of the stop signal: it is us that are asked. None is lost on the way there."""
+    """Have forks (multiprocessing makes some) die of the stop signal: it is not they that are asked. None is lost meanwhile."""
 
     def begin() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})
