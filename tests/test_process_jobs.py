@@ -36,13 +36,17 @@ def pids(f: Tree, job: str) -> dict[str, int]:
     return {name: row.pid for name, row in f.tree.journal.table.items() if name.startswith(f"{job}:")}
 
 
-async def test_a_restart_loads_the_code_anew_and_says_nothing_of_the_old(tmp_path):
-    code = "def f(ctx: 'Context'):\n    print('%s')\n    ctx.wait_stopping()"
-    async with tree(tmp_path, a=job(code % "old", tmp_path, "fresh_code")) as f:
-        await f.until(Ready)
-        write(tmp_path, "fresh_code", code % "newer")
-        answer = await f.tree.order("restart", ["a"])[0].wait()
-        assert answer.ok and "changed" not in answer.text
+async def test_a_restart_loads_the_code_anew_and_says_nothing_of_the_old(tmp_path, monkeypatch):
+    """Also where a thread of the daemon runs the same function, which it has loaded once for all."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "def f(ctx: 'Context'):\n    if os.getpid() != %d: print('%s')\n    ctx.wait_stopping()"
+    old = job(code % (os.getpid(), "old"), tmp_path, "fresh_code")
+    async with tree(tmp_path, a=old, b={"call": "fresh_code:f"}) as f:
+        await f.tree.wait_running()
+        write(tmp_path, "fresh_code", code % (os.getpid(), "newer"))
+        a, b = [await order.wait() for order in f.tree.order("restart", ["a", "b"])]
+        assert a.ok and "changed" not in a.text
+        assert b.ok and 'restart the daemon, or give it kind = "process"' in b.text
     assert (tmp_path / "logs/a.log").read_text() == "old\nnewer\n"
 
 
