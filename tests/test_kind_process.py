@@ -147,7 +147,7 @@ async def test_what_it_prints_is_in_the_log_at_once(house):
         os.write(2, b'to the errors\\n')
         signal.pause()
     """
-    life = start(house, code, once=False, ready=Ready(log="errors"))
+    life = start(house, code, once=False, ready=Ready(log="errors"), env={"PYTHONUNBUFFERED": ""})
     await life.ready()
     assert house.log() == b"to the output\nto the errors\n"
 
@@ -289,6 +289,20 @@ async def test_what_it_raises_is_its_failure_and_logged_once(house):
     assert line["exception"].startswith("Traceback (most recent call last):\n  File ")
     assert "process_worker" not in line["exception"] and line["exception"].endswith("ValueError: no\nway")
     assert printed == b""
+
+
+async def test_all_that_it_has_said_is_heard_also_when_its_death_is_known_first(house):
+    code = """
+    def f(ctx: 'Context'):
+        for number in range(40):  # more than is read at once, and less than the socket holds
+            ctx.log.info(2000 * 'x', number=number)
+        os._exit(5)
+    """
+    life = start(house, code)
+    os.waitid(os.P_PID, await life.ready(), os.WEXITED | os.WNOWAIT)  # the loop stands still meanwhile
+    with structlog.testing.capture_logs() as logs:
+        assert (await life.end()).reason == "exited with code 5"
+    assert [line["number"] for line in logs] == list(range(40))
 
 
 @pytest.mark.parametrize(
