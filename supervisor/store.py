@@ -231,8 +231,8 @@ class _Writer:
             db.execute("SAVEPOINT operation")
             _do(operation, fn, db)
             if operation.error is not None:
-                if not db.in_transaction or _is_damage(operation.error):
-                    raise operation.error  # a disk that is full has undone everything
+                if not db.in_transaction or _code(operation.error) in _ADVICE:
+                    raise operation.error  # no fault of the function: a full disk, say, which has undone everything
                 db.execute("ROLLBACK TO operation")
             db.execute("RELEASE operation")
         db.execute("COMMIT")
@@ -241,7 +241,7 @@ class _Writer:
         db.execute("PRAGMA query_only = ON")
         for operation, fn in batch:
             _do(operation, fn, db)
-            if operation.error is not None and _is_damage(operation.error):
+            if operation.error is not None and _is_serious(operation.error):
                 raise operation.error
         db.execute("PRAGMA query_only = OFF")
 

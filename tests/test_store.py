@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -264,3 +267,64 @@ async def test_last_runs_are_remembered(tmp_path, told):
             await last.remember("gone", at)
             await last.forget("gone")
     assert before == {"nightly": 1.5}
+
+
+# -- faults of the machine ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
+def test_a_full_disk_loses_nothing_that_was_told_done_and_is_got_over():
+    script = Path(__file__).with_name("small_disk.py")
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, str(script), "store"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    said = json.loads(done.stdout or done.stderr)
+    assert "the disk is full: free some space" in said["full"] and "the disk is full" in said["again"]
+    assert said["kept"] and said["more"]
+    assert "cannot use" in said["read only"]
+    assert said["told"] == 0
+
+
+WRITER = """
+import sys, trio
+from functools import partial
+from pathlib import Path
+from supervisor.store import open_store
+
+async def write(store, first):
+    number = first
+    while True:
+        await store.write(lambda db: db.execute("INSERT INTO things VALUES (?, 0)", (number,)) and None)
+        print(number, flush=True)
+        number += 20
+
+async def main(path, first):
+    schema = ["CREATE TABLE things (name TEXT PRIMARY KEY, value INTEGER)"]
+    async with open_store(Path(path), schema, on_failure=print) as store:
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(write, store, first + number)
+
+trio.run(main, sys.argv[1], int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=[pytest.mark.long, pytest.mark.limit(900)])])
+async def test_killed_at_any_moment_the_writer_has_stored_all_that_it_was_told(opened, tmp_path, told, rounds):
+    path, acknowledged, chance = tmp_path / "things.db", set(), random.Random(rounds)
+    for round in range(rounds):
+        program = [sys.executable, "-c", WRITER, str(path), str(round * 1_000_000)]
+        writer = await trio.lowlevel.open_process(program, cwd=ROOT, stdout=subprocess.PIPE)
+        said = b""
+        while said.count(b"\n") < 50:
+            said += await writer.stdout.receive_some()
+        await trio.sleep(chance.uniform(0, 0.05))
+        writer.send_signal(signal.SIGKILL)
+        await writer.wait()
+        async for chunk in writer.stdout:
+            said += chunk
+        acknowledged |= set(said.decode().rpartition("\n")[0].split())
+        async with opened() as store:
+            assert acknowledged <= await store.read(names)
+    assert told == []
