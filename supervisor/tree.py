@@ -85,7 +85,7 @@ class Supervisor:
         self.stuck = False
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
-        self._watching = Watching(self._due, self._warn)
+        self._watching = Watching(lambda job, burst: self._due(job, str(burst)), self._warn)
         self._scales = Scales(resources.children, self._child_of, self._due)
         self._one_offs = 0
         """How many there were: the number of a run is never given twice, though the name is."""
