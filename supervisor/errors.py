@@ -61,6 +61,27 @@ class SpawnFailed(RunFailed):
     """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
 
 
+class Retry(RunFailed):
+    """Raised by a job's own code: try me again, after so many seconds where it says so, else after the usual wait.
+
+    It asks the `retry` round it for another attempt whatever `on` says; where there is none, or no attempt is left, it is a
+    failure like any other.
+    """
+
+    def __init__(self, message: str = "asks for another attempt", *, after: float | None = None) -> None:
+        self.retry_after = after
+        super().__init__(message)
+
+
+class ExitStatus(RunFailed):
+    """A command ended badly: with this exit code, or killed by this signal (its name, "SIGKILL")."""
+
+    def __init__(self, message: str, *, code: int | None = None, signal: str | None = None) -> None:
+        self.code = code
+        self.signal = signal
+        super().__init__(message)
+
+
 class TimedOut(RunFailed):
     """One attempt took longer than its `timeout` (seconds)."""
 
