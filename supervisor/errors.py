@@ -5,7 +5,7 @@ Messages are lower case without a full stop: what, where, what to do. Facts are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -56,6 +56,9 @@ class ControlError(SupervisorError):
 class RunFailed(SupervisorError):
     """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""
 
+    failure_names: Collection[str] = ()
+    """What it goes by in `on` and `give_up_on`, besides its class: what ended in another process has names only."""
+
 
 class SpawnFailed(RunFailed):
     """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
@@ -79,6 +82,7 @@ class ExitStatus(RunFailed):
     def __init__(self, message: str, *, code: int | None = None, signal: str | None = None) -> None:
         self.code = code
         self.signal = signal
+        self.failure_names = tuple(str(name) for name in (code, signal) if name is not None)
         super().__init__(message)
 
 

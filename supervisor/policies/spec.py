@@ -12,8 +12,8 @@ from supervisor.spec import Rate, Seconds, Spec
 class RetrySpec(Spec, frozen=True, kw_only=True):
     """Another attempt after a failed one: after `initial * factor ** n` seconds, at most `max`, each cut by `jitter`.
 
-    A failure that says when to come back (`retry_after`) is answered then. The formula is stamina's; full and equal jitter
-    are those of "Exponential Backoff And Jitter" in the AWS Architecture Blog.
+    A failure that says when to come back (`retry_after`) is answered then. It is the usual truncated exponential backoff;
+    full and equal jitter are those of "Exponential Backoff And Jitter" in the AWS Architecture Blog.
     """
 
     attempts: Annotated[int, Meta(ge=1, description="how many attempts in all, the first one included")] = 5
