@@ -102,7 +102,9 @@ class _Loader:
         if faults:
             raise SpecError(faults)
         base = self._document.main.base
-        return Config(file, base, daemon, log, jobs, supervisors, sockets, limits, tuple(warnings), self._document if file else None)
+        return Config(
+            file, base, daemon, log, jobs, supervisors, sockets, limits, tuple(warnings), self._document if file else None
+        )
 
     def _problems(self) -> tuple[list[Problem], list[Problem]]:
         found = [self._document.problem(finding) for finding in self._reading.findings]

@@ -14,7 +14,7 @@ from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.shapes import table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
-from supervisor.policies import ORDER, LimitSpec, Retry
+from supervisor.policies import ORDER, LimitSpec, RetrySpec
 from supervisor.probes import PROBES, Probe
 from supervisor.probes.spec import split_address
 from supervisor.sockets import address
@@ -209,10 +209,10 @@ def _regular_expression(path: Path, pattern: str, reading: Reading) -> None:
 
 
 def _policies(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if spec.service and not {"once", "every"} & given:
-        for name in ORDER:
-            if name in given:
-                reading.fault((*path, name), table_of(JobSpec).fields[name].extra["ends"])
+    if spec.service:
+        unknown = any(reading.broken((*path, key)) for key in ("once", "every"))  # what kind of job it was meant to be
+        for name in () if unknown else sorted(given & {*ORDER}):
+            reading.fault((*path, name), table_of(JobSpec).fields[name].extra["ends"])
         return
     if spec.timeout is not None and spec.deadline is not None and spec.timeout > spec.deadline:
         message = f"longer than the deadline of the whole run ({spec.deadline:g} s): it is never reached"
@@ -223,7 +223,7 @@ def _policies(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading
         _callable((*path, "fallback"), spec.fallback, reading)
 
 
-def _retry(path: Path, retry: Retry, command: bool, reading: Reading) -> None:
+def _retry(path: Path, retry: RetrySpec, command: bool, reading: Reading) -> None:
     if retry.max < retry.initial:
         message = f"max ({retry.max:g} s) is shorter than initial ({retry.initial:g} s): it is the longest wait"
         reading.warn((*path, "max"), message)
@@ -239,7 +239,7 @@ def _no_failure(name: str, command: bool) -> str:
         if not command:
             return "expected an exception: exit codes and signals are a command's"
         known = int(name) <= 255 if name.isdecimal() else name in signal.Signals.__members__
-        return "" if known else "expected an exit code from 0 to 255, or a signal such as \"SIGKILL\""
+        return "" if known else 'expected an exit code from 0 to 255, or a signal such as "SIGKILL"'
     if command:
         return "" if name in _OWN_FAILURES else f"expected an exit code, a signal, or one of {', '.join(sorted(_OWN_FAILURES))}"
     return "" if _EXCEPTION.fullmatch(name) else 'expected an exception such as "ConnectionError" or "httpx:TransportError"'

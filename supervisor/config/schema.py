@@ -170,7 +170,8 @@ def _where(same: list[Topic], field: Field) -> str:
     places = [f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in tables]
     places += ["[defaults]"] if "jobs" in tables else []
     needed = field.extra.get("for")
-    return ", ".join(places) + (f"; only for a job with `{needed}`" if needed else "")
+    ends = "; only for runs that end: `once`, `every`" if "ends" in field.extra else ""
+    return ", ".join(places) + (f"; only for a job with `{needed}`" if needed else ends)
 
 
 def _reload(topic: Topic, field: Field) -> str:

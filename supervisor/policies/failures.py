@@ -71,4 +71,6 @@ def _loaded(name: str) -> Any:
 
 def in_brief(error: BaseException) -> str:
     """An exception in one line. Its own text may be foreign code that fails, which is said."""
+    if isinstance(error, errors.RunFailed):
+        return str(error)
     return traceback.format_exception_only(error)[0].partition("\n")[0][:200]
