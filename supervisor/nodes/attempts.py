@@ -91,6 +91,8 @@ class Attempts:
             return self._last
         if self._run.current_phase is not Phase.RUNNING:
             return self._not_again(self._last)
+        if isinstance(self._last, DeadlineExceeded):
+            raise self._last
         assert self._spec.deadline is not None
         raise DeadlineExceeded(self._spec.deadline) from self._last
 
