@@ -427,16 +427,16 @@ async def test_a_fallback_in_a_thread_cannot_be_killed_and_a_stop_says_so(autoju
 
 
 async def test_a_job_without_policies_has_nothing_of_it(autojump_clock, tmp_path):
-    runs: list[Run] = []
+    runs: dict[str, Run] = {}
 
     async def work(ctx: Context) -> None:
-        runs.append(ctx._run)
+        runs[ctx.job] = ctx._run
         await ctx.wait_stopping()
 
     async with forest(tmp_path, {"plain": job(work, once=True), "with": job(work, once=True, timeout=10)}) as f:
         await settle()
-        assert [type(run) for run in runs] == [Run, Attempt]
-        assert runs[0] is f.tree.nodes["plain"].life.run
+        assert (type(runs["plain"]), type(runs["with"])) == (Run, Attempt)
+        assert runs["plain"] is f.tree.nodes["plain"].life.run
 
 
 async def test_the_service_of_a_name_that_had_policies_is_plain(autojump_clock, tmp_path):
