@@ -155,7 +155,7 @@ class Attempts:
                 bulkhead.release()
 
     async def _take_turn(self, rate: RateLimiter) -> None:
-        wait, longest = rate.wait, rate.spec.within
+        wait, longest = rate.delay, rate.spec.within
         if wait > SHORT and (longest is None or wait <= longest):
             whose = f"rate {rate.name}" if rate.name else "its rate"
             cause = f"waits for {whose}: {len(rate.waiting)} before it, about {wait:.3g} s"

@@ -184,7 +184,7 @@ def _parts(spec: LimitSpec) -> tuple[BreakerSpec | None, RateSpec | None, Bulkhe
 def _rate_row(rate: RateLimiter) -> RateStatus:
     spec = rate.spec
     return RateStatus(
-        rate=spec.rate, burst=spec.burst, tokens=round(rate.tokens, 3), wait=round(rate.wait, 3), waiting=rate.waiting
+        rate=spec.rate, burst=spec.burst, tokens=round(rate.tokens, 3), wait=round(rate.delay, 3), waiting=rate.waiting
     )
 
 

@@ -94,7 +94,7 @@ class Bulkhead(Layer):
     async def _wait(self, who: str | None) -> None:
         spec = self.spec
         if spec.waiting is not None and len(self._queue) >= spec.waiting:
-            raise self._full(f"{len(self._queue)} are waiting" if spec.waiting else "nobody may wait")
+            raise self._full(f"{len(self._queue)} wait already" if spec.waiting else "nobody may wait")
         with trio.move_on_after(math.inf if spec.within is None else spec.within):
             await self._park(who)
             return

@@ -20,8 +20,6 @@ class Layer(ABC):
     One layer may be round many functions and many calls at once. It belongs to the Trio thread, and works on Trio's clock.
     """
 
-    __slots__ = ()
-
     @abstractmethod
     async def call(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Await `function(*args, **kwargs)` under this policy. `Cancelled` passes through and counts as nothing."""

@@ -105,9 +105,9 @@ class RateLimiter(Layer):
         return tuple(place.who for place in self._queue)
 
     @property
-    def wait(self) -> float:
+    def delay(self) -> float:
         """How many seconds whoever comes now would wait for its turn."""
-        return self._wait_from(trio.current_time())
+        return self._delay_at(trio.current_time())
 
     async def call(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         now = trio.current_time()
@@ -141,13 +141,13 @@ class RateLimiter(Layer):
         self._bucket.take(now)
         return True
 
-    def _wait_from(self, now: float) -> float:
+    def _delay_at(self, now: float) -> float:
         return max(self._bucket.due + len(self._queue) * self._bucket.interval - now, 0.0)
 
     async def _take_turn(self, now: float, longest: float | None, who: str | None) -> None:
-        wait = self._wait_from(now)
-        if longest is not None and wait > longest + ROUNDING:
-            raise self._rejected(wait, longest)
+        delay = self._delay_at(now)
+        if longest is not None and delay > longest + ROUNDING:
+            raise self._rejected(delay, longest)
         place = _Place(trio.lowlevel.current_task().name if who is None else who)
         self._queue[place] = None
         self._set_alarm()
@@ -181,6 +181,6 @@ class RateLimiter(Layer):
         if self._queue:
             next(iter(self._queue)).alarm.deadline = self._bucket.due
 
-    def _rejected(self, wait: float, longest: float) -> RateLimited:
+    def _rejected(self, delay: float, longest: float) -> RateLimited:
         limit = f"rate limit{self.name and ' '}{self.name} of {self.spec.rate:g} a second"
-        return RateLimited(f"{limit}: its turn is in {wait:.3g} s, and it may wait {longest:g} s", wait - longest)
+        return RateLimited(f"{limit}: its turn is in {delay:.3g} s, and it may wait {longest:g} s", delay - longest)
