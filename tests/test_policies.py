@@ -347,10 +347,14 @@ def test_cancelled_at_any_step_of_all_of_them_nothing_is_held():
         async def other() -> None:
             await call([OSError()])
 
+        async def last() -> None:
+            await trio.sleep(200)
+            await call([])  # finds its way, and closes the breaker if the others have left it open
+
         def all_well() -> bool:
             return (bulkhead.in_use, bulkhead.waiting, limiter.waiting) == (0, (), ()) and breaker.state.value == "closed"
 
-        return victim, [other, other], all_well
+        return victim, [other, other, last], all_well
 
     assert cancelled_at_every_step(scene) >= 8
 
