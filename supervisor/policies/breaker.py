@@ -15,7 +15,7 @@ from typing import Literal
 import trio
 
 from supervisor.errors import BreakerOpen, Rejected
-from supervisor.policies.failures import Failures, in_brief, leaves, matcher
+from supervisor.policies.failures import Failures, in_one_line, leaves, matcher
 from supervisor.policies.layer import ROUNDING, Layer, P, T
 from supervisor.policies.spec import BreakerSpec
 from supervisor.restart import Window
@@ -243,6 +243,6 @@ class _Attempt:
     def _judge(self, error: Exception) -> None:
         told = [leaf for leaf in leaves(error) if not isinstance(leaf, Rejected)]
         if any(map(self._counts, told)):
-            self._circuit.failed(self._ticket, trio.current_time(), in_brief(error))
+            self._circuit.failed(self._ticket, trio.current_time(), in_one_line(error))
         elif told:
             self._circuit.succeeded(self._ticket)

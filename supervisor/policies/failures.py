@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import builtins
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from supervisor import errors
+from supervisor.errors import RunFailed
 
 Failure = type[BaseException] | str | Callable[[BaseException], bool]
 Failures = Failure | Sequence[Failure]
@@ -69,6 +69,25 @@ def _loaded(name: str) -> Any:
     return found
 
 
-def in_brief(error: BaseException) -> str:
-    """An exception in one line. Its own text may be foreign code that fails, which is said."""
-    return traceback.format_exception_only(error)[0].partition("\n")[0][:200]
+def in_one_line(error: BaseException) -> str:
+    """An exception as a reason: what ours says, the class and the first line of others."""
+    error = unwrapped(error)
+    if isinstance(error, RunFailed):
+        return str(error)
+    first_line = _text(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """An exception out of the groups of nurseries in which it is alone."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says; the `__str__` of foreign code may fail, or give what is no UTF-8."""
+    try:
+        return str(error).encode("utf-8", "backslashreplace").decode()
+    except Exception as worse:
+        return f"its text cannot be had: {type(worse).__name__}"

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from supervisor.errors import Rejected, Retry
-from supervisor.policies.failures import Failures, in_brief, leaves, matcher
+from supervisor.policies.failures import Failures, in_one_line, leaves, matcher
 from supervisor.policies.layer import Layer, P, T
 from supervisor.policies.spec import RetrySpec
 
@@ -93,8 +93,8 @@ class retry(Layer):
                 if not await self._goes_on(attempt, error):
                     _note(error, attempt, earlier)
                     raise
-                brief = in_brief(error)
-                earlier[brief] = earlier.pop(brief, 0) + 1
+                reason = in_one_line(error)
+                earlier[reason] = earlier.pop(reason, 0) + 1
         raise AssertionError("there is no end to counting")
 
     async def _goes_on(self, attempt: int, error: Exception) -> bool:
@@ -137,5 +137,5 @@ class retry(Layer):
 def _note(error: Exception, attempt: int, earlier: dict[str, int]) -> None:
     """Tell with the last failure how the others went, since only this one comes out."""
     if earlier:
-        told = [f"{brief} ({times} times)" if times > 1 else brief for brief, times in list(earlier.items())[-TOLD:]]
+        told = [f"{reason} ({times} times)" if times > 1 else reason for reason, times in list(earlier.items())[-TOLD:]]
         error.add_note(f"attempt {attempt}; before it: {'; '.join(told)}")
