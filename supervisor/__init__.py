@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from supervisor.control.client import Client
     from supervisor.control.wire import Unreachable
     from supervisor.errors import ControlError, RestartIntensityExceeded, SpecError, SupervisorError
+    from supervisor.kinds.asyncio_loop import AsyncioContext
     from supervisor.kinds.context import Context
     from supervisor.kinds.job import JobSpec
     from supervisor.kinds.thread import ThreadContext
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "state",
     "AsyncClient": "control.aclient",
+    "AsyncioContext": "kinds.asyncio_loop",
     "Client": "control.client",
     "Config": "config",
     "Context": "kinds.context",
@@ -61,6 +63,7 @@ _HOME = {
 __all__ = [
     "Answer",
     "AsyncClient",
+    "AsyncioContext",
     "Client",
     "Config",
     "Context",

@@ -71,6 +71,10 @@ class JobNode(Node):
         return KINDS[self.kind].killable
 
     @property
+    def takes(self) -> str | None:  # type: ignore[override]
+        return KINDS[self.kind].takes
+
+    @property
     def restart_type(self) -> RestartType:
         return self.spec.restart_type
 

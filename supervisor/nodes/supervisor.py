@@ -14,6 +14,7 @@ from supervisor import events, restart
 from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.kinds.context import does_not_end
 from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
@@ -656,7 +657,7 @@ class SupervisorNode(Node):
         if life.killed_after is None:
             self._kill_run(child, life, now)
         elif child.row.word != Why.STUCK.value:
-            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+            life.run.stuck(does_not_end(life.run) if child.takes == "thread" else f"still there {STUCK_AFTER:g} s after it was killed")
 
     def _kill_run(self, child: Node, life: Life, now: float) -> None:
         assert life.asked is not None
@@ -664,7 +665,7 @@ class SupervisorNode(Node):
         life.killed_after = now - life.asked_at
         self.tree.was_late(child.name)
         if not child.killable:
-            life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
+            life.run.stuck(does_not_end(life.run))
             return
         child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
         life.scope.cancel(reason=life.asked.cause)
