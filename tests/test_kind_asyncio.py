@@ -7,7 +7,6 @@ import contextvars
 import gc
 import sys
 import threading
-import time
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -215,8 +214,12 @@ async def test_what_it_leaves_in_its_loop_is_cancelled_and_awaited(tmp_path, sai
         finally:
             said("generator closed")
 
+    def late() -> None:
+        threading.Event().wait(0.05)
+        said("thread ended")
+
     async def leave() -> None:
-        asyncio.get_running_loop().run_in_executor(None, lambda: (time.sleep(0.05), said("thread ended")))
+        asyncio.get_running_loop().run_in_executor(None, late)
         left.append(asyncio.create_task(stay()))
         left.append(count())
         await anext(left[-1])
@@ -392,7 +395,9 @@ async def test_a_process_of_its_own_ends_with_its_own_exit_code_beside_ours(tmp_
 
     async def spawn(ctx: Context) -> None:
         for code in range(1, 11):
-            process = await asyncio.create_subprocess_exec("sh", "-c", f"(sleep 0.01 &); exit {code}", start_new_session=code > 5)
+            process = await asyncio.create_subprocess_exec(
+                "sh", "-c", f"(sleep 0.01 &); exit {code}", start_new_session=code > 5
+            )
             said(await process.wait())
         result = await asyncio.create_subprocess_exec("echo", "hello", stdout=asyncio.subprocess.PIPE)
         said((await result.communicate())[0])

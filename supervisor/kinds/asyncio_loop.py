@@ -13,7 +13,6 @@ from typing import Any
 
 import trio
 from structlog.contextvars import bound_contextvars
-from trio_util import wait_any
 
 from supervisor.children import kill_all, spawned_by_thread
 from supervisor.errors import RunFailed
@@ -140,7 +139,13 @@ class _Hosted:
     async def wait_or_abandon(self) -> None:
         """Wait for the end of the thread, also when cancelled, unless the tree gives it up."""
         with trio.CancelScope(shield=True):
-            await wait_any(self._over.wait, self._run.abandoned.wait)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._abandon)
+                await self._over.wait()
+                nursery.cancel_scope.cancel(reason="it has ended")
+
+    async def _abandon(self) -> None:
+        await self._run.abandoned.wait()
         self._waiting.cancel(reason="given up")
 
     def cancel(self) -> None:

@@ -46,7 +46,7 @@ def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The parameter annotated `Context`, or with the context of a kind, which the supervisor passes itself; None without one."""
+    """The parameter annotated `Context`, or by the name of a kind's own, which the supervisor passes itself; None without."""
     try:
         parameters = signature(function).parameters
     except (TypeError, ValueError):  # a builtin without a signature

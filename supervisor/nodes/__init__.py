@@ -8,6 +8,7 @@
     health       whether a run is well
     hearing      what a child says of itself over its NOTIFY_SOCKET
     recycling    what runs hold in memory
+    room         how many runs may be in threads and in processes at the same time
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     workers      the workers of a job with several: a supervisor of its own
     commands     what an operator may ask of a child
@@ -26,7 +27,20 @@ from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
+from supervisor.nodes.room import Rooms
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
-__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "Scales", "SupervisorNode", "WorkersNode", "obey", "scale"]
+__all__ = [
+    "COMMANDS",
+    "JobNode",
+    "Node",
+    "OneOff",
+    "Order",
+    "Rooms",
+    "Scales",
+    "SupervisorNode",
+    "WorkersNode",
+    "obey",
+    "scale",
+]

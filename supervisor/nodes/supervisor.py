@@ -352,6 +352,10 @@ class SupervisorNode(Node):
 
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
+        hold = self._reason_of_its_own(child, now)
+        return self.tree.rooms.hold(child, hold) if self.tree.rooms else hold
+
+    def _reason_of_its_own(self, child: Node, now: float) -> Hold | None:
         if self.closing is not None:
             return Hold(self.closing.cause, rest=True)
         if self.tree.ending:
@@ -422,6 +426,7 @@ class SupervisorNode(Node):
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
+        self.tree.rooms.enter(child)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
 
     def _start_cause(self, child: Node) -> str:
@@ -472,6 +477,7 @@ class SupervisorNode(Node):
         life.gone.set()
         child.life = None
         self.alive.discard(child.name)
+        self.tree.rooms.leave(child)
         verdict = life.asked.verdict if life.asked else None
         outcome = outcome if verdict is None else replace(verdict, spent=outcome.spent, output=outcome.output)
         judged = life.asked is None or (verdict is not None and verdict.failed)
@@ -657,7 +663,9 @@ class SupervisorNode(Node):
         if life.killed_after is None:
             self._kill_run(child, life, now)
         elif child.row.word != Why.STUCK.value:
-            life.run.stuck(does_not_end(life.run) if child.takes == "thread" else f"still there {STUCK_AFTER:g} s after it was killed")
+            life.run.stuck(
+                does_not_end(life.run) if child.takes == "thread" else f"still there {STUCK_AFTER:g} s after it was killed"
+            )
 
     def _kill_run(self, child: Node, life: Life, now: float) -> None:
         assert life.asked is not None
@@ -829,6 +837,7 @@ class SupervisorNode(Node):
         child.due_at = child.restarting = child.hold = None
         self._pending.discard(child.name)
         self._dirty.pop(child.name, None)
+        self.tree.rooms.leave(child)
         target, child.moving_to = child.moving_to, None
         if target is not None and child.removing is None:
             child.emit(events.Changed, kind=child.kind, supervisor=target.name or None, description=child.description)
