@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         SupervisorError,
         TimedOut,
     )
+    from supervisor.kinds.asyncio_loop import AsyncioContext
     from supervisor.kinds.context import Context
     from supervisor.kinds.job import JobSpec
     from supervisor.kinds.thread import ThreadContext
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "state",
     "AsyncClient": "control.aclient",
+    "AsyncioContext": "kinds.asyncio_loop",
     "BreakerOpen": "errors",
     "Bulkhead": "policies.bulkhead",
     "BulkheadFull": "errors",
@@ -97,6 +99,7 @@ _HOME = {
 __all__ = [
     "Answer",
     "AsyncClient",
+    "AsyncioContext",
     "BreakerOpen",
     "Bulkhead",
     "BulkheadFull",

@@ -33,7 +33,20 @@ from supervisor.events import Journal, rfc3339
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
-from supervisor.nodes import COMMANDS, JobNode, Limits, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
+from supervisor.nodes import (
+    COMMANDS,
+    JobNode,
+    Limits,
+    Node,
+    OneOff,
+    Order,
+    Rooms,
+    Scales,
+    SupervisorNode,
+    WorkersNode,
+    obey,
+    scale,
+)
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
@@ -68,6 +81,7 @@ class Supervisor:
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
         self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
+        self.rooms = Rooms({"thread": config.daemon.threads, "process": config.daemon.processes})
         self.dependants: dict[str, list[Node]] = {}
         self.abandoned = trio.Event()
         """Set when nobody waits any more for what cannot be killed."""

@@ -386,7 +386,6 @@ def test_a_job_that_is_no_table_is_one_fault(faults):
         ("jobs = 3", "1:1: jobs: expected a table, got 3"),
         ("[http]", "1:2: http: not supported yet"),
         ("[queues.images]", "1:2: queues: not supported yet"),
-        ("[daemon]\nthreads = 3", "2:1: daemon.threads: not supported yet"),
         ("[log]\nrotate = {}", "2:1: log.rotate: not supported yet"),
         (
             '[jobs."a b"]\ncommand = "x"',

@@ -13,10 +13,6 @@ TABLES = {
 }
 
 KEYS = {
-    "DaemonSpec": {
-        "threads": "how many threads the daemon may use",
-        "processes": "how many worker processes the daemon may use",
-    },
     "LogSpec": {"rotate": "when the log file is put aside, and how many are kept"},
     "JobSpec": {
         "cron": "runs at times of the calendar",
@@ -33,5 +29,5 @@ KEYS = {
 }
 """By the name of the spec that will hold them."""
 
-WORDS = {("JobSpec", "kind"): ("process", "asyncio")}
+WORDS = {("JobSpec", "kind"): ("process",)}
 """Values that a key will know."""

@@ -91,7 +91,7 @@ def _what(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) ->
 def _kind(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.kind == "command" and "call" in given:
         reading.fault((*path, "kind"), 'kind "command" needs `command`, this job has `call`')
-    if spec.kind in ("task", "thread") and "command" in given:
+    if spec.kind not in (None, "command") and "command" in given:
         reading.fault((*path, "kind"), f'kind "{spec.kind}" needs `call`, this job has `command`')
 
 

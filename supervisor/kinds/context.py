@@ -321,6 +321,11 @@ class _Passing:
         self._whole.output_lost(count, cause)
 
 
+def does_not_end(run: Run) -> str:
+    """What there is to say of a run whose thread goes on after it should have ended."""
+    return f"thread {run.id} does not end, and a thread cannot be killed"
+
+
 class RunFacts:
     """What every kind of context knows of its run, wherever the function runs."""
 
@@ -352,7 +357,7 @@ class RunFacts:
 class Context(RunFacts):
     """What a job's function gets for a parameter annotated `Context`: its run, and the way to end well.
 
-    In a thread, the same names block instead of being awaited.
+    In a thread, the same names block instead of being awaited; in asyncio, they are awaited there.
     """
 
     @property

@@ -45,8 +45,12 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         ),
     ] = None
     kind: Annotated[
-        Literal["task", "thread", "command"] | None,
-        Meta(description="how it runs; inferred from `command`, and for `call` from the function", extra=_RESTARTS),
+        Literal["task", "thread", "asyncio", "command"] | None,
+        Meta(
+            description="how it runs; inferred from `command`, and for `call` from the function. asyncio: an `async def` that "
+            "needs asyncio, in an event loop and a thread of its own",
+            extra=_RESTARTS,
+        ),
     ] = None
     args: Annotated[
         dict[str, Any] | None,

@@ -11,6 +11,7 @@
     health       whether a run is well
     hearing      what a child says of itself over its NOTIFY_SOCKET
     recycling    what runs hold in memory
+    room         how many runs may be in threads and in processes at the same time
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     workers      the workers of a job with several: a supervisor of its own
     commands     what an operator may ask of a child
@@ -30,6 +31,7 @@ from supervisor.nodes.limits import Limits
 from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
+from supervisor.nodes.room import Rooms
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
@@ -40,6 +42,7 @@ __all__ = [
     "Node",
     "OneOff",
     "Order",
+    "Rooms",
     "Scales",
     "SupervisorNode",
     "WorkersNode",

@@ -69,6 +69,10 @@ class JobNode(Node):
         return KINDS[now or self.kind].killable
 
     @property
+    def takes(self) -> str | None:  # type: ignore[override]
+        return KINDS[self.kind].takes
+
+    @property
     def restart_type(self) -> RestartType:
         return self.spec.restart_type
 

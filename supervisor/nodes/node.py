@@ -113,6 +113,8 @@ class Node:
     )  # fmt: skip
 
     killable = True
+    takes: str | None = None
+    """What each of its runs needs one of: a thread, a process. None where that is never limited."""
     one_off = False
     """Whether no configuration names it: it leaves at its end."""
 
