@@ -309,7 +309,7 @@ async def test_a_breaker_stays_open_over_a_reload(autojump_clock, tmp_path):
         f.tree.apply(f.config({"a": job(crash, every=5, breaker=breaker(3, open_for=1000))}))
         await trio.sleep_until(101)
         assert len(changes(f)) == 1
-        assert "trial in 914s" in f.tree.status("a")[0].cause
+        assert "trial in 915s" in f.tree.status("a")[0].cause
 
 
 async def test_a_limit_that_leaves_the_file_is_kept_for_the_runs_that_have_it(autojump_clock, tmp_path):
