@@ -87,7 +87,8 @@ async def our_values(count: int) -> int:
 async def asyncstdlib_steps(count: int) -> int:
     import asyncstdlib
 
-    return await asyncstdlib.reduce(add, asyncstdlib.filter(odd_third, asyncstdlib.map(double, numbers(count))), initial=0)
+    doubled: AsyncIterator[int] = asyncstdlib.map(double, numbers(count))  # type: ignore[arg-type]
+    return await asyncstdlib.reduce(add, asyncstdlib.filter(odd_third, doubled), initial=0)
 
 
 async def aiostream_steps(count: int) -> int:
@@ -140,8 +141,8 @@ async def our_unordered_calls(count: int) -> int:
 async def aiostream_calls(count: int) -> int:
     from aiostream import pipe, stream
 
-    source = stream.iterate(numbers(count))
-    return await (source | pipe.map(step_aside_in_asyncio, ordered=True, task_limit=LIMIT) | pipe.reduce(add, 0))
+    call: Any = step_aside_in_asyncio
+    return await (stream.iterate(numbers(count)) | pipe.map(call, ordered=True, task_limit=LIMIT) | pipe.reduce(add, 0))
 
 
 # -- several sources ------------------------------------------------------------------------------------------------------
