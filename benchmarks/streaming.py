@@ -118,7 +118,8 @@ async def plain_calls(count: int) -> int:
 
     async def call(number: int) -> None:
         nonlocal total
-        total = add(total, await step_aside(number))
+        number = await step_aside(number)
+        total = add(total, number)
         slots.release()
 
     async with trio.open_nursery() as nursery:
