@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from supervisor.control.verbs import VERBS, Param, Verb
-from supervisor.state import Answer, JobStatus, Phase
+from supervisor.state import Answer, JobStatus, PastRun, Phase
 
 PROTOCOL = 1
 """Raised when an old client could misunderstand a new daemon."""
@@ -171,6 +171,7 @@ RESULTS: dict[str, Any] = {
     "cancel": list[Answer],
     "logs": End,
     "events": End,
+    "history": list[PastRun],
     "exec": Finished | None,
     "attach": Finished,
     "input": None,
