@@ -261,7 +261,7 @@ def _past(event: Ended) -> PastRun:
         failed=event.failed,
         code=event.exit.code,
         signal=event.exit.signal,
-        attempts=getattr(event, "attempts", 1),
+        attempts=event.attempts,
         duration=event.duration,
         cpu=spent.cpu if spent else None,
         max_rss=spent.max_rss if spent else None,
