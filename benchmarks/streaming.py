@@ -87,7 +87,8 @@ async def our_values(count: int) -> int:
 async def asyncstdlib_steps(count: int) -> int:
     import asyncstdlib
 
-    return await asyncstdlib.reduce(add, asyncstdlib.filter(odd_third, asyncstdlib.map(double, numbers(count))), initial=0)
+    doubled: AsyncIterator[int] = asyncstdlib.map(double, numbers(count))  # type: ignore[arg-type]
+    return await asyncstdlib.reduce(add, asyncstdlib.filter(odd_third, doubled), initial=0)
 
 
 async def aiostream_steps(count: int) -> int:
@@ -140,8 +141,8 @@ async def our_unordered_calls(count: int) -> int:
 async def aiostream_calls(count: int) -> int:
     from aiostream import pipe, stream
 
-    source = stream.iterate(numbers(count))
-    return await (source | pipe.map(step_aside_in_asyncio, ordered=True, task_limit=LIMIT) | pipe.reduce(add, 0))
+    call: Any = step_aside_in_asyncio
+    return await (stream.iterate(numbers(count)) | pipe.map(call, ordered=True, task_limit=LIMIT) | pipe.reduce(add, 0))
 
 
 # -- several sources ------------------------------------------------------------------------------------------------------
@@ -308,9 +309,7 @@ def data(results: list[Result]) -> dict[str, Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option(
-    "-n", "--items", type=click.IntRange(1), default=1_000_000, help="How many items; slow scenes get a part of them."
-)
+@click.option("-n", "--items", type=click.IntRange(1), default=1_000_000, help="How many items; slow scenes get a part of them.")
 @click.option("-r", "--runs", type=click.IntRange(1), default=5, help="How many interleaved sweeps.")
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the JSON.")

@@ -334,7 +334,7 @@ async def test_a_failure_that_nobody_was_handed_comes_out_of_the_block():
         await gate.wait()
         raise OSError("unseen")
 
-    (send,), (source,) = channels(1)
+    _open, (source,) = channels(1)
     with pytest.raises(OSError, match="unseen"):
         async with select(source, fail) as ready:
             await begin_to_receive(ready)

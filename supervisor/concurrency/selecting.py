@@ -183,7 +183,7 @@ class Select(Generic[T]):
         return found
 
     def _arm(self, branch: _Branch[T]) -> None:
-        if branch.on and not branch.closed and not branch.receiving and branch.outcome is None:
+        if branch.on and not branch.closed and not branch.receiving:
             branch.arm(self._nursery, self._arrivals)
 
     def _poll(self) -> tuple[_Branch[T], Outcome[T]] | None:
