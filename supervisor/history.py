@@ -9,9 +9,8 @@ the next one says that it is lost.
 from __future__ import annotations
 
 import datetime
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,13 +82,13 @@ async def keep_history(
             history.flush(last=True)
 
 
-@dataclass
 class Gathering:
     """What has come and is not stored yet: runs that ended, runs that began, and by name how many there was no room for."""
 
-    ended: deque[Ended] = field(default_factory=deque)
-    begun: dict[str, Starting] = field(default_factory=dict)
-    dropped: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        self.ended: list[Ended] = []
+        self.begun: dict[str, Starting] = {}
+        self.dropped: Counter[str] = Counter()
 
     def __bool__(self) -> bool:
         return bool(self.ended or self.begun or self.dropped)
@@ -263,7 +262,7 @@ def _past(event: Ended) -> PastRun:
         signal=event.exit.signal,
         attempts=event.attempts,
         duration=event.duration,
-        cpu=spent.cpu if spent else None,
+        cpu=round(spent.cpu, 6) if spent else None,
         max_rss=spent.max_rss if spent else None,
     )
 

@@ -147,8 +147,10 @@ class Daemon:
     def _ends(self, at_first: Config, name: str) -> bool:
         """Whether a run of this name comes to an end by itself; one that no configuration knows is executed once."""
         config = at_first if self._tree is None else self._tree.config
-        job = config.jobs.get(split_name(name)[0])
-        return name not in config.supervisors if job is None else not job.service
+        base, worker = split_name(name)
+        if (job := config.jobs.get(base)) is None:
+            return name not in config.supervisors
+        return not job.service and (worker is not None or job.workers == 1)  # a group of workers only holds those that do
 
     async def _serve(self, servers: trio.Nursery, tree: Supervisor) -> None:
         """Start what others need of a running tree; returns when they may rely on it."""
