@@ -392,7 +392,7 @@ class FallingBack(ChildEvent, frozen=True, kw_only=True):
 
 
 class Ended(ChildEvent, frozen=True, kw_only=True):
-    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type.
+    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type, `duration` in seconds.
 
     Of a child process there is what it has `spent`, and, where it failed by itself, the last lines of its `output`.
     """
@@ -402,6 +402,7 @@ class Ended(ChildEvent, frozen=True, kw_only=True):
     failed: bool
     cause: str
     why: Why = Why.PLAIN
+    duration: float = 0.0
     spent: Spent | None = None
     output: tuple[str, ...] = ()
     attempts: int = 1
