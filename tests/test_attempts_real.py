@@ -179,8 +179,7 @@ async def test_the_command_line_shows_limits_and_cancels_what_waits(tmp_path):
         )
         (row,) = json.loads(await daemon("limits", "--json", "db"))
         assert row["bulkhead"] == {"concurrency": 1, "in_use": 1, "may_wait": None, "waiting": [f"{waits}#1"]}
-        async with daemon.client() as client:
-            assert [limit.name for limit in await client.limits()] == ["db"]
+        assert [limit.name for limit in await daemon.client().limits()] == ["db"]
         await daemon("limits", "bd", code=4)
         assert await daemon("cancel", f"{waits}#1") == f"{waits}: {waits}#1: cancelled\n"
         rows = await daemon.rows()
