@@ -148,13 +148,17 @@ class Waiting(ChildEvent, frozen=True, kw_only=True):
 
 
 class Starting(ChildEvent, frozen=True, kw_only=True):
-    """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`."""
+    """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`.
+
+    `for_at` is the tick of a schedule that the run is made for, which may be earlier than its start.
+    """
 
     level = "debug"
 
     run: str
     cause: str
     restart: bool = False
+    for_at: str | None = None
 
     def apply(self, row: JobStatus) -> JobStatus:
         return _moved(
@@ -339,9 +343,10 @@ class Stopped(ChildEvent, frozen=True, kw_only=True):
 
 
 class Skipped(ChildEvent, frozen=True, kw_only=True):
-    """A tick of a schedule that made no run, and why."""
+    """So many ticks of a schedule that made no run, and why."""
 
     cause: str
+    ticks: int = 1
 
 
 class Progress(ChildEvent, frozen=True, kw_only=True):

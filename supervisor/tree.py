@@ -5,7 +5,6 @@ The daemon is this library plus a socket, a log and systemd manners.
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import fnmatch
 import itertools
@@ -29,16 +28,19 @@ from supervisor import events
 from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
-from supervisor.events import Journal, rfc3339
+from supervisor.events import Journal
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
 from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
+from supervisor.nodes.alarm import Alarm
+from supervisor.nodes.schedule import Schedule
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
+from supervisor.wall import Wall, WallClock, written
 from supervisor.watching import Watching
 
 KILL_LIMIT = 5.0
@@ -55,11 +57,15 @@ class Supervisor:
     they came to, and cancelling them cancels only the wait.
     """
 
-    def __init__(self, config: Config, resources: Resources, journal: Journal, spread: Callable[[float, float], float]) -> None:
+    def __init__(
+        self, config: Config, resources: Resources, journal: Journal, spread: Callable[[float, float], float], wall: Wall
+    ) -> None:
         self.config = config
         self.resources = resources
         self.journal = journal
         self.spread = spread
+        self.wall = wall
+        self.alarm = Alarm(wall, self._look)
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
         self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
@@ -202,9 +208,7 @@ class Supervisor:
 
     def wall_time(self, when: float | None) -> str | None:
         """A moment of Trio's clock as people write it."""
-        if when is None:
-            return None
-        return rfc3339(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=when - trio.current_time()))
+        return None if when is None else written(self.wall.now() + when - trio.current_time())
 
     # ---- reading ----
 
@@ -484,6 +488,11 @@ class Supervisor:
         apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
         self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
 
+    def _look(self, schedule: Schedule) -> None:
+        node = schedule.node
+        if node.parent is not None:
+            node.parent.post(node.parent.look, node)
+
     def _warn(self, text: str) -> None:
         self.journal.emit(events.Warned, text=text)
 
@@ -519,6 +528,7 @@ class Supervisor:
                 nursery.start_soon(self._end_in_phases, last_resort)
                 nursery.start_soon(self._watching.run)
                 nursery.start_soon(self._scales.run)
+                nursery.start_soon(self.alarm.run)
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:
@@ -682,6 +692,7 @@ async def open_supervisor(
     last_resort: Callable[[], None] | None = None,
     listening: Mapping[str, socket.socket] | None = None,
     record: Path | None = None,
+    wall: Wall | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
 
@@ -692,13 +703,24 @@ async def open_supervisor(
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
     cancellation, so that the tree can never end. `listening` has sockets that listen already, by their name in `[sockets]`:
-    they are used, and closed, instead of ones of our own. `record` is for a daemon: `open_children` tells what it is.
+    they are used, and closed, instead of ones of our own. `record` is for a daemon: `open_children` tells what it is. `wall`
+    is the clock that `cron` goes by (default: the system's).
     """
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
     house = partial(
-        _house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, listening, record
+        _house,
+        checked,
+        environ,
+        echo,
+        instance or secrets.token_hex(8),
+        journal,
+        spread,
+        last_resort,
+        listening,
+        record,
+        wall or WallClock(),
     )
     errors: list[BaseException] = []
     try:
@@ -735,6 +757,7 @@ async def _house(
     last_resort: Callable[[], None] | None,
     listening: Mapping[str, socket.socket] | None,
     record: Path | None,
+    wall: Wall,
     block: trio.CancelScope,
     task_status: trio.TaskStatus[Supervisor],
 ) -> None:
@@ -761,7 +784,7 @@ async def _house(
                 env_file=config.daemon.env_file,
                 base=config.base,
             )
-            tree = Supervisor(config, resources, journal, spread)
+            tree = Supervisor(config, resources, journal, spread, wall)
             task_status.started(tree)
             await tree._run(last_resort)
     journal.end()

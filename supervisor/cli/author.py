@@ -94,6 +94,8 @@ def _nodes(loaded: Config, parent: str | None, kinds: dict[str, str]) -> Iterato
 
 
 def _when(spec: JobSpec) -> str:
+    if spec.cron is not None:
+        return f"at {shown(spec.cron)} ({shown(spec.timezone)})"
     if spec.every is not None:
         return f"every {duration(spec.every)}"
     return "once" if spec.once else "service"

@@ -20,12 +20,7 @@ KEYS = {
     },
     "LogSpec": {"rotate": "when the log file is put aside, and how many are kept"},
     "JobSpec": {
-        "cron": "runs at times of the calendar",
-        "timezone": "the time zone of `cron`",
         "queue": "handles the items of this queue",
-        "overlap": "what happens when a run is due while the last one still runs",
-        "jitter": "a random delay of each scheduled run",
-        "catch_up": "what happens with runs that were missed",
         "timeout": "how long one attempt may take",
         "deadline": "how long a whole run may take, retries included",
         "retry": "another attempt after a failed one, within the run",

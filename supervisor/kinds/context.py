@@ -120,6 +120,7 @@ class Run:
         "job",
         "outcome",
         "pid",
+        "scheduled_at",
         "send_signal",
     )
 
@@ -127,6 +128,8 @@ class Run:
         self.job = job
         self.id = f"{job}#{number}"
         self.pid: int | None = None
+        self.scheduled_at: float | None = None
+        """The moment of its schedule that it is made for, on the wall clock; None where it is made for none."""
         self.is_ready = False
         self.abandoned = abandoned
         """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""

@@ -101,6 +101,9 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
     child.restarting = None
     if isinstance(child, JobNode):
         child.requested = False
+        child.disarm()
+        if child.life is not None:
+            child.life.requested = False
     elif child.life is not None and isinstance(child, SupervisorNode):
         child.turn_down(f"overtaken: {child.goal_cause}", own=False)  # also where it was closing already
     if child.life is None:
@@ -161,9 +164,11 @@ def _each(group: WorkersNode, do: Callable[[Node], tuple[bool, str]]) -> tuple[b
 
 def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     assert isinstance(child, JobNode)
-    if child.life is not None:
+    if child.life is not None and child.spec.overlap == "skip":
         order.resolve(False, f'{child.life.run.id} is in hand, and overlap is "skip"')
         return
+    if child.life is not None and child.spec.overlap == "replace":
+        child.give_way(_said("another run was asked for", order))
     child.overtake(order)
     order.after_run = child.runs
     child.revive()
@@ -176,14 +181,16 @@ def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
 def _pause(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     assert isinstance(child, JobNode)
     child.paused = True
+    if child.schedule is not None:
+        child.schedule.pause()
     goes_on = child.life is not None and child.life.asked is None
     order.resolve(True, "paused" + (f"; {child.row.run} goes on" if goes_on else ""))
 
 
 def _resume(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     assert isinstance(child, JobNode)
-    if child.paused and child.anchor is not None:
-        supervisor.move_tick(child, trio.current_time())
+    if child.paused and child.schedule is not None:
+        child.schedule.resume()
     child.paused = False
     order.resolve(True, "resumed")
 

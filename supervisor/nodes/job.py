@@ -10,20 +10,23 @@ import trio
 from msgspec import structs
 
 from supervisor import events, restart
-from supervisor.config.shapes import duration
 from supervisor.errors import InternalError, RunFailed, SpawnFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.kinds.job import for_worker
-from supervisor.nodes.node import Hold, Node
+from supervisor.nodes.node import Ask, Hold, Node
+from supervisor.nodes.schedule import Due, Schedule
 from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
-from supervisor.state import Goal, State, Why
+from supervisor.state import Goal, State
 
 if TYPE_CHECKING:
     from supervisor.nodes.workers import WorkersNode
     from supervisor.tree import Supervisor
 
 log = structlog.get_logger("supervisor")
+
+TIMES = ("every", "cron", "timezone", "jitter")
+"""The keys that say when ticks come: where one is changed the schedule begins anew."""
 
 PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
 """What no boundary round foreign code may stop."""
@@ -32,7 +35,7 @@ PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
 class JobNode(Node):
     """A job."""
 
-    __slots__ = ("_failures", "_kind", "_probe_thread", "anchor", "next_tick", "paused", "requested")
+    __slots__ = ("_failures", "_kind", "_probe_thread", "due", "paused", "requested", "schedule")
 
     spec: JobSpec
 
@@ -41,8 +44,10 @@ class JobNode(Node):
         self.spec = self.adapted(spec)
         self.paused = False
         self.requested = False
-        self.anchor: float | None = None
-        self.next_tick: float | None = None
+        """Whether an operator asked for a run that has not begun yet."""
+        self.due: Due | None = None
+        """The tick that the run is for that was asked for."""
+        self.schedule = Schedule(self) if self.spec.scheduled else None
         self._failures: restart.Window | None = None
         self._kind: str | None = None
         self._probe_thread: trio.CapacityLimiter | None = None
@@ -88,8 +93,8 @@ class JobNode(Node):
 
     @property
     def satisfied(self) -> bool:
-        if self.spec.scheduled:
-            return self.next_tick is not None and not self.paused
+        if self.schedule is not None:
+            return self.schedule.armed and not self.paused
         if self.spec.once:
             return self.succeeded
         return self.life is not None and self.life.ready_at is not None and self.life.asked is None
@@ -97,6 +102,11 @@ class JobNode(Node):
     @property
     def counts(self) -> bool:
         return self.goal is Goal.UP and self.spec.start == "auto"
+
+    @property
+    def busy(self) -> str:
+        """Why another run cannot begin now; empty where it can."""
+        return f"{self.life.run.id} is still running" if self.life is not None else ""
 
     @property
     def in_hand(self) -> bool:
@@ -141,8 +151,9 @@ class JobNode(Node):
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
         self._kind = None
-        if old.every != self.spec.every:
+        if any(getattr(old, key) != getattr(self.spec, key) for key in TIMES):
             self.disarm()
+            self.schedule = Schedule(self) if self.spec.scheduled else None
         if old.start != self.spec.start:
             self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
 
@@ -152,38 +163,28 @@ class JobNode(Node):
 
     # schedule
 
-    def arm(self, now: float) -> None:
-        """Begin the schedule here: the ticks are whole intervals from now, the first one now with `run_on_start`."""
-        assert self.spec.every is not None
-        self.anchor = now
-        self.next_tick = now if self.spec.run_on_start else now + self.spec.every
-
-    @property
-    def rhythm(self) -> str:
-        """The schedule in words."""
-        return f"runs every {duration(self.spec.every or 0)}"
-
     def disarm(self) -> None:
         """No more ticks."""
-        self.anchor = self.next_tick = None
+        if self.schedule is not None:
+            self.schedule.disarm()
 
-    def advance(self, now: float) -> None:
-        """Go on to the first tick after now, in step with the anchor."""
-        assert self.anchor is not None and self.spec.every is not None
-        passed = math.floor((now - self.anchor) / self.spec.every)
-        self.next_tick = self.anchor + (passed + 1) * self.spec.every
-        if self.next_tick <= now:  # the division was rounded down
-            self.next_tick = self.anchor + (passed + 2) * self.spec.every
+    def wake_at(self, moment: float) -> None:
+        """Have its schedule looked at then."""
+        if self.parent is not None:
+            self.parent.remind(self, moment)
+
+    def give_way(self, cause: str) -> None:
+        """Have its run end, which is no failure, to make room for the next."""
+        if self.parent is not None and self.life is not None:
+            self.parent.ask(self, self.life, Ask(cause, Outcome(reason="replaced", failed=False)))
+
+    def take_due(self) -> Due | None:
+        """The tick that the run is for that begins now; None where it is for none."""
+        due, self.due = self.due, None
+        return due if self.schedule is None else self.schedule.begin()
 
     def hold_of_its_own(self, now: float) -> Hold | None:
-        if self.requested or not self.spec.scheduled:
-            return None
-        if self.next_tick is None:
-            self.arm(now)
-        assert self.next_tick is not None
-        if now < self.next_tick:
-            return Hold(self.rhythm, Why.SCHEDULED, self.next_tick)
-        return None
+        return None if self.requested or self.schedule is None else self.schedule.hold()
 
 
 def gave_up(limit: GiveUp, reason: str) -> str:

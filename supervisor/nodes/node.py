@@ -15,6 +15,7 @@ from supervisor.state import Answer, Goal, JobStatus, State, Why
 
 if TYPE_CHECKING:
     from supervisor.nodes.attendance import Attendance
+    from supervisor.nodes.schedule import Due
     from supervisor.nodes.supervisor import SupervisorNode
     from supervisor.tree import Supervisor
 
@@ -58,26 +59,34 @@ class Ask(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Why a child does not run although nothing of it is alive; `until` is on Trio's clock. `rest`: nor will it by itself."""
+    """Why a child does not run although nothing of it is alive; `until` is on Trio's clock. `rest`: nor will it by itself.
+
+    `next_at` is for people, where it is a moment of the wall clock.
+    """
 
     cause: str
     why: Why = Why.PLAIN
     until: float | None = None
     rest: bool = False
+    next_at: str | None = None
 
 
 class Life:
     """One run of a child, from start to gone."""
 
     __slots__ = (
-        "asked", "asked_at", "attended", "began", "gone", "killed_after", "number", "old_at", "over", "probed", "ready_at",
-        "run", "rung_due", "scope", "starting",
+        "asked", "asked_at", "attended", "began", "due", "gone", "killed_after", "number", "old_at", "over", "probed",
+        "ready_at", "requested", "run", "rung_due", "scope", "starting",
     )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
         self.number = number
         self.asked: Ask | None = None
+        self.requested = False
+        """Whether an operator asked for this one run: it does not end because its job is down."""
+        self.due: Due | None = None
+        """The tick of a schedule that it is made for."""
         self.ready_at: float | None = None
         self.gone = trio.Event()
         self.began = trio.current_time()

@@ -19,6 +19,7 @@ from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
+from supervisor.wall import written
 
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
@@ -265,17 +266,20 @@ class SupervisorNode(Node):
             if child is None:
                 self.touch_all()
             elif child.parent is self:
-                self._skip_tick(child, now)
+                if isinstance(child, JobNode) and child.schedule is not None:
+                    child.schedule.look()
                 self._replace_old(child, now)
                 self.touch(child)
 
-    def _skip_tick(self, child: Node, now: float) -> None:
-        """A tick while a run is in hand makes no run (`overlap = "skip"`), and says so."""
-        if not isinstance(child, JobNode) or child.life is None or child.paused:
-            return
-        if child.next_tick is not None and child.next_tick <= now:
-            child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
-            self.move_tick(child, now)
+    def remind(self, child: Node, when: float) -> None:
+        """Have the schedule of a child looked at then."""
+        self._at(when, child)
+
+    def look(self, child: JobNode) -> None:
+        """A tick of a child's schedule may have come."""
+        if child.schedule is not None:
+            child.schedule.look()
+            self.touch(child)
 
     def _set_age(self, child: JobNode, life: Life) -> None:
         """Say when a run is to be replaced, and be there. Those that began together do not go together."""
@@ -290,11 +294,6 @@ class SupervisorNode(Node):
         if child.life is not None and child.life.old_at <= now:
             assert isinstance(child, JobNode) and child.spec.recycle is not None
             self.tree.order("restart", [child.name], cause=f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
-
-    def move_tick(self, child: JobNode, now: float) -> None:
-        child.advance(now)
-        if child.next_tick is not None:
-            self._at(child.next_tick, child)
 
     # ---- settling: what should this child be doing? ----
 
@@ -334,7 +333,7 @@ class SupervisorNode(Node):
             return Ask(f"moves to {child.moving_to.name or 'the root'}")
         if child.again is not None:
             return Ask(child.again)
-        if child.goal is Goal.DOWN and not (isinstance(child, JobNode) and child.requested):
+        if child.goal is Goal.DOWN and not (child.life is not None and child.life.requested):
             return Ask(child.goal_cause)
         if self.closing is not None and self.precedence.may_stop(child.name, self.alive):
             return Ask(self.closing.cause)
@@ -392,7 +391,7 @@ class SupervisorNode(Node):
             child.hold = hold
             if hold.until is not None:
                 self._at(hold.until, child)
-            child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=self.tree.wall_time(hold.until))
+            child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=hold.next_at or self.tree.wall_time(hold.until))
         if child.orders and hold.why in (Why.PAUSED, Why.SCHEDULED):
             if isinstance(child, JobNode) and child.spec.scheduled:
                 paused = "its schedule is paused: use resume" if child.paused else ""
@@ -405,17 +404,17 @@ class SupervisorNode(Node):
 
     def _start(self, child: Node, now: float) -> None:
         assert self._nursery is not None
-        cause = self._start_cause(child)
-        if isinstance(child, JobNode):
-            child.requested = child.requested and child.goal is Goal.DOWN
-            if child.next_tick is not None and child.next_tick <= now:
-                self.move_tick(child, now)
         child.runs += 1
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
         if isinstance(child, JobNode):
+            life.requested, child.requested = child.requested, False
+            life.due = child.take_due()
+            life.run.scheduled_at = None if life.due is None else life.due.at
             attendance.begin(self, self._nursery, child, life)
             self._set_age(child, life)
-        child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
+        for_at = None if life.due is None else written(life.due.at)
+        cause = self._start_cause(child, life)
+        child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None, for_at=for_at)
         child.due_at = child.hold = None
         child.hastened = False
         child.restarting = None
@@ -423,12 +422,12 @@ class SupervisorNode(Node):
         self.alive.add(child.name)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
 
-    def _start_cause(self, child: Node) -> str:
-        if isinstance(child, JobNode) and child.requested:
+    def _start_cause(self, child: Node, life: Life) -> str:
+        if life.due is not None:
+            return life.due.cause
+        if life.requested:
             return "a run was asked for"
-        if child.restarting:
-            return f"restart: {child.restarting}"
-        return child.rhythm if isinstance(child, JobNode) and child.spec.scheduled else child.goal_cause
+        return f"restart: {child.restarting}" if child.restarting else child.goal_cause
 
     async def _live(self, child: Node, life: Life) -> None:
         """One run of a child, from start to gone."""
@@ -478,8 +477,8 @@ class SupervisorNode(Node):
         self._record_end(child, life, outcome, failure, why)
         child.over(outcome)
         again, child.again = child.again, None
-        if isinstance(child, JobNode):
-            child.requested = False
+        if isinstance(child, JobNode) and child.schedule is not None:
+            child.schedule.ended(outcome.reason if failure else None)
         if again is not None:
             pass  # whatever it ended as: an operator has decided already
         elif judged:
@@ -845,8 +844,8 @@ def moments(child: Node) -> Iterator[float | None]:
     yield child.hold and child.hold.until
     yield None if child.life is None else child.life.rung_due
     yield None if child.life is None else child.life.old_at
-    if isinstance(child, JobNode):
-        yield child.next_tick
+    if isinstance(child, JobNode) and child.schedule is not None:
+        yield child.schedule.wakes_at
 
 
 def _killed(after: float | None) -> str:
