@@ -186,6 +186,21 @@ class Ready(ChildEvent, frozen=True, kw_only=True):
         return _moved(row, State.RUNNING, self, self.cause, Why.PLAIN, ready=True)
 
 
+class Scheduled(ChildEvent, frozen=True, kw_only=True):
+    """A job whose runs may overlap has another number of them in hand, or another next one."""
+
+    level = "debug"
+
+    cause: str
+    why: Why = Why.PLAIN
+    next_at: str | None = None
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        if row.state is not State.RUNNING:
+            return row
+        return replace(row, word=word(row.state, self.why), cause=self.cause, next_at=self.next_at)
+
+
 class Unready(ChildEvent, frozen=True, kw_only=True):
     """A running supervisor has a child that is not ready any more."""
 
@@ -276,7 +291,7 @@ class Stopping(ChildEvent, frozen=True, kw_only=True):
 
     def apply(self, row: JobStatus) -> JobStatus:
         healthy = False if row.healthy is False else None  # it is not asked any more
-        return _moved(row, State.STOPPING, self, self.cause, self.why, ready=False, healthy=healthy)
+        return _moved(row, State.STOPPING, self, self.cause, self.why, ready=False, healthy=healthy, next_at=None)
 
 
 class Draining(ChildEvent, frozen=True, kw_only=True):
@@ -329,7 +344,9 @@ class Ended(ChildEvent, frozen=True, kw_only=True):
     output: tuple[str, ...] = ()
 
     def apply(self, row: JobStatus) -> JobStatus:
-        return _moved(row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False, healthy=None)
+        return _moved(
+            row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False, healthy=None, next_at=None
+        )
 
 
 class Stopped(ChildEvent, frozen=True, kw_only=True):
@@ -429,7 +446,7 @@ class Warned(Event, frozen=True, kw_only=True):
 
 
 AnyEvent = (
-    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Healthy
+    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Scheduled | Unready | Healthy
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
     | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned

@@ -81,7 +81,7 @@ _WORDS: dict[State, frozenset[Why]] = {
     State.STOPPED: frozenset({Why.COMPLETED, Why.FAILED, Why.EXITED, Why.GAVE_UP}),
     State.WAITING: frozenset({Why.BACKOFF, Why.SCHEDULED, Why.PAUSED}),
     State.STARTING: frozenset({Why.DRAINING}),
-    State.RUNNING: frozenset({Why.DRAINING}),
+    State.RUNNING: frozenset({Why.DRAINING, Why.SCHEDULED, Why.PAUSED}),
     State.STOPPING: frozenset({Why.DRAINING, Why.STUCK}),
 }
 

@@ -448,6 +448,9 @@ class Supervisor:
         if moves and not self._stays(supervisor):
             yield self._remove(node, by, f"moves to {supervisor}")
             return
+        if not _fits(node, spec):
+            yield self._remove(node, by, "its configuration changed")
+            return
         if node.life is not None and (moves or node.name in plan.restarted):
             yield self._wait_for_restart(node, by)
         again = "its configuration changed" if node.name in plan.restarted else None
@@ -489,8 +492,10 @@ class Supervisor:
         self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
 
     def _look(self, schedule: Schedule) -> None:
-        node = schedule.node
-        if node.parent is not None:
+        """A tick on the wall clock may have come."""
+        if isinstance(node := schedule.node, WorkersNode):
+            node.post(node.look_at_clock)
+        elif node.parent is not None:
             node.parent.post(node.parent.look, node)
 
     def _warn(self, text: str) -> None:
@@ -601,6 +606,18 @@ class Supervisor:
         for node in self._living():
             if node.life is not None:
                 node.life.scope.cancel(reason="given up")
+
+
+def _fits(node: Node, spec: ChildSpec) -> bool:
+    """Whether the node can be what the spec says; one that cannot leaves, and another comes in its place.
+
+    Runs of a schedule that may overlap need workers that are given them, and nothing else has such workers.
+    """
+    if not isinstance(spec, JobSpec) or not isinstance(node.spec, JobSpec):
+        return True
+    if spec.scheduled and not spec.overlaps and isinstance(node, WorkersNode):
+        return False
+    return spec.overlaps == node.spec.overlaps
 
 
 def _sum(one: Usage, other: Usage) -> Usage:

@@ -223,14 +223,18 @@ def modelled(name: str, begin: int, end: int, sets: list[set[int]], both: bool, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from([(name, day) for name, days in TRANSITIONS.items() for day in days]), crontabs(), st.integers(0, 2 * DAY))
+@given(
+    st.sampled_from([(name, day) for name, days in TRANSITIONS.items() for day in days]), crontabs(), st.integers(0, 2 * DAY)
+)
 def test_cron_is_debians_cron_on_every_day_that_the_clock_springs(where, crontab, later):
     (name, day), (text, sets, both, fixed) = where, crontab
     begin = int(moment(f"{day} 00:00")) - DAY
     end = begin + 3 * DAY
     expected = list(modelled(name, begin - DAY, end, sets, both, fixed))
     since = begin + later
-    assert list(takewhile(lambda tick: tick < end, Cron(text, name).ticks(since))) == [each for each in expected if each > since]
+    assert list(takewhile(lambda tick: tick < end, Cron(text, name).ticks(since))) == [
+        each for each in expected if each > since
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -246,7 +250,9 @@ def test_cron_is_what_cronsim_documents_and_each_tick_is_later_than_the_last(nam
 
 
 @pytest.mark.parametrize("name", sorted(TRANSITIONS))
-@pytest.mark.parametrize("cron", ["* * * * *", "*/15 * * * *", "30 * * * *", "30 2 * * *", "0 0 * * 1", *sorted(set(NAMES.values()))])
+@pytest.mark.parametrize(
+    "cron", ["* * * * *", "*/15 * * * *", "30 * * * *", "30 2 * * *", "0 0 * * 1", *sorted(set(NAMES.values()))]
+)
 def test_the_ticks_of_a_year_do_not_depend_on_where_they_are_counted_from(name, cron):
     rhythm, begin = Cron(cron, name), moment("2026-01-01 00:00")
     straight = list(islice(rhythm.ticks(begin), 500))

@@ -336,6 +336,13 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             return RestartType.TEMPORARY
         return self.restart or (RestartType.TRANSIENT if self.once else RestartType.PERMANENT)
 
+    def one_run(self) -> JobSpec:
+        """One run of a schedule, as a job: it runs when it is told to, once, and is not tried again."""
+        return msgspec.structs.replace(
+            self, every=None, cron=None, once=True, restart=RestartType.TEMPORARY, overlap="skip", run_on_start=False,
+            jitter=Seconds(0), catch_up="none", workers=1, start="manual",
+        )  # fmt: skip
+
     @property
     def where(self) -> str:
         """`command` or `call`: what it is, for a person, before its kind is known."""

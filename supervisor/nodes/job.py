@@ -14,8 +14,8 @@ from supervisor.errors import InternalError, RunFailed, SpawnFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.kinds.job import for_worker
-from supervisor.nodes.node import Ask, Hold, Node
-from supervisor.nodes.schedule import Due, Schedule
+from supervisor.nodes.node import Hold, Node
+from supervisor.nodes.schedule import Due, Schedule, same_times
 from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
 from supervisor.state import Goal, State
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("supervisor")
 
-TIMES = ("every", "cron", "timezone", "jitter")
-"""The keys that say when ticks come: where one is changed the schedule begins anew."""
-
 PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
 """What no boundary round foreign code may stop."""
 
@@ -35,16 +32,13 @@ PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
 class JobNode(Node):
     """A job."""
 
-    __slots__ = ("_failures", "_kind", "_probe_thread", "due", "paused", "requested", "schedule")
+    __slots__ = ("_failures", "_kind", "_probe_thread", "due")
 
     spec: JobSpec
 
     def __init__(self, tree: Supervisor, name: str, spec: JobSpec, goal: Goal) -> None:
         super().__init__(tree, name, spec, goal)
         self.spec = self.adapted(spec)
-        self.paused = False
-        self.requested = False
-        """Whether an operator asked for a run that has not begun yet."""
         self.due: Due | None = None
         """The tick that the run is for that was asked for."""
         self.schedule = Schedule(self) if self.spec.scheduled else None
@@ -127,7 +121,8 @@ class JobNode(Node):
         spec = for_worker(spec, number or 0)
         if number is None:
             return spec
-        return structs.replace(spec, after=(), give_up=None, essential=False, significant=False, start="auto")
+        spec = structs.replace(spec, after=(), give_up=None, essential=False, significant=False, start="auto")
+        return spec.one_run() if spec.scheduled else spec
 
     def become_worker(self, group: WorkersNode) -> None:
         """Go on, under the name of a worker, as a child of the group that has taken its place."""
@@ -151,7 +146,7 @@ class JobNode(Node):
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
         self._kind = None
-        if any(getattr(old, key) != getattr(self.spec, key) for key in TIMES):
+        if not same_times(old, self.spec):
             self.disarm()
             self.schedule = Schedule(self) if self.spec.scheduled else None
         if old.start != self.spec.start:
@@ -163,20 +158,10 @@ class JobNode(Node):
 
     # schedule
 
-    def disarm(self) -> None:
-        """No more ticks."""
-        if self.schedule is not None:
-            self.schedule.disarm()
-
     def wake_at(self, moment: float) -> None:
         """Have its schedule looked at then."""
         if self.parent is not None:
             self.parent.remind(self, moment)
-
-    def give_way(self, cause: str) -> None:
-        """Have its run end, which is no failure, to make room for the next."""
-        if self.parent is not None and self.life is not None:
-            self.parent.ask(self, self.life, Ask(cause, Outcome(reason="replaced", failed=False)))
 
     def take_due(self) -> Due | None:
         """The tick that the run is for that begins now; None where it is for none."""

@@ -15,7 +15,7 @@ from supervisor.state import Answer, Goal, JobStatus, State, Why
 
 if TYPE_CHECKING:
     from supervisor.nodes.attendance import Attendance
-    from supervisor.nodes.schedule import Due
+    from supervisor.nodes.schedule import Due, Schedule
     from supervisor.nodes.supervisor import SupervisorNode
     from supervisor.tree import Supervisor
 
@@ -115,7 +115,7 @@ class Node:
     # A thousand children are common: slots halve what a node weighs.
     __slots__ = (
         "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted",
-        "orders", "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
+        "orders", "parent", "paused", "removing", "requested", "restarting", "runs", "schedule", "spec", "succeeded", "tree",
     )  # fmt: skip
 
     killable = True
@@ -128,6 +128,10 @@ class Node:
         self.spec = spec
         self.parent: SupervisorNode | None = None
         self.goal = goal
+        self.schedule: Schedule | None = None
+        self.paused = False
+        self.requested = False
+        """Whether an operator asked for a run that has not begun yet."""
         self.goal_cause = "starts with its supervisor" if goal is Goal.UP else "starts when told to"
         self.life: Life | None = None
         self.runs = 0
@@ -242,6 +246,11 @@ class Node:
     def emit(self, kind: type[events.ChildEvent], /, **fields: Any) -> None:
         """Record that something happened to it."""
         self.tree.journal.emit(kind, name=self.name, **fields)
+
+    def disarm(self) -> None:
+        """No more ticks of its schedule."""
+        if self.schedule is not None:
+            self.schedule.disarm()
 
     def set_goal(self, goal: Goal, cause: str, by: str | None) -> None:
         """Want it up or down from now on."""

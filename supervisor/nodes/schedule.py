@@ -13,8 +13,8 @@ import trio
 
 from supervisor import events
 from supervisor.config.shapes import duration
-from supervisor.kinds import JobSpec
-from supervisor.nodes.node import Hold
+from supervisor.kinds import JobSpec, Outcome
+from supervisor.nodes.node import Ask, Hold
 from supervisor.spec import shown
 from supervisor.state import Why
 from supervisor.triggers import MOST, Cron, Every, Timetable, heeded
@@ -61,6 +61,11 @@ class Schedule:
     def wakes_at(self) -> float | None:
         """When to `look` again, on Trio's clock; None where the alarm on the wall clock rings, or nothing is to come."""
         return self._timetable.next_at if self._timetable is not None and self._spec.cron is None else None
+
+    @property
+    def tick(self) -> float | None:
+        """The next tick, on its own clock."""
+        return None if self._timetable is None else self._timetable.tick
 
     @property
     def next_at(self) -> str | None:
@@ -152,13 +157,18 @@ class Schedule:
         elif busy and overlap == "replace":
             self._waiting.clear()
             self._waiting.append(due)
-            self.node.give_way('its next run is due, and overlap is "replace"')
+            self.replace('its next run is due, and overlap is "replace"')
         elif busy and overlap in ("skip", "parallel"):
             self._skip(busy)
         elif self._waiting:
             self._skip(f"a run waits already: {busy or self.node.row.cause}")
         else:
             self._waiting.append(due)
+
+    def replace(self, cause: str) -> None:
+        """Have the run in hand end, which is no failure, to make room for the next."""
+        if self.node.life is not None and self.node.parent is not None:
+            self.node.parent.ask(self.node, self.node.life, Ask(cause, Outcome(reason="replaced", failed=False)))
 
     def _skip(self, cause: str, ticks: int = 1) -> None:
         self.node.emit(events.Skipped, cause=cause, ticks=ticks)
@@ -181,6 +191,15 @@ class Schedule:
             self.node.wake_at(moment)
         else:
             self.node.tree.alarm.set(self, moment)
+
+
+TIMES = ("every", "cron", "timezone", "jitter")
+"""The keys that say when ticks come."""
+
+
+def same_times(old: JobSpec, new: JobSpec) -> bool:
+    """Whether ticks come as before: a schedule that is armed goes on."""
+    return all(getattr(old, key) == getattr(new, key) for key in TIMES)
 
 
 def _counted(ticks: int) -> str:

@@ -22,6 +22,7 @@ from supervisor.state import Exit, Goal, Phase, State, Why
 from supervisor.wall import written
 
 if TYPE_CHECKING:
+    from supervisor.nodes.schedule import Schedule
     from supervisor.tree import Supervisor
 
 STUCK_AFTER = 5.0
@@ -266,7 +267,7 @@ class SupervisorNode(Node):
             if child is None:
                 self.touch_all()
             elif child.parent is self:
-                if isinstance(child, JobNode) and child.schedule is not None:
+                if child.schedule is not None:
                     child.schedule.look()
                 self._replace_old(child, now)
                 self.touch(child)
@@ -275,7 +276,7 @@ class SupervisorNode(Node):
         """Have the schedule of a child looked at then."""
         self._at(when, child)
 
-    def look(self, child: JobNode) -> None:
+    def look(self, child: Node) -> None:
         """A tick of a child's schedule may have come."""
         if child.schedule is not None:
             child.schedule.look()
@@ -354,9 +355,9 @@ class SupervisorNode(Node):
             return Hold(self.closing.cause, rest=True)
         if self.tree.ending:
             return Hold(self.tree.ending, rest=True)
-        if (child.goal is Goal.DOWN or child.finished) and not (isinstance(child, JobNode) and child.requested):
+        if (child.goal is Goal.DOWN or child.finished) and not child.requested:
             return Hold(child.goal_cause, rest=True)
-        if isinstance(child, JobNode) and child.paused and not child.requested:
+        if child.paused and not child.requested and not isinstance(child, SupervisorNode):
             return Hold("paused", Why.PAUSED)
         if self.group is not None and child.name in self.group.affected:
             return Hold(self.group.cause, Why.BACKOFF, self.group.until)
@@ -380,8 +381,7 @@ class SupervisorNode(Node):
         """Leave it where it is, and say why where that is news. Who waits for a start that does not come is told."""
         if hold.rest:
             child.hold = None
-            if isinstance(child, JobNode):
-                child.disarm()
+            child.disarm()
             if child.row.state is State.WAITING:
                 child.emit(events.Stopped, cause=hold.cause)
             if self.closing is None or self.tree.ending or self.down() is not None:
@@ -393,7 +393,7 @@ class SupervisorNode(Node):
                 self._at(hold.until, child)
             child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=hold.next_at or self.tree.wall_time(hold.until))
         if child.orders and hold.why in (Why.PAUSED, Why.SCHEDULED):
-            if isinstance(child, JobNode) and child.spec.scheduled:
+            if child.schedule is not None:
                 paused = "its schedule is paused: use resume" if child.paused else ""
                 child.answer(("start",), True, paused or "its schedule runs")
                 child.answer(("restart", "reload"), True, paused or "its schedule begins anew")
@@ -406,8 +406,8 @@ class SupervisorNode(Node):
         assert self._nursery is not None
         child.runs += 1
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
+        life.requested, child.requested = child.requested, False
         if isinstance(child, JobNode):
-            life.requested, child.requested = child.requested, False
             life.due = child.take_due()
             life.run.scheduled_at = None if life.due is None else life.due.at
             attendance.begin(self, self._nursery, child, life)
@@ -460,6 +460,11 @@ class SupervisorNode(Node):
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
+    def on_scheduled(self, child: Node, life: Life, cause: str, why: Why, next_at: str | None) -> None:
+        """A job whose runs may overlap has one more or less in hand, or another next one."""
+        if child.life is life and not child.stopping:
+            child.emit(events.Scheduled, cause=cause, why=why, next_at=next_at)
+
     def on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
         """A run has not become ready in time, or never will."""
         if child.life is life and life.asked is None and life.ready_at is None:
@@ -477,19 +482,23 @@ class SupervisorNode(Node):
         self._record_end(child, life, outcome, failure, why)
         child.over(outcome)
         again, child.again = child.again, None
-        if isinstance(child, JobNode) and child.schedule is not None:
-            child.schedule.ended(outcome.reason if failure else None)
+        if (schedule := self._schedule_of(child)) is not None:
+            schedule.ended(outcome.reason if failure else None)
         if again is not None:
             pass  # whatever it ended as: an operator has decided already
         elif judged:
             now = trio.current_time()
             self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
-        elif verdict is not None and not (isinstance(child, JobNode) and child.spec.scheduled):
+        elif verdict is not None and child.schedule is None:
             child.finished = True  # cancelled: no failure, and not tried again
         self.tree.look_whether_only_stuck()
         self.touch(child)
         if self.precedence.orders and (self.closing is not None or self.group is not None or child.removing):
             self.touch_all()
+
+    def _schedule_of(self, child: Node) -> Schedule | None:
+        """The schedule that the runs of a child are made for."""
+        return child.schedule
 
     def _record_end(self, child: Node, life: Life, outcome: Outcome, failure: bool, why: Why) -> None:
         exit_ = Exit(reason=outcome.reason, at=events.wall_now(), code=outcome.code, signal=outcome.signal)
@@ -510,7 +519,7 @@ class SupervisorNode(Node):
 
     def _decide(self, child: Node, outcome: Outcome, failure: bool, ready_for: float, now: float) -> None:
         """What follows from an end that nobody asked for."""
-        if isinstance(child, JobNode) and child.spec.scheduled:
+        if child.schedule is not None:
             return
         if not restart.restarts(child.restart_type, failure):
             child.finished = True
@@ -844,7 +853,7 @@ def moments(child: Node) -> Iterator[float | None]:
     yield child.hold and child.hold.until
     yield None if child.life is None else child.life.rung_due
     yield None if child.life is None else child.life.old_at
-    if isinstance(child, JobNode) and child.schedule is not None:
+    if child.schedule is not None:
         yield child.schedule.wakes_at
 
 
