@@ -10,6 +10,7 @@ The public names; each is imported when it is first asked for, so that a control
 
     errors spec state events        the plain base: what can go wrong, what a file can say, what is, what happens
     restart                         who is restarted, when, or who gives up
+    atomic store last_runs          files that are written whole; SQLite for what must outlive the daemon
     children output probes kinds    what a run is
     config tree                     the file, and the tree that runs it
     control client cli              the socket, and who speaks to it
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from supervisor.atomic import write_atomic
     from supervisor.config import Config
     from supervisor.control.aclient import AsyncClient
     from supervisor.control.client import Client
@@ -56,6 +58,7 @@ _HOME = {
     "ThreadContext": "kinds.thread",
     "Unreachable": "control.wire",
     "open_supervisor": "tree",
+    "write_atomic": "atomic",
 }
 
 __all__ = [
@@ -78,6 +81,7 @@ __all__ = [
     "ThreadContext",
     "Unreachable",
     "open_supervisor",
+    "write_atomic",
 ]
 
 

@@ -61,6 +61,45 @@ class SpawnFailed(RunFailed):
     """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
 
 
+class TimedOut(RunFailed):
+    """One attempt took longer than its `timeout` (seconds)."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"timed out after {seconds:g} s")
+
+
+class DeadlineExceeded(RunFailed):
+    """A whole run, its retries included, took longer than its `deadline` (seconds)."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"exceeded its deadline of {seconds:g} s")
+
+
+class Rejected(RunFailed):
+    """A limit did not let it begin. `retry_after`: seconds until it is worth trying again, where that is known.
+
+    Says nothing of the body, which did not run: a circuit breaker does not count it.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class BreakerOpen(Rejected):
+    """The circuit breaker is open, or its one trial is under way."""
+
+
+class BulkheadFull(Rejected):
+    """All places of a bulkhead are taken, and none got free in the time, or for the number, that may wait."""
+
+
+class RateLimited(Rejected):
+    """No token of a rate limit came in the time that may be waited for one."""
+
+
 class RestartIntensityExceeded(SupervisorError):
     """More restarts within `period` than `intensity` allows: the supervisor's own failure, and so its parent's business."""
 

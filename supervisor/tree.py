@@ -24,7 +24,7 @@ import trio
 from trio_util import AsyncValue
 
 from supervisor import config as configuration
-from supervisor import events
+from supervisor import events, last_runs
 from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
@@ -40,6 +40,7 @@ from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
+from supervisor.store import open_store
 from supervisor.wall import Wall, WallClock, written
 from supervisor.watching import Watching
 
@@ -48,6 +49,10 @@ KILL_LIMIT = 5.0
 
 LAST_RESORT = 2.0
 """Seconds after which the tree is taken to be unable to end at all: a task that ignores its cancellation."""
+
+
+STATE = "state.db"
+"""In the state directory: what one daemon remembers for the next."""
 
 
 class Supervisor:
@@ -791,11 +796,13 @@ async def _house(
             open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
             open_sockets(config.sockets, listening) as sockets,
+            open_store(config.state_dir / STATE, last_runs.SCHEMA, on_failure=lambda error: warn(str(error))) as store,
         ):
             resources = Resources(
                 children=children,
                 outputs=outputs,
                 sockets=sockets,
+                store=store,
                 environ=inherited(environ),
                 env=config.daemon.env,
                 env_file=config.daemon.env_file,

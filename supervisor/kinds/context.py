@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
     from supervisor.sockets import Sockets
+    from supervisor.store import Store
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +86,13 @@ class Resources:
     """What the kinds share: opened before the tree, closed after it.
 
     `environ` is what children inherit, `env` and `env_file` what `[daemon]` adds (never shown); `base` is their working
-    directory unless they say otherwise.
+    directory unless they say otherwise. `store` is the file `state.db` of the state directory, made when it is first used.
     """
 
     children: Children
     outputs: Outputs
     sockets: Sockets
+    store: Store
     environ: Mapping[str, str] = field(repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: tuple[str, ...] = ()
