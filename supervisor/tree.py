@@ -32,6 +32,7 @@ from supervisor.events import Journal
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
+from supervisor.last_runs import LastRuns
 from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
 from supervisor.nodes.alarm import Alarm
 from supervisor.nodes.schedule import Schedule
@@ -40,7 +41,7 @@ from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
 from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
-from supervisor.store import open_store
+from supervisor.store import StoreError, open_store
 from supervisor.wall import Wall, WallClock, written
 from supervisor.watching import Watching
 
@@ -71,6 +72,7 @@ class Supervisor:
         self.spread = spread
         self.wall = wall
         self.alarm = Alarm(wall, self._look)
+        self.last_runs = LastRuns(resources.store)
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
         self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
@@ -200,6 +202,8 @@ class Supervisor:
     def forget(self, node: Node) -> None:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        if node.schedule is not None:
+            node.schedule.forget()
         if node.one_off:
             self.outputs.discard(node.name)
         if node.name in self.config.jobs or node.name in self.config.supervisors:
@@ -547,6 +551,15 @@ class Supervisor:
                     node.over(Outcome(reason="the tree has ended without it", failed=True))
             self._ended.set()
 
+    async def _load_last_runs(self) -> None:
+        """Learn what the daemon before this one has run, where a job wants to catch up."""
+        jobs = {name: job for name, job in self.config.jobs.items() if job.scheduled and job.catch_up != "none"}
+        if jobs:
+            try:
+                await self.last_runs.load([name for name, job in jobs.items() if job.start == "auto"])
+            except StoreError as error:
+                self._warn(f"no run is caught up that was missed: {error}")
+
     async def _end_in_phases(self, last_resort: Callable[[], None] | None) -> None:
         await self._begun.wait()
         with self._hurry:
@@ -809,6 +822,7 @@ async def _house(
                 base=config.base,
             )
             tree = Supervisor(config, resources, journal, spread, wall)
+            await tree._load_last_runs()
             task_status.started(tree)
             await tree._run(last_resort)
     journal.end()

@@ -217,11 +217,11 @@ class Timetable:
         self.next_at = self.tick + (self._spread(0.0, self._jitter) if self._jitter else 0.0)
 
 
-def heeded(came: Sequence[float], catch_up: str, now: float) -> Sequence[float]:
-    """Which of the ticks that have come by `now` get a run.
+def heeded(came: Sequence[float], catch_up: str, late: float) -> Sequence[float]:
+    """Which of the ticks that have come get a run, where the last of them is so many seconds late.
 
     `none`: the last, if it is not late. `last`: the last, however late. `all`: each, at most `MOST`.
     """
     if catch_up == "all":
         return came[-MOST:]
-    return came[-1:] if catch_up == "last" or now - came[-1] <= LATE else []
+    return came[-1:] if catch_up == "last" or late <= LATE else []

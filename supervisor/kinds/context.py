@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -250,6 +251,12 @@ class RunFacts:
     def worker(self) -> int:
         """Which of the job's workers this is, counted from 0."""
         return self._run.worker
+
+    @property
+    def scheduled_at(self) -> datetime.datetime | None:
+        """The moment of its schedule that this run is made for, in UTC, however late it began; None where it is for none."""
+        at = self._run.scheduled_at
+        return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
 
     @property
     def run(self) -> str:

@@ -102,7 +102,9 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
     child.again = None
     child.restarting = None
     child.requested = False
-    child.disarm()
+    if child.schedule is not None:
+        child.schedule.disarm()
+        child.schedule.forget()
     if child.life is not None:
         child.life.requested = False
     if child.life is not None and isinstance(child, SupervisorNode):

@@ -148,7 +148,7 @@ class JobNode(Node):
         self._kind = None
         if not same_times(old, self.spec):
             self.disarm()
-            self.schedule = Schedule(self) if self.spec.scheduled else None
+            self.schedule = (self.schedule or Schedule(self)) if self.spec.scheduled else None
         if old.start != self.spec.start:
             self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
 

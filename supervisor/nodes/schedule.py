@@ -16,8 +16,8 @@ from supervisor.config.shapes import duration
 from supervisor.kinds import JobSpec, Outcome
 from supervisor.nodes.node import Ask, Hold
 from supervisor.spec import shown
-from supervisor.state import Why
-from supervisor.triggers import MOST, Cron, Every, Timetable, heeded
+from supervisor.state import State, Why
+from supervisor.triggers import CORRECTION, MOST, Cron, Every, Rhythm, Timetable, between, heeded
 from supervisor.wall import written
 
 if TYPE_CHECKING:
@@ -35,13 +35,19 @@ class Due(NamedTuple):
 class Schedule:
     """The schedule of one job. It is armed while the job is to run by it, and costs nothing else."""
 
-    __slots__ = ("_failure", "_timetable", "_waiting", "node")
+    __slots__ = ("_begun", "_failure", "_seen", "_settled", "_timetable", "_waiting", "node")
 
     def __init__(self, node: JobNode | WorkersNode) -> None:
         self.node = node
         self._timetable: Timetable | None = None
         self._waiting: deque[Due] = deque()
         self._failure: str | None = None
+        self._begun: list[float] = []
+        """The ticks whose runs are in hand."""
+        self._seen = 0.0
+        """The last tick that has come, or when it was armed, on the wall clock."""
+        self._settled: float | None = None
+        """What is remembered."""
 
     @property
     def _spec(self) -> JobSpec:
@@ -88,30 +94,62 @@ class Schedule:
         return f"{self.rhythm}; the last run failed: {self._failure}" if self._failure is not None else self.rhythm
 
     def arm(self) -> None:
-        """Begin here: ticks come from now on, the first one now with `run_on_start`."""
+        """Begin here: ticks come from now on, after those that were missed, and the first one now with `run_on_start`."""
         spec, tree, now = self._spec, self.node.tree, self._now()
-        rhythm = Every(spec.every or 0, now) if spec.cron is None else Cron(spec.cron, spec.timezone)
-        self._timetable = Timetable(rhythm, now, spec.jitter, tree.spread)
-        if spec.run_on_start:
-            self._waiting.append(Due(tree.wall.now(), self.rhythm))
+        self._seen = tree.wall.now()
+        before = self._before()
+        if before is not None:
+            self._catch_up(before)
+        if spec.run_on_start and not self._waiting:
+            self._waiting.append(Due(self._seen, self.rhythm))
+        since = now if spec.cron is None or before is None else max(now, before)
+        self._timetable = Timetable(self._rhythm(now), since, spec.jitter, tree.spread)
         self._set_alarm()
+        self._settle()
+
+    def _rhythm(self, anchor: float) -> Rhythm:
+        spec = self._spec
+        return Every(spec.every or 0, anchor) if spec.cron is None else Cron(spec.cron, spec.timezone)
+
+    def _before(self) -> float | None:
+        """How far the daemon before this one had got. A future in which nobody has been is none."""
+        if self._spec.catch_up == "none":
+            return None
+        before = self.node.tree.last_runs.take(self.node.name, self.rhythm)
+        return before if before is not None and before <= self._seen + CORRECTION else None
+
+    def _catch_up(self, before: float) -> None:
+        """Have runs wait for the ticks that came while there was no daemon, or whose runs were cut short with it."""
+        came = between(self._rhythm(before), before, self._seen)
+        chosen = heeded(came, self._spec.catch_up, math.inf) if came else []
+        if missed := len(came) - len(chosen):
+            self._skip(f"missed {_counted(missed)} while the daemon was down", missed)
+        self._waiting.extend(Due(tick, "catches up a run that was missed, or cut short, with the daemon") for tick in chosen)
+
+    def forget(self) -> None:
+        """What is missed from now on until it is armed again, or resumed, is not caught up."""
+        if self._settled is not None:
+            self._settled = None
+            self.node.tree.last_runs.forget(self.node.name)
 
     def disarm(self) -> None:
         """No more ticks, and none that waits."""
         self._timetable = None
         self._waiting.clear()
-        if self._spec.cron is not None:
-            self.node.tree.alarm.clear(self)
+        self.node.tree.alarm.clear(self)
 
     def pause(self) -> None:
         """Let ticks go by until `resume`, also those that wait."""
         self._waiting.clear()
+        self.forget()
 
     def resume(self) -> None:
         """Go on with the next tick, in step."""
         if self._timetable is not None:
             self._timetable.skip(self._now())
             self._set_alarm()
+            self._seen = self.node.tree.wall.now()
+            self._settle()
 
     def hold(self) -> Hold | None:
         """What keeps the job from running; None where a tick has come. Arms it."""
@@ -123,11 +161,18 @@ class Schedule:
 
     def begin(self) -> Due | None:
         """Take the tick that the run is for that begins now; None where it is for none."""
-        return self._waiting.popleft() if self._waiting else None
+        if not self._waiting:
+            return None
+        due = self._waiting.popleft()
+        self._begun.append(due.at)
+        return due
 
-    def ended(self, failure: str | None) -> None:
-        """Hear that a run is over, and why it failed, if it did."""
+    def ended(self, due: Due | None, failure: str | None, cut_short: bool) -> None:
+        """Hear that a run is over, and why it failed, if it did. One that the daemon's end has cut short is not settled."""
         self._failure = failure
+        if due is not None and due.at in self._begun and not cut_short:
+            self._begun.remove(due.at)
+            self._settle()
 
     def look(self) -> None:
         """Take the ticks that have come since the last look: some wait for a run from now on, others make none and say so."""
@@ -140,10 +185,13 @@ class Schedule:
         came = timetable.take(now)
         self._set_alarm()
         if came:
+            self._seen = self._on_the_wall(came[-1])
             self._heed(came, now)
+            self._settle()
 
     def _heed(self, came: list[float], now: float) -> None:
-        chosen = heeded(came, "last" if self._spec.cron is None else self._spec.catch_up, now)
+        catch_up = "last" if self._spec.cron is None else self._spec.catch_up
+        chosen = heeded(came, catch_up, now - came[-1] - self._spec.jitter)
         if (missed := len(came) - len(chosen)) and self._spec.cron is not None:
             self._skip(f"missed {_counted(missed)}: the clock was set, or the machine slept", missed)
         for tick in chosen:
@@ -161,17 +209,32 @@ class Schedule:
         elif busy and overlap in ("skip", "parallel"):
             self._skip(busy)
         elif self._waiting:
-            self._skip(f"a run waits already: {busy or self.node.row.cause}")
+            held = self.node.row.cause if self.node.row.state is State.WAITING else "it is about to begin"
+            self._skip(f"a run waits already: {busy or held}")
         else:
             self._waiting.append(due)
 
     def replace(self, cause: str) -> None:
         """Have the run in hand end, which is no failure, to make room for the next."""
-        if self.node.life is not None and self.node.parent is not None:
-            self.node.parent.ask(self.node, self.node.life, Ask(cause, Outcome(reason="replaced", failed=False)))
+        node, life = self.node, self.node.life
+        if life is not None and node.parent is not None:
+            node.answer(("run-now",), False, f"{life.run.id} was replaced: {cause}", run=life.number)
+            node.parent.ask(node, life, Ask(cause, Outcome(reason="replaced", failed=False)))
 
     def _skip(self, cause: str, ticks: int = 1) -> None:
         self.node.emit(events.Skipped, cause=cause, ticks=ticks)
+
+    def _settle(self) -> None:
+        """Remember how far it has got: up to before the first tick whose run is not over. So a run that is cut short, by
+        whatever, is made again: at least once, where somebody wants to catch up at all."""
+        if self._spec.catch_up == "none":
+            self.forget()
+        elif self.armed and not self.node.paused:
+            first = min([*self._begun, *(due.at for due in self._waiting)], default=None)
+            settled = self._seen if first is None else first - (self._spec.every or _JUST_BEFORE)
+            if settled != self._settled:
+                self._settled = settled
+                self.node.tree.last_runs.remember(self.node.name, self.rhythm, settled)
 
     def _now(self) -> float:
         return trio.current_time() if self._spec.cron is None else self.node.tree.wall.now()
@@ -192,6 +255,9 @@ class Schedule:
         else:
             self.node.tree.alarm.set(self, moment)
 
+
+_JUST_BEFORE = 0.001
+"""Seconds: there is no tick of a cron job between this and the next."""
 
 TIMES = ("every", "cron", "timezone", "jitter")
 """The keys that say when ticks come."""

@@ -483,7 +483,9 @@ class SupervisorNode(Node):
         child.over(outcome)
         again, child.again = child.again, None
         if (schedule := self._schedule_of(child)) is not None:
-            schedule.ended(outcome.reason if failure else None)
+            asked = life.asked is not None and life.asked.why is not Why.DRAINING
+            cut_short = bool(self.tree.ending) and (asked or life.killed_after is not None)
+            schedule.ended(life.due, outcome.reason if failure else None, cut_short)
         if again is not None:
             pass  # whatever it ended as: an operator has decided already
         elif judged:

@@ -384,8 +384,7 @@ class WorkersNode(SupervisorNode):
         """End all runs in hand. Others than those the order does not wait for."""
         self._cancelled = [worker.life for worker in self.in_hand if worker.life is not None]
         for worker in self.in_hand:
-            assert worker.life is not None
-            self.ask(worker, worker.life, ask)
+            self.post(self.ask, worker, worker.life, ask)
         self.orders.append(order)
 
     def _look_whether_cancelled(self) -> None:
