@@ -33,9 +33,20 @@ from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
 from supervisor.last_runs import LastRuns
-from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
-from supervisor.nodes.alarm import Alarm
-from supervisor.nodes.schedule import Schedule
+from supervisor.nodes import (
+    COMMANDS,
+    Alarm,
+    JobNode,
+    Node,
+    OneOff,
+    Order,
+    Scales,
+    Schedule,
+    SupervisorNode,
+    WorkersNode,
+    obey,
+    scale,
+)  # fmt: skip
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets

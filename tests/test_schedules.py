@@ -1,4 +1,4 @@
-"""Schedules in a tree: `cron` and the wall clock, `overlap`, `jitter`, what was missed. In virtual time, by a wall clock of ours."""
+"""Schedules in a tree: `cron`, `overlap`, `jitter`, what was missed. In virtual time, by a wall clock of ours."""
 
 from __future__ import annotations
 

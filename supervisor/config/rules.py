@@ -6,11 +6,9 @@ import math
 import os
 import re
 import resource
-import time
 import warnings
 from collections.abc import Callable
-from itertools import islice
-from operator import sub
+from itertools import islice, pairwise
 from urllib.parse import urlsplit
 
 from supervisor.config.reading import Reading, did_you_mean, quoted
@@ -22,6 +20,7 @@ from supervisor.probes.spec import split_address
 from supervisor.sockets import address
 from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
 from supervisor.triggers import Cron, Every, Rhythm, zone, zones
+from supervisor.wall import WallClock
 
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _LONGEST_SOCKET_PATH = 107
@@ -120,26 +119,29 @@ def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
 def check_times(path: Path, spec: JobSpec, reading: Reading) -> None:
     """When the ticks of a schedule come: times that there are, in a time zone that there is."""
     try:
-        zone(spec.timezone)
+        zone(timezone := spec.timezone)
     except ValueError as error:
-        hint = did_you_mean(spec.timezone, zones())
-        reading.unexpected((*path, "timezone"), f"{error}{hint}", spec.timezone)
-        return
-    rhythm: Rhythm | None = Every(spec.every, 0.0) if spec.every is not None else None
-    now = time.clock_gettime(time.CLOCK_REALTIME)
+        reading.unexpected((*path, "timezone"), f"{error}{did_you_mean(timezone, zones())}", timezone)
+        timezone = "UTC"
+    now = WallClock().now()
+    rhythm: Rhythm | None = None if spec.every is None else Every(spec.every, now)
     if spec.cron is not None:
         try:
-            rhythm = Cron(spec.cron, spec.timezone)
+            rhythm = Cron(spec.cron, timezone)
         except ValueError as error:
             reading.unexpected((*path, "cron"), str(error), spec.cron)
             return
-        if next(rhythm.ticks(now), None) is None:
-            reading.unexpected((*path, "cron"), "no such day in the next 50 years: expected times that come", spec.cron)
-    if rhythm is not None and spec.jitter:
-        shortest = min(map(sub, (ticks := [*islice(rhythm.ticks(now), 100)])[1:], ticks), default=math.inf)
-        if spec.jitter >= shortest - 1e-6:
-            text = f"expected less than the shortest time between two runs ({duration(round(shortest, 6))})"
-            reading.unexpected((*path, "jitter"), text, spec.jitter)
+    if rhythm is not None:
+        _check_ticks(path, spec, list(islice(rhythm.ticks(now), 100 if spec.jitter else 1)), reading)
+
+
+def _check_ticks(path: Path, spec: JobSpec, ticks: list[float], reading: Reading) -> None:
+    if not ticks:
+        reading.unexpected((*path, "cron"), "no such day in the next 50 years: expected times that come", spec.cron)
+    shortest = min((later - one for one, later in pairwise(ticks)), default=math.inf)
+    if spec.jitter and spec.jitter > shortest - 0.001:
+        text = f"expected less than the shortest time between two runs ({duration(round(shortest, 3))})"
+        reading.unexpected((*path, "jitter"), text, spec.jitter)
 
 
 def _workers(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:

@@ -1,7 +1,9 @@
 """The nodes of the tree: a supervisor, and the children it keeps. Only `tree.py` knows them.
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
-    job          a job: its schedule, and the fence round its runs
+    job          a job, and the fence round its runs
+    schedule     when its runs are due, and what becomes of those that are due while one is in hand
+    alarm        the tree's one alarm on the wall clock
     oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness, and what follows
     asking       from a probe in the file to a question that can be asked of a run
@@ -21,12 +23,27 @@ readiness waits are tasks of their own that report back through the inbox, and t
 
 from __future__ import annotations
 
+from supervisor.nodes.alarm import Alarm
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
+from supervisor.nodes.schedule import Schedule
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
-__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "Scales", "SupervisorNode", "WorkersNode", "obey", "scale"]
+__all__ = [
+    "COMMANDS",
+    "Alarm",
+    "JobNode",
+    "Node",
+    "OneOff",
+    "Order",
+    "Scales",
+    "Schedule",
+    "SupervisorNode",
+    "WorkersNode",
+    "obey",
+    "scale",
+]

@@ -39,6 +39,8 @@ class Alarm:
     def clear(self, schedule: Schedule) -> None:
         """Ring no more for it."""
         self._moments.pop(schedule, None)
+        if not self._moments:
+            self._waiting.cancel(reason="nobody waits for it")
 
     async def run(self) -> None:
         """Ring until cancelled."""
