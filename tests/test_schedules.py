@@ -210,16 +210,16 @@ async def test_jitter_of_a_cron_job(autojump_clock, tmp_path):
 
 
 async def test_overlap_queue_has_one_run_wait_and_counts_what_merges_with_it(autojump_clock, tmp_path):
-    async with forest(tmp_path, {"a": job(lasting(35), every=10, overlap="queue")}) as f:
+    async with forest(tmp_path, {"a": job(lasting(33), every=10, overlap="queue")}) as f:
         await trio.sleep_until(99)
-    assert f.times(Starting, "a") == [10.0, 45.0, 80.0]
+    assert f.times(Starting, "a") == [10.0, 43.0, 76.0]
     assert run_for(f) == [f"2026-01-01T00:00:{second}.000Z" for second in (10, 20, 50)]
     assert skipped(f) == [
         (30.0, "a run waits already: a#1 is still running", 1),
         (40.0, "a run waits already: a#1 is still running", 1),
         (60.0, "a run waits already: a#2 is still running", 1),
         (70.0, "a run waits already: a#2 is still running", 1),
-        (80.0, "a run waits already: it is about to begin", 1),
+        (90.0, "a run waits already: a#3 is still running", 1),
     ]
 
 

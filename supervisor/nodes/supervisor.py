@@ -14,9 +14,10 @@ from supervisor import events, restart
 from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.kinds.context import does_not_end
 from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
-from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
+from supervisor.nodes.node import STARTS, STUCK_AFTER, Ask, Hold, Life, Node
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 from supervisor.wall import written
@@ -24,9 +25,6 @@ from supervisor.wall import written
 if TYPE_CHECKING:
     from supervisor.nodes.schedule import Schedule
     from supervisor.tree import Supervisor
-
-STUCK_AFTER = 5.0
-"""Seconds after a kill at which what is still there is called stuck."""
 
 NEVER_READY = -1.0
 
@@ -351,6 +349,10 @@ class SupervisorNode(Node):
 
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
+        hold = self._reason_of_its_own(child, now)
+        return self.tree.rooms.hold(child, hold) if self.tree.rooms else hold
+
+    def _reason_of_its_own(self, child: Node, now: float) -> Hold | None:
         if self.closing is not None:
             return Hold(self.closing.cause, rest=True)
         if self.tree.ending:
@@ -420,6 +422,7 @@ class SupervisorNode(Node):
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
+        self.tree.rooms.enter(child)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
 
     def _start_cause(self, child: Node, life: Life) -> str:
@@ -475,6 +478,7 @@ class SupervisorNode(Node):
         life.gone.set()
         child.life = None
         self.alive.discard(child.name)
+        self.tree.rooms.leave(child)
         verdict = life.asked.verdict if life.asked else None
         outcome = outcome if verdict is None else replace(verdict, spent=outcome.spent, output=outcome.output)
         judged = life.asked is None or (verdict is not None and verdict.failed)
@@ -507,7 +511,7 @@ class SupervisorNode(Node):
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(
             events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why,
-            spent=outcome.spent, output=outcome.output,
+            spent=outcome.spent, output=outcome.output, attempts=life.run.attempt,
         )  # fmt: skip
         killed = _killed(life.killed_after)
         child.answer(("stop",), True, f"stopped{killed}")
@@ -666,7 +670,9 @@ class SupervisorNode(Node):
         if life.killed_after is None:
             self._kill_run(child, life, now)
         elif child.row.word != Why.STUCK.value:
-            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+            life.run.stuck(
+                does_not_end(life.run) if child.takes == "thread" else f"still there {STUCK_AFTER:g} s after it was killed"
+            )
 
     def _kill_run(self, child: Node, life: Life, now: float) -> None:
         assert life.asked is not None
@@ -674,7 +680,7 @@ class SupervisorNode(Node):
         life.killed_after = now - life.asked_at
         self.tree.was_late(child.name)
         if not child.killable:
-            life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
+            life.run.stuck(does_not_end(life.run))
             return
         child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
         life.scope.cancel(reason=life.asked.cause)
@@ -838,6 +844,7 @@ class SupervisorNode(Node):
         child.due_at = child.restarting = child.hold = None
         self._pending.discard(child.name)
         self._dirty.pop(child.name, None)
+        self.tree.rooms.leave(child)
         target, child.moving_to = child.moving_to, None
         if target is not None and child.removing is None:
             child.emit(events.Changed, kind=child.kind, supervisor=target.name or None, description=child.description)
