@@ -33,6 +33,7 @@ from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExce
 from supervisor.events import Journal, ReloadRefused
 from supervisor.log import Log, open_log
 from supervisor.nodes import Order
+from supervisor.stalls import watching_for_stalls
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
 from supervisor.tree import Supervisor, open_supervisor
@@ -89,6 +90,7 @@ class Daemon:
         self._stop_asked: tuple[float, str] | None = None
         self._hup, self._hups = trio.open_memory_channel[str](1)
         self._reload_lock = trio.Lock()
+        self._reloaded = trio.Event()
         self._log: Log
         self._tree: Supervisor | None = None
 
@@ -141,6 +143,7 @@ class Daemon:
         await _start_control(servers, tree, path, self)
         servers.start_soon(self._reload_when_asked, tree)
         servers.start_soon(self._tell_the_manager, tree)
+        servers.start_soon(self._watch_for_stalls, tree)
         if self._notifier.watchdog_interval is not None:
             servers.start_soon(self._feed_the_watchdog, self._notifier.watchdog_interval)
         self._announce(tree.config)
@@ -175,6 +178,12 @@ class Daemon:
         while phase is not Phase.KILLING:
             phase = await tree.phase.wait_value(partial(is_not, phase))
             self._notifier.stopping(phase.value, tree.config.daemon.grace)
+
+    async def _watch_for_stalls(self, tree: Supervisor) -> None:
+        while True:
+            with watching_for_stalls(tree.config.daemon.stall_after, tree.journal):
+                await self._reloaded.wait()
+            self._reloaded = trio.Event()
 
     async def _feed_the_watchdog(self, interval: float) -> None:
         while True:
@@ -262,7 +271,9 @@ class Daemon:
     async def _reload(self, tree: Supervisor, by: str) -> tuple[Plan, Sequence[Order]]:
         config = await self._load_whole()
         self._log.apply(config.log)
-        return tree.apply(config, by=by)
+        applied = tree.apply(config, by=by)
+        self._reloaded.set()
+        return applied
 
     async def _load_whole(self) -> Config:
         """The file, and what it needs of the machine: for a running daemon both must be in order. Raises SpecError."""
