@@ -10,6 +10,8 @@ The public names; each is imported when it is first asked for, so that a control
 
     errors spec state events        the plain base: what can go wrong, what a file can say, what is, what happens
     restart                         who is restarted, when, or who gives up
+    atomic store last_runs          files that are written whole; SQLite for what must outlive the daemon
+    policies                        the layers round a piece of work: retry, timeout, breaker, limits
     children output probes kinds    what a run is
     config tree                     the file, and the tree that runs it
     control client cli              the socket, and who speaks to it
@@ -24,15 +26,34 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from supervisor.atomic import write_atomic
     from supervisor.config import Config
     from supervisor.control.aclient import AsyncClient
     from supervisor.control.client import Client
     from supervisor.control.wire import Unreachable
-    from supervisor.errors import ControlError, RestartIntensityExceeded, SpecError, SupervisorError
+    from supervisor.errors import (
+        BreakerOpen,
+        BulkheadFull,
+        ControlError,
+        DeadlineExceeded,
+        RateLimited,
+        Rejected,
+        RestartIntensityExceeded,
+        Retry,
+        SpecError,
+        SupervisorError,
+        TimedOut,
+    )
     from supervisor.kinds.asyncio_loop import AsyncioContext
     from supervisor.kinds.context import Context
     from supervisor.kinds.job import JobSpec
     from supervisor.kinds.thread import ThreadContext
+    from supervisor.policies.breaker import CircuitBreaker
+    from supervisor.policies.bulkhead import Bulkhead
+    from supervisor.policies.fallback import fallback
+    from supervisor.policies.rate import RateLimiter
+    from supervisor.policies.retrying import retry
+    from supervisor.policies.timing import deadline, timeout
     from supervisor.spec import SupervisorSpec
     from supervisor.state import Answer, Goal, JobStatus, Phase, State
     from supervisor.tree import Supervisor, open_supervisor
@@ -41,46 +62,76 @@ _HOME = {
     "Answer": "state",
     "AsyncClient": "control.aclient",
     "AsyncioContext": "kinds.asyncio_loop",
+    "BreakerOpen": "errors",
+    "Bulkhead": "policies.bulkhead",
+    "BulkheadFull": "errors",
+    "CircuitBreaker": "policies.breaker",
     "Client": "control.client",
     "Config": "config",
     "Context": "kinds.context",
     "ControlError": "errors",
+    "DeadlineExceeded": "errors",
     "Goal": "state",
     "JobSpec": "kinds.job",
     "JobStatus": "state",
     "Phase": "state",
+    "RateLimited": "errors",
+    "RateLimiter": "policies.rate",
+    "Rejected": "errors",
     "RestartIntensityExceeded": "errors",
+    "Retry": "errors",
     "SpecError": "errors",
     "State": "state",
     "Supervisor": "tree",
     "SupervisorError": "errors",
     "SupervisorSpec": "spec",
     "ThreadContext": "kinds.thread",
+    "TimedOut": "errors",
     "Unreachable": "control.wire",
+    "deadline": "policies.timing",
+    "fallback": "policies.fallback",
     "open_supervisor": "tree",
+    "retry": "policies.retrying",
+    "timeout": "policies.timing",
+    "write_atomic": "atomic",
 }
 
 __all__ = [
     "Answer",
     "AsyncClient",
     "AsyncioContext",
+    "BreakerOpen",
+    "Bulkhead",
+    "BulkheadFull",
+    "CircuitBreaker",
     "Client",
     "Config",
     "Context",
     "ControlError",
+    "DeadlineExceeded",
     "Goal",
     "JobSpec",
     "JobStatus",
     "Phase",
+    "RateLimited",
+    "RateLimiter",
+    "Rejected",
     "RestartIntensityExceeded",
+    "Retry",
     "SpecError",
     "State",
     "Supervisor",
     "SupervisorError",
     "SupervisorSpec",
     "ThreadContext",
+    "TimedOut",
     "Unreachable",
+    "deadline",
+    "fallback",
     "open_supervisor",
+    "retry",
+    "timeout",
+    "write_atomic",
 ]
 
 

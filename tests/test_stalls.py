@@ -21,7 +21,7 @@ from supervisor.events import Stalled
 from supervisor.kinds import Context
 from supervisor.stalls import _Clocks, watching_for_stalls
 from tests.forest import Forest, forest, job, serve
-from tests.running import ROOT, clean_environ, running, well
+from running import ROOT, clean_environ, running, well
 
 LIMIT = 0.1
 

@@ -160,6 +160,49 @@ def _next(row: dict[str, Any], now: float) -> str:
     return f"in {span(epoch(row['next_at']) - now)}" if row["next_at"] else "-"
 
 
+def limits(rows: list[dict[str, Any]], colour: bool) -> Iterator[str]:
+    """The lines of `limits`. Who waits comes last: there may be many."""
+    now = _now()
+    waiting = [[run for part in ("rate", "bulkhead") for run in (row[part] or {"waiting": ()})["waiting"]] for row in rows]
+    columns = [
+        _column("NAME", [row["name"] for row in rows]),
+        _column("JOBS", [", ".join(row["jobs"]) if row["shared"] else "its own" for row in rows]),
+        _column("BREAKER", [_breaker(row["breaker"], now) for row in rows]),
+        _column("RATE", [_rate(row["rate"]) for row in rows]),
+        _column("PLACES", [_places(row["bulkhead"]) for row in rows]),
+        ["WAITING", *(", ".join(runs) or "-" for runs in waiting)],
+    ]
+    head, *lines = map("  ".join, zip(*columns, strict=True))
+    yield paint(head, "bold", colour)
+    yield from lines
+
+
+def _breaker(breaker: dict[str, Any] | None, now: float) -> str:
+    if breaker is None:
+        return "-"
+    if breaker["state"] == "half-open":
+        return f"half-open, {breaker['successes']} of {breaker['closes_at']} successes"
+    if breaker["state"] == "open":
+        left = epoch(breaker["trial_at"]) - now
+        return f"open, trial {f'in {span(left)}' if left > 0 else 'is due'}"
+    return f"closed, {breaker['failures']} of {breaker['opens_at']} failures"
+
+
+def _rate(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return "-"
+    per_day = rate["rate"] * 86400
+    unit, number = next(((unit, per_day / days) for unit, days in _PER_DAY if per_day >= days), ("d", per_day))
+    return f"{number:.3g}/{unit}, {max(0, int(rate['tokens'] + 0.001))} of {rate['burst']} left"
+
+
+_PER_DAY = (("s", 86400), ("m", 1440), ("h", 24))
+
+
+def _places(bulkhead: dict[str, Any] | None) -> str:
+    return "-" if bulkhead is None else f"{bulkhead['in_use']} of {bulkhead['concurrency']} taken"
+
+
 def tree(branches: list[dict[str, Any]], colour: bool) -> Iterator[str]:
     """The lines of `tree`."""
     drawn = list(_drawn(branches, ""))
@@ -217,6 +260,7 @@ _PLACED = (
     "exit",
     "spent",
     "output",
+    "attempts",
 )
 
 
@@ -239,6 +283,8 @@ def _facts(item: dict[str, Any]) -> Iterator[str]:
     for key, value in item.items():
         if key not in _PLACED and value not in (None, [], False, ""):
             yield f"{key}={_value(value)}"
+    if item.get("attempts", 1) != 1:
+        yield f"attempts={item['attempts']}"
     if spent := item.get("spent"):
         yield f"after {spent['duration']:.3g} s"
     if output := item.get("output"):

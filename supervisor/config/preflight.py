@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,9 +77,9 @@ def check(
     calls = {key: function for name, spec in jobs.items() for key, function in _functions(name, spec)}
     if imports and calls:
         for key, found in _inspect(config, calls, environ, limit).items():
-            name, _, probe = key.partition(".")
-            faults[name] += [((probe, "call") if probe else tuple(keys), message) for keys, message in found["faults"]]
-            if "kind" in found and not probe:
+            name, _, other = key.partition(".")
+            faults[name] += [(_place(other, keys), message) for keys, message in found["faults"]]
+            if "kind" in found and not other:
                 findings.calls[name] = Call(found["kind"], found["context"])
     findings.warnings.extend(_watch_warnings(config))
     findings.warnings.extend(_room_warnings(config, findings.calls))
@@ -88,6 +88,11 @@ def check(
             problems = [config.problem(("jobs", name, *keys), message) for keys, message in faults[name]]
             findings.problems[name] = sorted(problems, key=lambda problem: (problem.line, problem.column))
     return findings
+
+
+def _place(other: str, keys: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The key of a fault of a job's function, or of another that the job names: a probe's, its fallback."""
+    return tuple(keys) if not other else (other,) if other == "fallback" else (other, "call")
 
 
 def _daemon_warnings(config: Config) -> Iterator[Problem]:
@@ -289,6 +294,7 @@ class _Function(NamedTuple):
     call: str
     kind: str | None = None
     args: Mapping[str, Any] = MappingProxyType({})
+    offered: bool = False
 
     @property
     def module(self) -> str:
@@ -296,12 +302,14 @@ class _Function(NamedTuple):
 
 
 def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
-    """The functions that a job names, its own under the job's name, those of its probes under `name.ready` and so on."""
+    """The functions that a job names, its own under the job's name, others under `name.ready` and so on."""
     if spec.call is not None:
         yield name, _Function(spec.call, spec.kind, spec.args or {})
     for key, probe in _probes(spec):
         if probe.call is not None:
             yield f"{name}.{key}", _Function(probe.call)
+    if spec.fallback is not None:
+        yield f"{name}.fallback", _Function(spec.fallback, args={**(spec.args or {}), "failure": Exception()}, offered=True)
 
 
 def _inspect(config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str], limit: float) -> dict[str, Any]:
@@ -348,6 +356,7 @@ def _inspector(
             "call": function.call,
             "kind": function.kind,
             "args": {key: _type_name(value) for key, value in function.args.items()},
+            "offered": function.offered,
         }
         for name, function in functions.items()
     ]

@@ -18,7 +18,7 @@ from supervisor.control.client import CHUNK, FINISHED, Names, T, arguments, item
 from supervisor.control.messages import Attached, Branch, End, Finished, LogLine, Output, Reload, Reply, Shutdown, Version
 from supervisor.control.wire import Unreachable, find_socket, patience, short_address, unreachable
 from supervisor.errors import ControlError
-from supervisor.state import Answer, JobStatus
+from supervisor.state import Answer, JobStatus, LimitStatus
 
 _TRIES = 8
 _CHUNK = 1 << 18
@@ -90,6 +90,10 @@ class AsyncClient:
     async def cancel(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
         """End the run in hand of jobs, or runs by their ids."""
         return await self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    async def limits(self, *names: str) -> list[LimitStatus]:
+        """How limits stand, by their names or those of jobs that have some to themselves; all without names."""
+        return await self._call("limits", list[LimitStatus], names=names)
 
     @asynccontextmanager
     async def logs(self, *names: str, follow: bool = False, lines: int = 100) -> AsyncIterator[Stream]:

@@ -14,7 +14,7 @@ from supervisor.control.messages import Attached, Branch, End, Finished, LogLine
 from supervisor.control.verbs import VERBS
 from supervisor.control.wire import Connection, Unreachable, find_socket
 from supervisor.errors import ControlError
-from supervisor.state import Answer, JobStatus
+from supervisor.state import Answer, JobStatus, LimitStatus
 
 Names = str | Sequence[str]
 T = TypeVar("T")
@@ -108,6 +108,10 @@ class Client:
     def cancel(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
         """End the run in hand of jobs, or runs by their ids."""
         return self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    def limits(self, *names: str) -> list[LimitStatus]:
+        """How limits stand, by their names or those of jobs that have some to themselves; all without names."""
+        return self._call("limits", list[LimitStatus], names=names)
 
     def logs(self, *names: str, follow: bool = False, lines: int = 100) -> Iterator[LogLine]:
         """Captured output, line by line. With `follow` it ends when the daemon stops; close the client to end it earlier."""

@@ -38,7 +38,7 @@ from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Added, Commanded, Journal, Lagged, Renamed, Warned
 from supervisor.output import Lines
-from supervisor.state import Answer, JobStatus, ancestry
+from supervisor.state import Answer, JobStatus, LimitStatus, ancestry
 from supervisor.unix import SocketTaken
 
 if TYPE_CHECKING:
@@ -563,6 +563,10 @@ async def _order(call: Call, names: list[str], wait: bool = True, timeout: float
     return await _answers(call.verb, call.tree.order(call.verb, names, by=call.by, **options), wait, timeout)
 
 
+async def _limits(call: Call, names: list[str]) -> list[LimitStatus]:
+    return call.tree.limit_status(*names)
+
+
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:
     return await _order(call, [name], signal=_signal_number(signal), group=group)
 
@@ -735,6 +739,7 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "pause": _order,
     "resume": _order,
     "cancel": _order,
+    "limits": _limits,
     "logs": _logs,
     "events": _events,
     "exec": sessions.execute,

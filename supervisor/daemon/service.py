@@ -9,6 +9,7 @@ signals                     outermost: never deaf, not at the start and not at t
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -55,10 +56,14 @@ def run(path: str, only: Sequence[str] = ()) -> int:
     """Run a daemon in the foreground until it is told to stop, or gives up. Returns the exit code.
 
     Call `hold_signals` before, as early as possible. They stay blocked afterwards: one that arrives at the very end has
-    nothing left to end.
+    nothing left to end. Where it fails it ends the process, whatever threads are left.
     """
     have_standard_streams()
-    return trio.run(serve, path, only)
+    code = trio.run(serve, path, only)
+    if code == FAILED:  # perhaps for a thread that does not end; Python would wait for those of executors, and for others
+        atexit._run_exitfuncs()
+        os._exit(code)
+    return code
 
 
 async def serve(path: str, only: Sequence[str] = (), environ: MutableMapping[str, str] = os.environ) -> int:

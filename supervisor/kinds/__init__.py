@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from supervisor.kinds.context import Context, Outcome, Reporter, Resources, Run, inherited
+from supervisor.kinds.context import Attempt, Context, Outcome, Reporter, Resources, Run, inherited
 from supervisor.kinds.job import JobSpec
 
 Runner = Callable[[JobSpec, Run, Resources], Awaitable[Outcome]]
@@ -43,4 +43,4 @@ KINDS = {
     )
 }
 
-__all__ = ["KINDS", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "Runner", "inherited"]
+__all__ = ["KINDS", "Attempt", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "Runner", "inherited"]

@@ -1,7 +1,10 @@
 """The nodes of the tree: a supervisor, and the children it keeps. Only `tree.py` knows them.
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
-    job          a job: its schedule, and the fence round its runs
+    job          a job: its schedule, and its runs
+    fence        the boundary round foreign code
+    attempts     the policies round a run: its attempts, and what is between them
+    limits       what limits the runs of jobs, and outlives them
     oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness, and what follows
     asking       from a probe in the file to a question that can be asked of a run
@@ -24,6 +27,7 @@ from __future__ import annotations
 
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
+from supervisor.nodes.limits import Limits
 from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
@@ -34,6 +38,7 @@ from supervisor.nodes.workers import WorkersNode, scale
 __all__ = [
     "COMMANDS",
     "JobNode",
+    "Limits",
     "Node",
     "OneOff",
     "Order",

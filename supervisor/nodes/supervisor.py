@@ -17,15 +17,12 @@ from supervisor.kinds import JobSpec, Outcome, Run
 from supervisor.kinds.context import does_not_end
 from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
-from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
+from supervisor.nodes.node import STARTS, STUCK_AFTER, Ask, Hold, Life, Node
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
-
-STUCK_AFTER = 5.0
-"""Seconds after a kill at which what is still there is called stuck."""
 
 NEVER_READY = -1.0
 
@@ -504,7 +501,7 @@ class SupervisorNode(Node):
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(
             events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why,
-            spent=outcome.spent, output=outcome.output,
+            spent=outcome.spent, output=outcome.output, attempts=life.run.attempt,
         )  # fmt: skip
         killed = _killed(life.killed_after)
         child.answer(("stop",), True, f"stopped{killed}")
