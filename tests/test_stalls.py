@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import structlog.testing
 import trio
+from running import ROOT, clean_environ, running, well
 
 from supervisor.events import Stalled
 from supervisor.kinds import Context
 from supervisor.stalls import _Clocks, watching_for_stalls
 from tests.forest import Forest, forest, job, serve
-from running import ROOT, clean_environ, running, well
 
 LIMIT = 0.1
 
