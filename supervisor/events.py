@@ -540,12 +540,24 @@ class Warned(Event, frozen=True, kw_only=True):
     text: str
 
 
+class Stalled(Event, frozen=True, kw_only=True):
+    """The loop was stuck for `seconds`. `name` and `run`: whose code it was in, None where no job's; `line`: where in it."""
+
+    level = "warning"
+
+    name: str | None
+    run: str | None
+    cause: str
+    seconds: float
+    line: str
+
+
 AnyEvent = (
     Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Scheduled | Unready | Healthy
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
     | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | FallingBack
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
-    | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
+    | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Stalled | Warned
 )  # fmt: skip
 """What an `events` stream can carry: the type to decode it with."""
 

@@ -306,7 +306,7 @@ def event(item: dict[str, Any], colour: bool) -> str:
     if item["event"] == "lagged":
         return paint(f"[{item['count']} events were too fast for this reader, or are too long ago]", "yellow", colour)
     clock = time.strftime("%H:%M:%S", time.localtime(epoch(item["at"]))) + item["at"][19:23]
-    name = clean(item.get("name", "-"))
+    name = clean(item.get("name") or "-")
     what = clean(item["event"].replace("_", " "))
     line = f"{clock} {item['seq']:>5} {paint(f'{name:16}', colour_of(name), colour)} {what:12} {clean('; '.join(_facts(item)))}"
     return line.rstrip()
