@@ -200,7 +200,7 @@ def _rate(rate: dict[str, Any] | None) -> str:
         return "-"
     per_day = rate["rate"] * 86400
     unit, number = next(((unit, per_day / days) for unit, days in _PER_DAY if per_day >= days), ("d", per_day))
-    return f"{number:.3g}/{unit}, {max(0, int(rate['tokens'] + 0.001))} of {rate['burst']} left"
+    return f"{number:.6g}/{unit}, {max(0, int(rate['tokens'] + 0.001))} of {rate['burst']} left"
 
 
 _PER_DAY = (("s", 86400), ("m", 1440), ("h", 24))
@@ -306,7 +306,7 @@ def event(item: dict[str, Any], colour: bool) -> str:
     if item["event"] == "lagged":
         return paint(f"[{item['count']} events were too fast for this reader, or are too long ago]", "yellow", colour)
     clock = time.strftime("%H:%M:%S", time.localtime(epoch(item["at"]))) + item["at"][19:23]
-    name = clean(item.get("name", "-"))
+    name = clean(item.get("name") or "-")
     what = clean(item["event"].replace("_", " "))
     line = f"{clock} {item['seq']:>5} {paint(f'{name:16}', colour_of(name), colour)} {what:12} {clean('; '.join(_facts(item)))}"
     return line.rstrip()

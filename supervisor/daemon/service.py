@@ -10,6 +10,7 @@ signals                     outermost: never deaf, not at the start and not at t
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ from supervisor.history import History, keep_history
 from supervisor.log import Log, open_log
 from supervisor.nodes import Order
 from supervisor.spec import split_name
+from supervisor.stalls import watching_for_stalls
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
 from supervisor.tree import Supervisor, open_supervisor
@@ -60,10 +62,14 @@ def run(path: str, only: Sequence[str] = ()) -> int:
     """Run a daemon in the foreground until it is told to stop, or gives up. Returns the exit code.
 
     Call `hold_signals` before, as early as possible. They stay blocked afterwards: one that arrives at the very end has
-    nothing left to end.
+    nothing left to end. Where it fails it ends the process, whatever threads are left.
     """
     have_standard_streams()
-    return trio.run(serve, path, only)
+    code = trio.run(serve, path, only)
+    if code == FAILED:  # perhaps for a thread that does not end; Python would wait for those of executors, and for others
+        atexit._run_exitfuncs()
+        os._exit(code)
+    return code
 
 
 async def serve(path: str, only: Sequence[str] = (), environ: MutableMapping[str, str] = os.environ) -> int:
@@ -95,6 +101,7 @@ class Daemon:
         self._stop_asked: tuple[float, str] | None = None
         self._hup, self._hups = trio.open_memory_channel[str](1)
         self._reload_lock = trio.Lock()
+        self._reloaded = trio.Event()
         self._log: Log
         self._history: History
         self._tree: Supervisor | None = None
@@ -158,6 +165,7 @@ class Daemon:
         await self._start_control(servers, tree, path)
         servers.start_soon(self._reload_when_asked, tree)
         servers.start_soon(self._tell_the_manager, tree)
+        servers.start_soon(self._watch_for_stalls, tree)
         if self._notifier.watchdog_interval is not None:
             servers.start_soon(self._feed_the_watchdog, self._notifier.watchdog_interval)
         self._announce(tree.config)
@@ -202,6 +210,12 @@ class Daemon:
         while phase is not Phase.KILLING:
             phase = await tree.phase.wait_value(partial(is_not, phase))
             self._notifier.stopping(phase.value, tree.config.daemon.grace)
+
+    async def _watch_for_stalls(self, tree: Supervisor) -> None:
+        while True:
+            with watching_for_stalls(tree.config.daemon.stall_after, tree.journal):
+                await self._reloaded.wait()
+            self._reloaded = trio.Event()
 
     async def _feed_the_watchdog(self, interval: float) -> None:
         while True:
@@ -289,7 +303,9 @@ class Daemon:
     async def _reload(self, tree: Supervisor, by: str) -> tuple[Plan, Sequence[Order]]:
         config = await self._load_whole()
         self._log.apply(config.log)
-        return tree.apply(config, by=by)
+        applied = tree.apply(config, by=by)
+        self._reloaded.set()
+        return applied
 
     async def _load_whole(self) -> Config:
         """The file, and what it needs of the machine: for a running daemon both must be in order. Raises SpecError."""
