@@ -15,7 +15,7 @@ The public names; each is imported when it is first asked for, so that a control
     children output probes kinds    what a run is
     config tree                     the file, and the tree that runs it
     control client cli              the socket, and who speaks to it
-    log systemd daemon              the process round it
+    log systemd history daemon      the process round it
 """
 
 from __future__ import annotations

@@ -411,7 +411,7 @@ class FallingBack(ChildEvent, frozen=True, kw_only=True):
 
 
 class Ended(ChildEvent, frozen=True, kw_only=True):
-    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type.
+    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type, `duration` in seconds.
 
     Of a child process there is what it has `spent`, and, where it failed by itself, the last lines of its `output`.
     """
@@ -421,6 +421,7 @@ class Ended(ChildEvent, frozen=True, kw_only=True):
     failed: bool
     cause: str
     why: Why = Why.PLAIN
+    duration: float = 0.0
     spent: Spent | None = None
     output: tuple[str, ...] = ()
     attempts: int = 1
@@ -539,12 +540,24 @@ class Warned(Event, frozen=True, kw_only=True):
     text: str
 
 
+class Stalled(Event, frozen=True, kw_only=True):
+    """The loop was stuck for `seconds`. `name` and `run`: whose code it was in, None where no job's; `line`: where in it."""
+
+    level = "warning"
+
+    name: str | None
+    run: str | None
+    cause: str
+    seconds: float
+    line: str
+
+
 AnyEvent = (
     Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Scheduled | Unready | Healthy
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
     | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | FallingBack
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
-    | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
+    | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Stalled | Warned
 )  # fmt: skip
 """What an `events` stream can carry: the type to decode it with."""
 

@@ -49,6 +49,7 @@ WALL_CLOCK = {
     "nodes/alarm.py": "the same",
     "config/rules.py": "whether there is a time that `cron` names",
     "cli/author.py": "the next runs that `check` shows",
+    "stalls.py": "no wall clock: the processor time of a thread",
     "log.py": "the console shows a person's own time",
     "cli/render.py": "the same, in tables",
     "output/files.py": "how old a file is",

@@ -258,6 +258,27 @@ async def test_a_place_where_no_file_can_be_is_an_error_until_there_can(tmp_path
         assert os.stat(store.path).st_mode & 0o777 == 0o600
 
 
+async def test_a_disk_that_does_not_answer_does_not_hold_up_the_end(opened, told, monkeypatch):
+    monkeypatch.setattr("supervisor.store.CLOSING", 0.05)
+    gate = Gate()
+    async with opened() as store:
+        store.post(gate)
+        await gate.is_entered()
+    assert "has not answered" in str(told[0])
+    gate.go_on.set()
+
+
+async def test_who_posts_is_told_when_it_is_on_the_disk_and_when_it_failed(opened, told):
+    outcomes = []
+    async with opened() as store:
+        store.post(put("a"), outcomes.append)
+        store.post(put("a"), outcomes.append)
+        assert outcomes == []
+        await store.read(names)
+    assert outcomes[0] is None and isinstance(outcomes[1], StoreError)
+    assert told == []
+
+
 async def test_last_runs_are_remembered(tmp_path, told):
     for at in (1.5, 2.5):
         async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:

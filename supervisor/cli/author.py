@@ -20,7 +20,8 @@ from supervisor.config import schema as schemas
 from supervisor.config.shapes import duration
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.spec import SupervisorSpec, shown
+from supervisor.policies import ORDER
+from supervisor.spec import Seconds, SupervisorSpec, shown
 from supervisor.triggers import Cron, zone
 from supervisor.wall import WallClock
 
@@ -94,7 +95,8 @@ def _nodes(loaded: Config, parent: str | None, kinds: dict[str, str]) -> Iterato
             yield {**node, "children": [*_nodes(loaded, name, kinds)]}
         elif isinstance(spec, JobSpec):
             kind = "command" if spec.command is not None else spec.kind or kinds.get(name, "call")
-            node |= {"kind": kind, "when": _when(spec), "start": spec.start, "description": shown(spec.description)}
+            node |= {"kind": kind, "when": _when(spec), "policies": [*_policies(spec)], "start": spec.start}
+            node["description"] = shown(spec.description)
             yield node if spec.cron is None else {**node, "next": [when.isoformat() for when in _next_runs(spec)]}
 
 
@@ -110,6 +112,18 @@ def _when(spec: JobSpec) -> str:
     if spec.every is not None:
         return f"every {duration(spec.every)}"
     return "once" if spec.once else "service"
+
+
+def _policies(spec: JobSpec) -> Iterator[str]:
+    """The policies round its runs, in a word or two each, outermost first."""
+    for name in ORDER:
+        value = getattr(spec, name)
+        if name == "retry" and value is not None:
+            yield f"{value.attempts} attempts"
+        elif isinstance(value, Seconds):
+            yield f"{name} {duration(value)}"
+        elif value is not None:
+            yield f"{name} {shown(value)}" if isinstance(value, str) and name != "fallback" else name
 
 
 def _lines(loaded: Config, file: Path, tree: list[dict[str, Any]]) -> Iterator[str]:
@@ -135,7 +149,8 @@ def _rows(nodes: list[dict[str, Any]], depth: int) -> Iterator[tuple[str, str]]:
             limit = "" if node["intensity"] is None else f", at most {node['intensity']} restarts in {duration(node['period'])}"
             text = f"{node['strategy']}{limit}"
         else:
-            text = f"{node['kind']}, {node['when']}" + (", started by hand" if node["start"] == "manual" else "")
+            text = ", ".join((node["kind"], node["when"], *node["policies"]))
+            text += ", started by hand" if node["start"] == "manual" else ""
         after = f", after {', '.join(node['after'])}" if node["after"] else ""
         note = f"  # {node['description']}" if node["description"] else ""
         yield "  " * depth + node["name"], f"{text}{after}{note}"

@@ -482,7 +482,8 @@ class SupervisorNode(Node):
         verdict = life.asked.verdict if life.asked else None
         outcome = outcome if verdict is None else replace(verdict, spent=outcome.spent, output=outcome.output)
         judged = life.asked is None or (verdict is not None and verdict.failed)
-        failure, why = restart.judge(child.restart_type, outcome.failed) if judged else (False, Why.PLAIN)
+        no_failure = (False, Why.PLAIN if verdict is None else Why.CANCELLED)
+        failure, why = restart.judge(child.restart_type, outcome.failed) if judged else no_failure
         self._record_end(child, life, outcome, failure, why)
         child.over(outcome)
         again, child.again = child.again, None
@@ -511,7 +512,8 @@ class SupervisorNode(Node):
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(
             events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why,
-            spent=outcome.spent, output=outcome.output, attempts=life.run.attempt,
+            duration=round(trio.current_time() - life.began, 6), attempts=life.run.attempt,
+            spent=outcome.spent, output=outcome.output,
         )  # fmt: skip
         killed = _killed(life.killed_after)
         child.answer(("stop",), True, f"stopped{killed}")

@@ -135,7 +135,8 @@ class Stream(Generic[T_co]):
 
         None is preferred. Of each stream one item can be waiting for the consumer.
         """
-        return Stream.opened_by(partial(merged, [stream.open for stream in (self, *others)]))
+        openers: list[Opener[T_co | U]] = [self.open, *(stream.open for stream in others)]
+        return Stream.opened_by(partial(merged, openers))
 
     # ---- in time ----
 
