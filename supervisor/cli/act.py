@@ -227,6 +227,13 @@ def _show_shutdown(out: Out, result: Any, values: dict[str, Any]) -> None:
         out.line("the daemon has stopped" if values.get("wait", True) else "shutdown accepted")
 
 
+def _show_history(out: Out, runs: Any, values: dict[str, Any]) -> None:
+    if not runs:
+        out.line("no run of it has ended yet")
+    else:
+        out.line("\n".join(render.history(runs, out.colour, out.width)))
+
+
 def _show_version(out: Out, result: Any, values: dict[str, Any]) -> None:
     out.line(f"{result['name']}: supervisor {result['version']}, pid {result['pid']}, {result['phase']}")
     out.line(f"file: {result['file'] or 'none'}")
@@ -252,6 +259,7 @@ RESULTS: dict[str, tuple[Callable[[Out, Any, dict[str, Any]], None], Callable[[A
     "logs": (_show_end, _fine),
     "events": (_show_end, _fine),
     "shutdown": (_show_shutdown, lambda result, values: REFUSED if result["survivors"] else 0),
+    "history": (_show_history, _fine),
     "version": (_show_version, _fine),
     "rpc.discover": (_show_json_anyway, _fine),
 }

@@ -27,6 +27,8 @@ _COLOURS = {
     "failed": "red",
     "gave up": "red",
     "stuck": "red",
+    "lost": "red",
+    "not stored": "red",
 }
 
 
@@ -135,8 +137,7 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
     if any(row["next_at"] for row in ordered):
         columns.insert(-1, _column("NEXT", [_next(row, now) for row in ordered], right=True))
     if width:
-        room = width - sum(len(column[0]) + 2 for column in columns[:-1])
-        columns[-1] = [cause if len(cause) <= room or room < 2 else cause[: room - 1] + "…" for cause in columns[-1]]
+        _fit(columns, width)
     if colour:
         columns[1][1:] = [
             paint(cell, _COLOURS.get(row["word"], ""), True) for cell, row in zip(columns[1][1:], ordered, strict=True)
@@ -144,6 +145,12 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
     head, *lines = map("  ".join, zip(*columns, strict=True))
     yield paint(head, "bold", colour)
     yield from lines
+
+
+def _fit(columns: list[list[str]], width: int) -> None:
+    """Cut the last column to what room there is."""
+    room = width - sum(len(column[0]) + 2 for column in columns[:-1])
+    columns[-1] = [text if len(text) <= room or room < 2 else text[: room - 1] + "…" for text in columns[-1]]
 
 
 def _column(title: str, cells: list[str], right: bool = False) -> list[str]:
@@ -221,6 +228,35 @@ def _drawn(branches: list[dict[str, Any]], indent: str) -> Iterator[tuple[str, d
         yield from _drawn(branch["children"], indent + ("   " if last else "│  "))
 
 
+def history(runs: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]:
+    """The lines of `history`: runs, the latest last. `width` 0 is a pipe: nothing is cut."""
+    columns = [
+        _column("RUN", [run["run"] for run in runs]),
+        _column("STARTED", [_day_and_time(run["started"]) for run in runs]),
+        _column("TOOK", [_seconds(run["duration"]) for run in runs], right=True),
+        _column("OUTCOME", [run["outcome"] for run in runs]),
+        ["REASON", *map(_how, runs)],
+    ]
+    if width:
+        _fit(columns, width)
+    if colour:
+        columns[3][1:] = [paint(cell, _COLOURS.get(cell.rstrip(), ""), True) for cell in columns[3][1:]]
+    head, *lines = map("  ".join, zip(*columns, strict=True))
+    yield paint(head, "bold", colour)
+    yield from lines
+
+
+def _day_and_time(moment: str) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch(moment)))
+
+
+def _how(run: dict[str, Any]) -> str:
+    """Why it ended, and what it came to where that says more."""
+    reason, cause = clean(run["reason"]), clean(run["cause"])
+    text = cause if reason in (cause, run["outcome"]) else f"{cause}; {reason}"
+    return text if run["attempts"] == 1 else f"{text} (after {run['attempts']} attempts)"
+
+
 _PLAN = (
     ("added", "add"),
     ("removed", "remove"),
@@ -258,6 +294,7 @@ _PLACED = (
     "because",
     "why",
     "exit",
+    "duration",
     "spent",
     "output",
     "attempts",
@@ -269,7 +306,7 @@ def event(item: dict[str, Any], colour: bool) -> str:
     if item["event"] == "lagged":
         return paint(f"[{item['count']} events were too fast for this reader, or are too long ago]", "yellow", colour)
     clock = time.strftime("%H:%M:%S", time.localtime(epoch(item["at"]))) + item["at"][19:23]
-    name = clean(item.get("name", "-"))
+    name = clean(item.get("name") or "-")
     what = clean(item["event"].replace("_", " "))
     line = f"{clock} {item['seq']:>5} {paint(f'{name:16}', colour_of(name), colour)} {what:12} {clean('; '.join(_facts(item)))}"
     return line.rstrip()
@@ -285,8 +322,8 @@ def _facts(item: dict[str, Any]) -> Iterator[str]:
             yield f"{key}={_value(value)}"
     if item.get("attempts", 1) != 1:
         yield f"attempts={item['attempts']}"
-    if spent := item.get("spent"):
-        yield f"after {spent['duration']:.3g} s"
+    if duration := item.get("duration"):
+        yield f"after {duration:.3g} s"
     if output := item.get("output"):
         yield f"last output: {output[-1]}"
     if by := item.get("by"):

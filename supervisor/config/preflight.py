@@ -26,7 +26,7 @@ from supervisor.accounts import gid_of, identity_of, user_of
 from supervisor.config.reading import quoted
 from supervisor.config.tables import Config
 from supervisor.errors import Problem, SpawnFailed
-from supervisor.kinds import inspection
+from supervisor.kinds import KINDS, inspection
 from supervisor.kinds.environment import environment, read
 from supervisor.kinds.job import JobSpec, for_worker
 from supervisor.output import journal
@@ -82,6 +82,7 @@ def check(
             if "kind" in found and not other:
                 findings.calls[name] = Call(found["kind"], found["context"])
     findings.warnings.extend(_watch_warnings(config))
+    findings.warnings.extend(_room_warnings(config, findings.calls))
     for name in config.jobs:
         if faults.get(name):
             problems = [config.problem(("jobs", name, *keys), message) for keys, message in faults[name]]
@@ -111,6 +112,25 @@ def _watch_warnings(config: Config) -> Iterator[Problem]:
             if not Path(Glob(pattern).root).is_dir():
                 message = "begins in a directory that is not there; nothing is watched until it is"
                 yield config.problem(("jobs", name, "watch", index), message, warning=True)
+
+
+def _room_warnings(config: Config, calls: Mapping[str, Call]) -> Iterator[Problem]:
+    """Services that hold all the room there is, so that somebody waits for ever."""
+    for key, takes, limit in (("threads", "thread", config.daemon.threads), ("processes", "process", config.daemon.processes)):
+        services = {
+            name: spec.workers
+            for name, spec in config.jobs.items()
+            if spec.service and spec.start == "auto" and _takes(spec, calls.get(name)) == takes
+        }
+        if limit is not None and (needed := sum(services.values())) > limit:
+            each = " + ".join(f"{name} ({workers})" if workers > 1 else name for name, workers in services.items())
+            message = f"{each} need {needed} for as long as they run, this allows {limit}: {needed - limit} will wait"
+            yield config.problem(("daemon", key), message, warning=True)
+
+
+def _takes(spec: JobSpec, call: Call | None) -> str | None:
+    kind = spec.kind or (call.kind if call is not None else None)
+    return KINDS[kind].takes if kind is not None else None
 
 
 def _shared_faults(config: Config) -> Iterator[Problem]:

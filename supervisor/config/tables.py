@@ -76,6 +76,28 @@ class DaemonSpec(Spec, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="more directories to import job modules from; the file's own comes first", extra=_DAEMON),
     ] = ()
+    threads: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="how many jobs may run in threads at the same time (kinds thread and asyncio); who finds none free "
+            "waits for one. No limit unless set",
+            extra=_DAEMON,
+        ),
+    ] = None
+    processes: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="how many jobs of the kind process may run at the same time; who finds none free waits for one. No "
+            "limit unless set",
+            extra=_DAEMON,
+        ),
+    ] = None
+    stall_after: Annotated[
+        Seconds,
+        Meta(description="when a job blocks the daemon's loop for this long, the log names it and shows where it is; 0: never"),
+    ] = Seconds(1)
 
 
 class LogSpec(Spec, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from supervisor.control.messages import Attached, Branch, End, Finished, LogLine
 from supervisor.control.verbs import VERBS
 from supervisor.control.wire import Connection, Unreachable, find_socket
 from supervisor.errors import ControlError
-from supervisor.state import Answer, JobStatus, LimitStatus
+from supervisor.state import Answer, JobStatus, LimitStatus, PastRun
 
 Names = str | Sequence[str]
 T = TypeVar("T")
@@ -122,6 +122,10 @@ class Client:
         """Events as `{"event": ..., "seq": ..., "at": ...}`; `{"event": "lagged", "count": n}` where we were too slow."""
         for item in self._stream("events", follow=follow, since=since, snapshot=snapshot):
             yield msgspec.json.decode(item)
+
+    def history(self, name: str, *, lines: int = 20) -> list[PastRun]:
+        """How the last runs of a job or supervisor ended, oldest first; earlier daemons are included."""
+        return self._call("history", list[PastRun], name=name, lines=lines)
 
     def exec(
         self,

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from supervisor.control.verbs import VERBS, Param, Verb
-from supervisor.state import Answer, JobStatus, LimitStatus, Phase
+from supervisor.state import Answer, JobStatus, LimitStatus, PastRun, Phase
 
 PROTOCOL = 1
 """Raised when an old client could misunderstand a new daemon."""
@@ -172,6 +172,7 @@ RESULTS: dict[str, Any] = {
     "limits": list[LimitStatus],
     "logs": End,
     "events": End,
+    "history": list[PastRun],
     "exec": Finished | None,
     "attach": Finished,
     "input": None,

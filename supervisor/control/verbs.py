@@ -198,6 +198,12 @@ ALL = (
         streams=True,
     ),
     Verb(
+        "history",
+        "show how the last runs of a job ended, those of earlier daemons included",
+        Param("name", str, "the job; also one that is no more", positional="NAME"),
+        Param("lines", int, "how many runs", 20, short="-n", metavar="N"),
+    ),
+    Verb(
         "exec",
         "run a command once as a job of the daemon, show what it prints, and end with its exit code",
         Param("command", list[str], "the command, word by word, without a shell", positional="COMMAND", rest=True),
@@ -246,7 +252,7 @@ ALL = (
 
 VERBS = {verb.name: verb for verb in ALL}
 
-LATER = ("submit", "queue", "history", "why", "top")
+LATER = ("submit", "queue", "why", "top")
 """Verbs of the contract that are not built yet: refused by name."""
 
 FOREIGN = {

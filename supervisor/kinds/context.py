@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
     from supervisor.sockets import Sockets
+    from supervisor.store import Store
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +87,13 @@ class Resources:
     """What the kinds share: opened before the tree, closed after it.
 
     `environ` is what children inherit, `env` and `env_file` what `[daemon]` adds (never shown); `base` is their working
-    directory unless they say otherwise.
+    directory unless they say otherwise. `store` is the file `state.db` of the state directory, made when it is first used.
     """
 
     children: Children
     outputs: Outputs
     sockets: Sockets
+    store: Store
     environ: Mapping[str, str] = field(repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: tuple[str, ...] = ()
@@ -124,6 +127,7 @@ class Run:
         "outcome",
         "overdue",
         "pid",
+        "scheduled_at",
         "send_signal",
         "until",
     )
@@ -135,6 +139,8 @@ class Run:
         self.job = job
         self.id = f"{job}#{number}"
         self.pid: int | None = None
+        self.scheduled_at: float | None = None
+        """The moment of its schedule that it is made for, on the wall clock; None where it is made for none."""
         self.is_ready = False
         self.abandoned = abandoned
         """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
@@ -312,6 +318,11 @@ class _Passing:
         self._whole.output_lost(count, cause)
 
 
+def does_not_end(run: Run) -> str:
+    """What there is to say of a run whose thread goes on after it should have ended."""
+    return f"thread {run.id} does not end, and a thread cannot be killed"
+
+
 class RunFacts:
     """What every kind of context knows of its run, wherever the function runs."""
 
@@ -330,6 +341,12 @@ class RunFacts:
         return self._run.worker
 
     @property
+    def scheduled_at(self) -> datetime.datetime | None:
+        """The moment of its schedule that this run is made for, in UTC, however late it began; None where it is for none."""
+        at = self._run.scheduled_at
+        return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
+
+    @property
     def run(self) -> str:
         """The id of this run, such as `api#3`."""
         return self._run.id
@@ -343,7 +360,7 @@ class RunFacts:
 class Context(RunFacts):
     """What a job's function gets for a parameter annotated `Context`: its run, and the way to end well.
 
-    In a thread, the same names block instead of being awaited.
+    In a thread, the same names block instead of being awaited; in asyncio, they are awaited there.
     """
 
     @property

@@ -28,7 +28,7 @@ Fault = tuple[tuple[str | int, ...], str]
 """The keys below the job that a fault belongs to, and what it is."""
 
 _PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
-_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*(?:Thread)?Context(\s*\|\s*None)?\]?")
+_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*(?:Thread|Asyncio)?Context(\s*\|\s*None)?\]?")
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -48,7 +48,7 @@ def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The parameter annotated `Context` or `ThreadContext`, which the supervisor passes itself; None without one."""
+    """The parameter annotated `Context`, or by the name of a kind's own, which the supervisor passes itself; None without."""
     try:
         parameters = signature(function).parameters
     except (TypeError, ValueError):  # a builtin without a signature
@@ -62,7 +62,7 @@ def _is_context(annotation: Any) -> bool:
     if arguments := typing.get_args(annotation):
         return any(map(_is_context, arguments))
     ours = getattr(annotation, "__module__", "").split(".")[0] == "supervisor"
-    return ours and getattr(annotation, "__name__", "") in ("Context", "ThreadContext")
+    return ours and getattr(annotation, "__name__", "") in ("Context", "ThreadContext", "AsyncioContext")
 
 
 def taken(function: Callable[..., Any], offered: Mapping[str, T]) -> dict[str, T]:
@@ -137,8 +137,8 @@ def unfit(function: Any, kind: str | None) -> Iterable[Fault]:
         yield ("call",), "a class: expected a function"
     elif kind == "thread" and kind_of(function) == "task":
         yield ("kind",), 'kind "thread" runs a plain function, this one is `async def`'
-    elif kind == "task" and kind_of(function) == "thread":
-        yield ("kind",), 'kind "task" runs an `async def`, this is a plain function: use kind = "thread"'
+    elif kind in ("task", "asyncio") and kind_of(function) == "thread":
+        yield ("kind",), f'kind "{kind}" runs an `async def`, this is a plain function: use kind = "thread"'
 
 
 def _misfits(of: inspect.Signature, context: str | None, args: Mapping[str, str]) -> Iterable[Fault]:
