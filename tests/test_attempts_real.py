@@ -111,9 +111,16 @@ async def test_between_attempts_there_is_no_process(tmp_path):
         assert ended.attempts == 1
 
 
-async def test_a_draining_daemon_lets_the_attempt_in_hand_finish_but_makes_no_other(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"retry": AT_ONCE}, "exited with code 3; not tried again: a test"),
+        ({"fallback": "builtins:print"}, "exited with code 3"),
+    ],
+)
+async def test_a_draining_daemon_lets_the_attempt_in_hand_finish_and_nothing_follows(tmp_path, more, reason):
     os.mkfifo(gate := tmp_path / "gate")
-    spec = {"command": ["sh", "-c", f"read line < {gate}; exit 3"], **ONCE, "grace": "60s", "retry": AT_ONCE}
+    spec = {"command": ["sh", "-c", f"read line < {gate}; exit 3"], **ONCE, "grace": "60s", **more}
     async with tree(tmp_path, a=spec) as f:
         await f.until(Spawned)
         f.tree.shutdown("a test")
@@ -121,7 +128,7 @@ async def test_a_draining_daemon_lets_the_attempt_in_hand_finish_but_makes_no_ot
             await trio.lowlevel.checkpoint()
         await trio.to_thread.run_sync(gate.write_text, "go\n")
         ended = await f.until(Ended)
-        assert ended.exit.reason == "exited with code 3; not tried again: a test"
+        assert ended.exit.reason == reason
 
 
 async def test_a_fallback_answers_for_a_command_too(tmp_path, monkeypatch):

@@ -130,6 +130,17 @@ async def test_the_failures_of_those_who_share_a_breaker_count_together(autojump
         assert causes == {"runs every 10s; breaker open: 4 failures within 60 s, the last: RuntimeError: boom; trial in 30s"}
 
 
+async def test_whoever_shares_a_breaker_says_so_as_soon_as_it_opens_and_closes(autojump_clock, tmp_path):
+    weather = Weather(bad=True)
+    jobs = {"a": job(weather.work, every=10, breaker="net"), "b": job(crash, every=1000, breaker="net")}
+    async with forest(tmp_path, jobs, limits={"net": LimitSpec(breaker=breaker(1))}) as f:
+        await trio.sleep_until(12)
+        assert "breaker open: 1 failures" in f.tree.status("b")[0].cause
+        weather.bad = False
+        await trio.sleep_until(42)
+        assert f.tree.status("b")[0].cause == "runs every 1000s"
+
+
 async def test_a_breaker_lets_one_trial_through_at_a_time(autojump_clock, tmp_path):
     weather = Weather(bad=True)
 
