@@ -10,11 +10,12 @@ The public names; each is imported when it is first asked for, so that a control
 
     errors spec state events        the plain base: what can go wrong, what a file can say, what is, what happens
     restart                         who is restarted, when, or who gives up
+    atomic store last_runs          files that are written whole; SQLite for what must outlive the daemon
     policies                        the layers round a piece of work: retry, timeout, breaker, limits
     children output probes kinds    what a run is
     config tree                     the file, and the tree that runs it
     control client cli              the socket, and who speaks to it
-    log systemd daemon              the process round it
+    log systemd history daemon      the process round it
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from supervisor.atomic import write_atomic
     from supervisor.config import Config
     from supervisor.control.aclient import AsyncClient
     from supervisor.control.client import Client
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         SupervisorError,
         TimedOut,
     )
+    from supervisor.kinds.asyncio_loop import AsyncioContext
     from supervisor.kinds.context import Context
     from supervisor.kinds.job import JobSpec
     from supervisor.kinds.thread import ThreadContext
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "state",
     "AsyncClient": "control.aclient",
+    "AsyncioContext": "kinds.asyncio_loop",
     "BreakerOpen": "errors",
     "Bulkhead": "policies.bulkhead",
     "BulkheadFull": "errors",
@@ -89,11 +93,13 @@ _HOME = {
     "open_supervisor": "tree",
     "retry": "policies.retrying",
     "timeout": "policies.timing",
+    "write_atomic": "atomic",
 }
 
 __all__ = [
     "Answer",
     "AsyncClient",
+    "AsyncioContext",
     "BreakerOpen",
     "Bulkhead",
     "BulkheadFull",
@@ -125,6 +131,7 @@ __all__ = [
     "open_supervisor",
     "retry",
     "timeout",
+    "write_atomic",
 ]
 
 

@@ -409,6 +409,8 @@ class Events:
         if isinstance(event, Ended):
             done = fields.pop("exit")
             fields |= {"code": done["code"], "signal": done["signal"], **(fields.pop("spent") or {})}
+            if fields["attempts"] == 1:
+                del fields["attempts"]
             del fields["output"]  # what a child prints is no line of ours, unless its job asks for that
         line.update((key, value) for key, value in fields.items() if value is not None and value != [])
         return line

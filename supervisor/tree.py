@@ -25,7 +25,7 @@ import trio
 from trio_util import AsyncValue
 
 from supervisor import config as configuration
-from supervisor import events
+from supervisor import events, last_runs
 from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
@@ -33,12 +33,26 @@ from supervisor.events import Journal, rfc3339
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
-from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
+from supervisor.nodes import (
+    COMMANDS,
+    JobNode,
+    Limits,
+    Node,
+    OneOff,
+    Order,
+    Rooms,
+    Scales,
+    SupervisorNode,
+    WorkersNode,
+    obey,
+    scale,
+)
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
-from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
+from supervisor.state import Answer, Goal, JobStatus, LimitStatus, Phase, Why, ancestry
+from supervisor.store import open_store
 from supervisor.watching import Watching
 
 KILL_LIMIT = 5.0
@@ -46,6 +60,10 @@ KILL_LIMIT = 5.0
 
 LAST_RESORT = 2.0
 """Seconds after which the tree is taken to be unable to end at all: a task that ignores its cancellation."""
+
+
+STATE = "state.db"
+"""In the state directory: what one daemon remembers for the next."""
 
 
 class Supervisor:
@@ -63,6 +81,7 @@ class Supervisor:
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
         self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
+        self.rooms = Rooms({"thread": config.daemon.threads, "process": config.daemon.processes})
         self.dependants: dict[str, list[Node]] = {}
         self.abandoned = trio.Event()
         """Set when nobody waits any more for what cannot be killed."""
@@ -80,8 +99,10 @@ class Supervisor:
         self.stuck = False
         """Whether anything has ever been stuck: most stops need not look."""
         self._only_stuck = trio.Event()
-        self._watching = Watching(self._due, self._warn)
+        self._watching = Watching(lambda job, burst: self._due(job, str(burst)), self._warn)
         self._scales = Scales(resources.children, self._child_of, self._due)
+        self.limits = Limits(self)
+        self.limits.apply(config)
         self._one_offs = 0
         """How many there were: the number of a run is never given twice, though the name is."""
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
@@ -191,6 +212,7 @@ class Supervisor:
         del self.nodes[node.name]
         if node.one_off:
             self.outputs.discard(node.name)
+            self.limits.forget(node.name)
         if node.name in self.config.jobs or node.name in self.config.supervisors:
             self._complete()
 
@@ -246,6 +268,17 @@ class Supervisor:
                 for name in ancestry(table, row):
                     found[name] = _sum(found.get(name, Usage()), used)
         return found
+
+    def limit_status(self, *patterns: str) -> list[LimitStatus]:
+        """How the limits of these names and globs stand, or all: those of `[limits]`, and those that jobs have to themselves.
+
+        Raises ControlError for what matches nothing.
+        """
+        try:
+            return self.limits.status(*patterns)
+        except LookupError as error:
+            pattern, known = error.args
+            raise ControlError(_no_limit(pattern, known), ControlError.NO_SUCH_NAME) from None
 
     async def wait_running(self) -> None:
         """Wait until every job that starts by itself is ready (a `once` job: has succeeded)."""
@@ -382,6 +415,8 @@ class Supervisor:
             raise ControlError(f'{name!r}: a name has only letters, digits, "-" and "_", and at most 64 of them')
         if name in self.nodes:
             raise ControlError(f"{name!r} is the name of another job or supervisor: choose another, or leave it out")
+        for limit in self.limits.lacking(spec):
+            raise ControlError(f"{name}: no limit {limit!r} in [limits]")
         job = OneOff(self, name, spec, f"executed by {by}" if by else "executed")
         job.runs, self._one_offs = self._one_offs, self._one_offs + 1
         self.add(job, None)
@@ -408,6 +443,7 @@ class Supervisor:
         self.config = config
         self.resources = replace(self.resources, env=config.daemon.env, env_file=config.daemon.env_file)
         self.resources.sockets.apply(config.sockets)
+        self.limits.apply(config)
         orders = [self._remove(node, by) for name in plan.removed if (node := self._configured(name)) is not None]
         self._complete()
         for name in (*plan.moved, *plan.restarted, *plan.changed):
@@ -652,6 +688,11 @@ def _stale(spec: ChildSpec) -> str:
     return f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon{instead}"
 
 
+def _no_limit(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"no limit matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
 def _unknown(name: str, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"no job or supervisor matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -751,11 +792,13 @@ async def _house(
             open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
             open_sockets(config.sockets, listening) as sockets,
+            open_store(config.state_dir / STATE, last_runs.SCHEMA, on_failure=lambda error: warn(str(error))) as store,
         ):
             resources = Resources(
                 children=children,
                 outputs=outputs,
                 sockets=sockets,
+                store=store,
                 environ=inherited(environ),
                 env=config.daemon.env,
                 env_file=config.daemon.env_file,

@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from supervisor.config import Config, DaemonSpec
 from supervisor.events import Event, Journal, PhaseChanged
 from supervisor.kinds import Context, JobSpec
+from supervisor.policies import LimitSpec
 from supervisor.spec import Backoff, Seconds, SupervisorSpec
 from supervisor.state import Answer
 from supervisor.tree import Supervisor, open_supervisor
@@ -50,8 +51,14 @@ class Forest:
     def events(self, *kinds: type[Event]) -> list[Any]:
         return [event for _, event in self.history if isinstance(event, kinds)]
 
-    def config(self, jobs: Mapping[str, JobSpec], supervisors: Mapping[str, SupervisorSpec] | None = None) -> Config:
-        return Config(file=None, base=self.base, daemon=self.tree.config.daemon, jobs=jobs, supervisors=supervisors or {})
+    def config(
+        self,
+        jobs: Mapping[str, JobSpec],
+        supervisors: Mapping[str, SupervisorSpec] | None = None,
+        limits: Mapping[str, LimitSpec] | None = None,
+    ) -> Config:
+        daemon = self.tree.config.daemon
+        return Config(file=None, base=self.base, daemon=daemon, jobs=jobs, supervisors=supervisors or {}, limits=limits or {})
 
 
 @asynccontextmanager
@@ -59,13 +66,16 @@ async def forest(
     base: Path,
     jobs: Mapping[str, JobSpec],
     supervisors: Mapping[str, SupervisorSpec] | None = None,
+    limits: Mapping[str, LimitSpec] | None = None,
     **daemon: Any,
 ) -> AsyncIterator[Forest]:
     """A tree of these jobs. What happens in it is kept with its time; jitter is none."""
     history: list[tuple[float, Event]] = []
     journal = Journal()
     journal.add_sink(lambda event: history.append((trio.current_time(), event)))
-    config = Config(file=None, base=base, daemon=DaemonSpec(**daemon), jobs=jobs, supervisors=supervisors or {})
+    config = Config(
+        file=None, base=base, daemon=DaemonSpec(**daemon), jobs=jobs, supervisors=supervisors or {}, limits=limits or {}
+    )
     with structlog.testing.capture_logs() as logs:
         async with open_supervisor(config, journal=journal, spread=lambda low, high: 1.0) as tree:
             yield Forest(tree, history, logs, base)
@@ -81,8 +91,9 @@ async def settle() -> None:
 def job(call: Callable[..., Any], **keys: Any) -> JobSpec:
     if "every" in keys:
         keys["every"] = Seconds(keys["every"])
-    if "grace" in keys:
-        keys["grace"] = Seconds(keys["grace"])
+    for key in ("grace", "timeout", "deadline"):
+        if key in keys:
+            keys[key] = Seconds(keys[key])
     return JobSpec(call=call, **keys)  # type: ignore[arg-type]
 
 

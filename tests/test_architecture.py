@@ -95,6 +95,8 @@ def test_cancellation_is_never_swallowed():
     boundaries = {
         "children/spawner.py": "the spawner's thread hands what it caught to the one that waits for it, which raises it",
         "kinds/inspection.py": "a process of its own that only reports what an import did",
+        "store.py": "the writer's thread hands what it caught to the one that waits for it, which raises it",
+        "nodes/attempts.py": "the boundary of one attempt: `_stopped` raises again what is not the job's own",
         "nodes/job.py": "the run boundary: `stopped_at_fence` raises again what is not the job's own",
     }
     swallowing = [

@@ -3,8 +3,9 @@
 signals                     outermost: never deaf, not at the start and not at the end
   lock                      one daemon for a state directory
     log                     written to the very end
-      control socket        answers until the tree is gone
-        tree                the jobs
+      history               hears of the last end
+        control socket      answers until the tree is gone
+          tree              the jobs
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ from supervisor.daemon.claim import NotToBeHad, Places, claimed, have_standard_s
 from supervisor.daemon.selection import select
 from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExceeded, SpecError
 from supervisor.events import Journal, ReloadRefused
+from supervisor.history import History, keep_history
 from supervisor.log import Log, open_log
 from supervisor.nodes import Order
+from supervisor.spec import split_name
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
 from supervisor.tree import Supervisor, open_supervisor
@@ -40,6 +43,9 @@ from supervisor.unix import SocketTaken
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
+
+HISTORY = "history.db"
+"""In the state directory: what became of every run."""
 
 INSTANCE = "instance"
 """In the state directory: what a daemon notes of itself for the one after it."""
@@ -90,6 +96,7 @@ class Daemon:
         self._hup, self._hups = trio.open_memory_channel[str](1)
         self._reload_lock = trio.Lock()
         self._log: Log
+        self._history: History
         self._tree: Supervisor | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------------
@@ -119,6 +126,8 @@ class Daemon:
         self._log.attach(journal)
         try:
             async with trio.open_nursery() as servers:
+                keep = partial(keep_history, journal, config.state_dir / HISTORY, ends=partial(self._ends, config))
+                self._history = await servers.start(keep)
                 async with open_supervisor(
                     config,
                     echo=self._log.echo,
@@ -135,10 +144,18 @@ class Daemon:
             return self._judge(error)
         return self._bid_farewell(self._tree)
 
+    def _ends(self, at_first: Config, name: str) -> bool:
+        """Whether a run of this name comes to an end by itself; one that no configuration knows is executed once."""
+        config = at_first if self._tree is None else self._tree.config
+        base, worker = split_name(name)
+        if (job := config.jobs.get(base)) is None:
+            return name not in config.supervisors
+        return not job.service and (worker is not None or job.workers == 1)  # a group of workers only holds those that do
+
     async def _serve(self, servers: trio.Nursery, tree: Supervisor) -> None:
         """Start what others need of a running tree; returns when they may rely on it."""
         path = Path(tree.config.daemon.socket or "")
-        await _start_control(servers, tree, path, self)
+        await self._start_control(servers, tree, path)
         servers.start_soon(self._reload_when_asked, tree)
         servers.start_soon(self._tell_the_manager, tree)
         if self._notifier.watchdog_interval is not None:
@@ -148,6 +165,16 @@ class Daemon:
         self._notifier.ready(self._status(tree))
         if self._stop_asked is not None:
             tree.shutdown(self._stop_asked[1])
+
+    async def _start_control(self, servers: trio.Nursery, tree: Supervisor, path: Path) -> None:
+        """Serve the control socket. Raises NotToBeHad where the path is taken or cannot be bound."""
+        try:
+            await servers.start(partial(serve_control, tree, path, reload=self.reload, history=self._history))
+        except Exception as error:
+            causes = list(_leaves(error))
+            if all(isinstance(cause, (SocketTaken, OSError)) for cause in causes):
+                raise NotToBeHad(f"no control socket: {causes[0]}") from error
+            raise
 
     def _announce(self, config: Config) -> None:
         for warning in config.warnings:
@@ -280,17 +307,6 @@ class Daemon:
             configuration.load, self._path, self._environ, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )
         return self._places.settle(select(config, self._only))
-
-
-async def _start_control(servers: trio.Nursery, tree: Supervisor, path: Path, daemon: Daemon) -> None:
-    """Serve the control socket. Raises NotToBeHad where the path is taken or cannot be bound."""
-    try:
-        await servers.start(partial(serve_control, tree, path, reload=daemon.reload))
-    except Exception as error:
-        causes = list(_leaves(error))
-        if all(isinstance(cause, (SocketTaken, OSError)) for cause in causes):
-            raise NotToBeHad(f"no control socket: {causes[0]}") from error
-        raise
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -9,14 +9,18 @@ import msgspec
 from msgspec import Meta
 
 from supervisor.output import Overload, Rotate
+from supervisor.policies import ORDER
+from supervisor.policies.spec import BreakerSpec, BulkheadSpec, RateSpec, RetrySpec
 from supervisor.probes import Health, Ready
 from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
-# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
-# (nothing said: it applies to every job, and changes live).
+# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, what a change of it does, and
+# why only a run that `ends` can have it (nothing said: it applies to every job, and changes live).
 _RESTARTS = {"reload": "restart"}
 _COMMAND = {"for": "command"}
 _COMMAND_RESTARTS = {"for": "command", "reload": "restart"}
+_ENDING = {"ends": "a service has no end: use restart"}
+_RUNS = {"ends": "only for runs that end: once, every. The code of a service can use `supervisor.policies` itself"}
 
 MOST_WORKERS = 1000
 """Workers of one job; more is a slip of the finger."""
@@ -41,8 +45,12 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         ),
     ] = None
     kind: Annotated[
-        Literal["task", "thread", "command"] | None,
-        Meta(description="how it runs; inferred from `command`, and for `call` from the function", extra=_RESTARTS),
+        Literal["task", "thread", "asyncio", "command"] | None,
+        Meta(
+            description="how it runs; inferred from `command`, and for `call` from the function. asyncio: an `async def` that "
+            "needs asyncio, in an event loop and a thread of its own",
+            extra=_RESTARTS,
+        ),
     ] = None
     args: Annotated[
         dict[str, Any] | None,
@@ -122,6 +130,50 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             description="what `supervisor reload NAME` sends to the main process, so that it reads its own configuration "
             "again; without it, `reload NAME` is a restart",
             extra=_COMMAND,
+        ),
+    ] = None
+
+    # policies
+    timeout: Annotated[
+        Seconds | None,
+        Meta(
+            gt=0,
+            description="how long one attempt may take: then it is asked to end, has its `grace`, is killed, and has failed",
+            extra=_ENDING,
+        ),
+    ] = None
+    deadline: Annotated[
+        Seconds | None,
+        Meta(
+            gt=0,
+            description="how long a whole run may take, with all its attempts and waits; it ends as by `timeout`",
+            extra=_ENDING,
+        ),
+    ] = None
+    retry: Annotated[
+        RetrySpec | None, Meta(description="another attempt after a failed one, within the same run", extra=_ENDING)
+    ] = None
+    breaker: Annotated[
+        str | BreakerSpec | None,
+        Meta(
+            description="after many failures nothing is tried for a while: the failures of this job, or of all that share it",
+            extra=_RUNS,
+        ),
+    ] = None
+    rate: Annotated[
+        str | RateSpec | None,
+        Meta(description='how many attempts may begin in a time, of this job, or of all that share it: "10/s"', extra=_RUNS),
+    ] = None
+    bulkhead: Annotated[
+        str | BulkheadSpec | None,
+        Meta(description="how many attempts at the same time, of this job, or of all that share it", extra=_RUNS),
+    ] = None
+    fallback: Annotated[
+        str | None,
+        Meta(
+            description='"module:function", called when the run has failed for good. If it returns, the run has completed. It '
+            "gets by name what it has parameters for: `failure` (the exception), and the `args` of the job",
+            extra=_RUNS,
         ),
     ] = None
 
@@ -282,6 +334,11 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     def scheduled(self) -> bool:
         """Whether its runs come from a schedule."""
         return self.every is not None
+
+    @property
+    def policies(self) -> bool:
+        """Whether there are layers round its runs."""
+        return any(getattr(self, name) is not None for name in ORDER)
 
     @property
     def restart_type(self) -> RestartType:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 from msgspec import structs
 
 from supervisor import events, restart
 from supervisor.config.shapes import duration
-from supervisor.errors import InternalError, RunFailed, SpawnFailed
+from supervisor.errors import RunFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.kinds.job import for_worker
+from supervisor.nodes import limits
+from supervisor.nodes.attempts import Attempts
+from supervisor.nodes.fence import stopped_at_fence
 from supervisor.nodes.node import Hold, Node
 from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
 from supervisor.state import Goal, State, Why
@@ -22,11 +24,6 @@ from supervisor.state import Goal, State, Why
 if TYPE_CHECKING:
     from supervisor.nodes.workers import WorkersNode
     from supervisor.tree import Supervisor
-
-log = structlog.get_logger("supervisor")
-
-PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
-"""What no boundary round foreign code may stop."""
 
 
 class JobNode(Node):
@@ -68,7 +65,12 @@ class JobNode(Node):
 
     @property
     def killable(self) -> bool:  # type: ignore[override]
-        return KINDS[self.kind].killable
+        now = self.life.run.kind if self.life is not None else None
+        return KINDS[now or self.kind].killable
+
+    @property
+    def takes(self) -> str | None:  # type: ignore[override]
+        return KINDS[self.kind].takes
 
     @property
     def restart_type(self) -> RestartType:
@@ -106,6 +108,8 @@ class JobNode(Node):
     async def body(self, run: Run) -> Outcome:
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
+            if self.spec.policies:
+                return await Attempts(self, run).run()
             return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
         except BaseException as error:
             return stopped_at_fence(run, error)
@@ -163,6 +167,14 @@ class JobNode(Node):
         """The schedule in words."""
         return f"runs every {duration(self.spec.every or 0)}"
 
+    @property
+    def caution(self) -> str:
+        """What to expect of the next run, to append to a sentence; empty where there is nothing to say."""
+        if self.spec.breaker is None:
+            return ""
+        caution = limits.caution(self.tree.limits.of(self.name, self.spec).breaker)
+        return caution and f"; {caution}"
+
     def disarm(self) -> None:
         """No more ticks."""
         self.anchor = self.next_tick = None
@@ -182,65 +194,10 @@ class JobNode(Node):
             self.arm(now)
         assert self.next_tick is not None
         if now < self.next_tick:
-            return Hold(self.rhythm, Why.SCHEDULED, self.next_tick)
+            return Hold(self.rhythm + self.caution, Why.SCHEDULED, self.next_tick)
         return None
 
 
 def gave_up(limit: GiveUp, reason: str) -> str:
     """What there is to say when a failure was one too many."""
     return f"{limit.failures} failures within {limit.within:g} s, the last: {reason}"
-
-
-def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
-    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C are raised again."""
-    passing, own = split_foreign(error)
-    if own is None:
-        raise error
-    run.outcome = _failure(run, own)
-    if passing is not None:
-        raise passing from None
-    return run.outcome
-
-
-def split_foreign(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What must pass through a boundary round foreign code, and what stops at it.
-
-    A Cancelled passes where the run is being cancelled. Elsewhere it was kept from another time: an error like any other.
-    """
-    cancelled = trio.current_effective_deadline() == -math.inf
-    passing = PASSING if cancelled else tuple(kind for kind in PASSING if kind is not trio.Cancelled)
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(passing)
-    return (error, None) if isinstance(error, passing) else (None, error)
-
-
-def _failure(run: Run, error: BaseException) -> Outcome:
-    """The outcome of a run that raised. Its traceback goes to the log, once; expected failures have none to show."""
-    error = _unwrapped(error)
-    raised = error.__cause__ if isinstance(error, RunFailed) else error
-    if raised is not None and not isinstance(error, SpawnFailed):
-        log.error("job raised", job=run.job, run=run.id, exc_info=raised)
-    return Outcome(reason=in_one_line(error), failed=True)
-
-
-def in_one_line(error: BaseException) -> str:
-    """An exception of foreign code as a reason."""
-    error = _unwrapped(error)
-    if isinstance(error, RunFailed):
-        return str(error)
-    first_line = _text(error).partition("\n")[0][:200]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-
-
-def _unwrapped(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
-def _text(error: BaseException) -> str:
-    """What an exception of foreign code says; its `__str__` is foreign code too, and may give what is no UTF-8."""
-    try:
-        return str(error).encode("utf-8", "backslashreplace").decode()
-    except Exception as worse:
-        return f"its text cannot be had: {type(worse).__name__}"

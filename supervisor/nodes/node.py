@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 STARTS = ("start", "restart", "reload", "run-now", "scale")
 """What asks for a new run, or for a run to be there."""
 
+STUCK_AFTER = 5.0
+"""Seconds after a kill at which what is still there is called stuck."""
+
 
 class Order:
     """One command on one name. `wait` gives what it came to; the command itself has already been obeyed."""
@@ -110,6 +113,8 @@ class Node:
     )  # fmt: skip
 
     killable = True
+    takes: str | None = None
+    """What each of its runs needs one of: a thread, a process. None where that is never limited."""
     one_off = False
     """Whether no configuration names it: it leaves at its end."""
 
@@ -298,7 +303,7 @@ class Node:
 
     def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
         """See `Reporter`."""
-        self.emit(events.Stuck, run=run.id, cause=cause, pids=pids)
+        self.emit(events.Stuck, run=run.id, cause=cause, pids=pids, followed=run.followed)
         self.tree.stuck = True
         self.tree.look_whether_only_stuck()
 

@@ -14,17 +14,15 @@ from supervisor import events, restart
 from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.kinds.context import does_not_end
 from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
-from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
+from supervisor.nodes.node import STARTS, STUCK_AFTER, Ask, Hold, Life, Node
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
-
-STUCK_AFTER = 5.0
-"""Seconds after a kill at which what is still there is called stuck."""
 
 NEVER_READY = -1.0
 
@@ -351,6 +349,10 @@ class SupervisorNode(Node):
 
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
+        hold = self._reason_of_its_own(child, now)
+        return self.tree.rooms.hold(child, hold) if self.tree.rooms else hold
+
+    def _reason_of_its_own(self, child: Node, now: float) -> Hold | None:
         if self.closing is not None:
             return Hold(self.closing.cause, rest=True)
         if self.tree.ending:
@@ -421,6 +423,7 @@ class SupervisorNode(Node):
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
+        self.tree.rooms.enter(child)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
 
     def _start_cause(self, child: Node) -> str:
@@ -471,10 +474,12 @@ class SupervisorNode(Node):
         life.gone.set()
         child.life = None
         self.alive.discard(child.name)
+        self.tree.rooms.leave(child)
         verdict = life.asked.verdict if life.asked else None
         outcome = outcome if verdict is None else replace(verdict, spent=outcome.spent, output=outcome.output)
         judged = life.asked is None or (verdict is not None and verdict.failed)
-        failure, why = restart.judge(child.restart_type, outcome.failed) if judged else (False, Why.PLAIN)
+        no_failure = (False, Why.PLAIN if verdict is None else Why.CANCELLED)
+        failure, why = restart.judge(child.restart_type, outcome.failed) if judged else no_failure
         self._record_end(child, life, outcome, failure, why)
         child.over(outcome)
         again, child.again = child.again, None
@@ -497,6 +502,7 @@ class SupervisorNode(Node):
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(
             events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why,
+            duration=round(trio.current_time() - life.began, 6), attempts=life.run.attempt,
             spent=outcome.spent, output=outcome.output,
         )  # fmt: skip
         killed = _killed(life.killed_after)
@@ -656,7 +662,9 @@ class SupervisorNode(Node):
         if life.killed_after is None:
             self._kill_run(child, life, now)
         elif child.row.word != Why.STUCK.value:
-            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+            life.run.stuck(
+                does_not_end(life.run) if child.takes == "thread" else f"still there {STUCK_AFTER:g} s after it was killed"
+            )
 
     def _kill_run(self, child: Node, life: Life, now: float) -> None:
         assert life.asked is not None
@@ -664,7 +672,7 @@ class SupervisorNode(Node):
         life.killed_after = now - life.asked_at
         self.tree.was_late(child.name)
         if not child.killable:
-            life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
+            life.run.stuck(does_not_end(life.run))
             return
         child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
         life.scope.cancel(reason=life.asked.cause)
@@ -828,6 +836,7 @@ class SupervisorNode(Node):
         child.due_at = child.restarting = child.hold = None
         self._pending.discard(child.name)
         self._dirty.pop(child.name, None)
+        self.tree.rooms.leave(child)
         target, child.moving_to = child.moving_to, None
         if target is not None and child.removing is None:
             child.emit(events.Changed, kind=child.kind, supervisor=target.name or None, description=child.description)
