@@ -82,7 +82,7 @@ _WORDS: dict[State, frozenset[Why]] = {
     State.STOPPED: frozenset({Why.COMPLETED, Why.FAILED, Why.EXITED, Why.GAVE_UP}),
     State.WAITING: frozenset({Why.BACKOFF, Why.SCHEDULED, Why.PAUSED}),
     State.STARTING: frozenset({Why.DRAINING}),
-    State.RUNNING: frozenset({Why.DRAINING, Why.STUCK}),  # stuck: an attempt that another is to follow
+    State.RUNNING: frozenset({Why.DRAINING, Why.SCHEDULED, Why.PAUSED, Why.STUCK}),  # stuck: before another attempt
     State.STOPPING: frozenset({Why.DRAINING, Why.STUCK}),
 }
 

@@ -283,11 +283,20 @@ async def test_last_runs_are_remembered(tmp_path, told):
     for at in (1.5, 2.5):
         async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
             last = LastRuns(store)
-            before = await last.all()
-            await last.remember("nightly", at)
-            await last.remember("gone", at)
-            await last.forget("gone")
-    assert before == {"nightly": 1.5}
+            await last.load(["nightly", "changed", "forgotten"])
+            before = [last.take(job, "runs daily") for job in ("nightly", "nightly", "changed", "forgotten", "dropped")]
+            last.remember("nightly", "runs daily", at)
+            last.remember("changed", "runs every 5s", at)
+            last.remember("dropped", "runs daily", at)
+            last.remember("forgotten", "runs daily", at)
+            last.forget("forgotten")
+    assert before == [1.5, None, None, None, None]
+    async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
+        last = LastRuns(store)
+        await last.load(["nightly"])
+        await last.load(["nightly", "dropped"])
+        assert (last.take("nightly", "runs daily"), last.take("dropped", "runs daily")) == (2.5, None)
+    assert not told
 
 
 # -- faults of the machine ----------------------------------------------------------------------------------------------

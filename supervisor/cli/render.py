@@ -200,7 +200,7 @@ def _rate(rate: dict[str, Any] | None) -> str:
         return "-"
     per_day = rate["rate"] * 86400
     unit, number = next(((unit, per_day / days) for unit, days in _PER_DAY if per_day >= days), ("d", per_day))
-    return f"{number:.3g}/{unit}, {max(0, int(rate['tokens'] + 0.001))} of {rate['burst']} left"
+    return f"{number:.6g}/{unit}, {max(0, int(rate['tokens'] + 0.001))} of {rate['burst']} left"
 
 
 _PER_DAY = (("s", 86400), ("m", 1440), ("h", 24))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -126,6 +127,7 @@ class Run:
         "outcome",
         "overdue",
         "pid",
+        "scheduled_at",
         "send_signal",
         "until",
     )
@@ -134,6 +136,8 @@ class Run:
         self.job = job
         self.id = f"{job}#{number}"
         self.pid: int | None = None
+        self.scheduled_at: float | None = None
+        """The moment of its schedule that it is made for, on the wall clock; None where it is made for none."""
         self.is_ready = False
         self.abandoned = abandoned
         """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
@@ -342,6 +346,12 @@ class RunFacts:
     def worker(self) -> int:
         """Which of the job's workers this is, counted from 0."""
         return self._run.worker
+
+    @property
+    def scheduled_at(self) -> datetime.datetime | None:
+        """The moment of its schedule that this run is made for, in UTC, however late it began; None where it is for none."""
+        at = self._run.scheduled_at
+        return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
 
     @property
     def run(self) -> str:

@@ -219,6 +219,7 @@ class Attempts:
                     result = self._stopped(raised)
                 finally:
                     self._account(attempt, result)
+                    attempt.pid = attempt.send_signal = None  # the run may go on without a process
         if self._late is not None:
             return self._late
         assert result is not None  # nobody kills what is in time

@@ -108,7 +108,7 @@ class Limits:
             cause=breaker.cause,
             failures=breaker.failures,
             opens_at=spec.failures,
-            within=spec.within,
+            within=float(spec.within),
             successes=breaker.successes,
             closes_at=spec.successes,
             trial_at=self._tree.wall_time(breaker.trial_at),
@@ -184,7 +184,7 @@ def _parts(spec: LimitSpec) -> tuple[BreakerSpec | None, RateSpec | None, Bulkhe
 def _rate_row(rate: RateLimiter) -> RateStatus:
     spec = rate.spec
     return RateStatus(
-        rate=spec.rate, burst=spec.burst, tokens=round(rate.tokens, 3), wait=round(rate.delay, 3), waiting=rate.waiting
+        rate=float(spec.rate), burst=spec.burst, tokens=round(rate.tokens, 3), wait=round(rate.delay, 3), waiting=rate.waiting
     )
 
 
