@@ -161,7 +161,7 @@ async def test_the_way_across_is_from_thread_and_the_context(tmp_path):
         seen.append(trio.from_thread.run(trio.sleep, 0))
         seen.append((ctx.stopping, ctx.phase))
 
-    row, f = await once(tmp_path, careful)
+    row, _ = await once(tmp_path, careful)
     assert (row.word, seen) == ("completed", [True, None, (False, Phase.RUNNING)])
 
 
