@@ -76,7 +76,7 @@ async def test_a_schedule_whose_breaker_is_open_says_so(autojump_clock, tmp_path
     weather = Weather(bad=True)
     async with forest(tmp_path, {"a": job(weather.work, every=5, breaker=breaker(3))}) as f:
         await trio.sleep_until(11)
-        assert f.tree.status("a")[0].cause == "runs every 5s"
+        assert f.tree.status("a")[0].cause == "runs every 5s; the last run failed: RuntimeError: boom"
         await trio.sleep_until(16)
         row = f.tree.status("a")[0]
         assert row.word == "scheduled" and row.next_at is not None
@@ -157,6 +157,21 @@ async def test_a_breaker_lets_one_trial_through_at_a_time(autojump_clock, tmp_pa
         assert [reason for at, reason in reasons if at == 30.0] == [
             "circuit breaker net is half-open, and its trial is under way"
         ]
+
+
+async def test_runs_that_overlap_share_what_their_job_has(autojump_clock, tmp_path):
+    async def slow() -> None:
+        await trio.sleep(12)
+        raise RuntimeError("boom")
+
+    spec = job(slow, every=5, overlap="parallel", workers=3, breaker=breaker(2), bulkhead=BulkheadSpec(concurrency=2))
+    async with forest(tmp_path, {"a": spec}) as f:
+        await trio.sleep_until(16)
+        assert [cause for _, _, cause in waits(f)] == ["waits for a place in its bulkhead: 2 in use, 0 before it"]
+        await trio.sleep_until(23)
+        assert [change[1:] for change in changes(f)] == [("jobs.a", "closed", "open")]
+        assert "breaker open: 2 failures" in f.tree.journal.table["a"].cause
+        assert [row.name for row in f.tree.limit_status()] == ["a"]
 
 
 # ---- rate ----

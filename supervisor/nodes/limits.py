@@ -14,6 +14,7 @@ from supervisor import events
 from supervisor.config import Config
 from supervisor.config.shapes import duration
 from supervisor.kinds import JobSpec
+from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.policies import BreakerSpec, BulkheadSpec, LimitSpec, RateSpec
 from supervisor.policies.breaker import BreakerState, CircuitBreaker
 from supervisor.policies.bulkhead import Bulkhead
@@ -81,6 +82,17 @@ class Limits:
 
     # ---- what is seen of them ----
 
+    def caution(self, name: str, spec: JobSpec) -> str:
+        """What there is to say of the next run of a job because of its breaker; empty where that is closed."""
+        breaker = None if spec.breaker is None else self.of(name, spec).breaker
+        if breaker is None or breaker.state is BreakerState.CLOSED:
+            return ""
+        if breaker.state is BreakerState.HALF_OPEN:
+            return f"breaker half-open: {breaker.successes} of {breaker.spec.successes} trials have succeeded"
+        assert breaker.trial_at is not None
+        left = math.ceil(breaker.trial_at - trio.current_time())
+        return f"breaker open: {breaker.cause}; trial {f'in {duration(left)}' if left > 0 else 'at the next attempt'}"
+
     def status(self, *patterns: str) -> list[LimitStatus]:
         """How they stand, of these names and globs (a limit's, or a job's), or all. LookupError for what matches nothing."""
         rows = [self._row(name, True, layers) for name, layers in self._shared.items() if name in self._users]
@@ -125,7 +137,9 @@ class Limits:
         )  # fmt: skip
         for user in [job] if job else self._users.get(name, ()):
             node = self._tree.nodes.get(user)
-            if node is not None and node.parent is not None:
+            if isinstance(node, SupervisorNode):
+                node.post(node.touch_all)
+            elif node is not None and node.parent is not None:
                 node.parent.post(node.parent.touch, node)
 
     # ---- making ----
@@ -192,14 +206,3 @@ def _bulkhead_row(bulkhead: Bulkhead) -> BulkheadStatus:
     return BulkheadStatus(
         concurrency=bulkhead.spec.concurrency, in_use=bulkhead.in_use, may_wait=bulkhead.spec.waiting, waiting=bulkhead.waiting
     )
-
-
-def caution(breaker: CircuitBreaker | None) -> str:
-    """What there is to say of a job beforehand, whose next attempt this breaker judges; empty where it is closed."""
-    if breaker is None or breaker.state is BreakerState.CLOSED:
-        return ""
-    if breaker.state is BreakerState.HALF_OPEN:
-        return f"breaker half-open: {breaker.successes} of {breaker.spec.successes} trials have succeeded"
-    assert breaker.trial_at is not None
-    left = math.ceil(breaker.trial_at - trio.current_time())
-    return f"breaker open: {breaker.cause}; trial {f'in {duration(left)}' if left > 0 else 'at the next attempt'}"
