@@ -184,8 +184,8 @@ async def test_attempts_begin_no_faster_than_the_rate(autojump_clock, tmp_path):
         await trio.sleep(10)
         assert sorted(f.word(name) for name in "abc") == ["completed", "starting", "starting"]
         assert sorted(cause for _, _, cause in waits(f)) == [
-            "waits for rate slow: 0 before it, about 60 s",
-            "waits for rate slow: 1 before it, about 120 s",
+            "waits for rate slow: 0 before it, about 1m",
+            "waits for rate slow: 1 before it, about 2m",
         ]
         waiting = [row for row in f.tree.status() if row.state is State.STARTING]
         assert all(row.cause.startswith("waits for rate slow") and row.next_at is not None for row in waiting)
@@ -206,7 +206,7 @@ async def test_who_would_wait_too_long_for_its_turn_is_rejected_at_once(autojump
             (40.0, "rate limit of 0.0166667 a second: its turn is in 30 s, and it may wait 20 s"),
             (71.0, "completed"),  # begun at 50, it waited until 70
         ]
-        assert waits(f) == [(50.0, "a", "waits for its rate: 0 before it, about 20 s")]
+        assert waits(f) == [(50.0, "a", "waits for its rate: 0 before it, about 20s")]
 
 
 async def test_a_place_in_the_queue_is_given_up_by_a_cancel_and_the_next_moves_up(autojump_clock, tmp_path):
@@ -308,8 +308,8 @@ async def test_a_wait_is_told_once_and_the_next_attempt_begins_anew(autojump_clo
     async with forest(tmp_path, {"a": spec}) as f:
         await trio.sleep(200)
         assert waits(f) == [
-            (1.0, "a", "waits for its rate: 0 before it, about 59 s"),
-            (62.0, "a", "waits for its rate: 0 before it, about 58 s"),
+            (1.0, "a", "waits for its rate: 0 before it, about 59s"),
+            (62.0, "a", "waits for its rate: 0 before it, about 58s"),
         ]
         assert f.times(AttemptStarting, "a") == [1.0, 60.0, 62.0, 120.0]
         assert ends(f, "a") == [(120.0, "RuntimeError: boom")]
