@@ -47,6 +47,7 @@ from supervisor.nodes import (
     SupervisorNode,
     WorkersNode,
     obey,
+    rhythm,
     scale,
 )
 from supervisor.output import Echo, Outputs, open_outputs
@@ -219,6 +220,7 @@ class Supervisor:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
         if node.schedule is not None:
+            node.schedule.disarm()
             node.schedule.forget()
         if node.one_off:
             self.outputs.discard(node.name)
@@ -586,8 +588,9 @@ class Supervisor:
         """Learn what the daemon before this one has run, where a job wants to catch up."""
         jobs = {name: job for name, job in self.config.jobs.items() if job.scheduled and job.catch_up != "none"}
         if jobs:
+            schedules = {name: rhythm(job) for name, job in jobs.items() if job.start == "auto"}
             try:
-                await self.last_runs.load([name for name, job in jobs.items() if job.start == "auto"])
+                await self.last_runs.load(schedules, self.wall.now())
             except StoreError as error:
                 self._warn(f"no run is caught up that was missed: {error}")
 

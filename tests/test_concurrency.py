@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from interleaving import cancelled_at_every_step, shuffle_tasks
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+import supervisor
+from benchmarks.concurrency import TABLES, run_one
 from supervisor.concurrency import (
     CancelToken,
     Deadline,
@@ -1100,3 +1102,21 @@ async def use(construct, works, seen):
                 pass
     else:
         await {"try_join": try_join, "race": race}[construct](*works)
+
+
+# -- the house
+
+
+@pytest.mark.parametrize(
+    "name", ["CancelToken", "Deadline", "JoinSet", "as_completed", "join", "map_concurrent", "race", "select", "try_join"]
+)
+def test_the_names_are_public(name):
+    assert name in supervisor.__all__
+    assert getattr(supervisor, name) is getattr(supervisor.concurrency, name)
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_the_benchmark_measures_every_way(monkeypatch, what):
+    monkeypatch.setattr("benchmarks.concurrency.SHORT", 0)
+    for way in TABLES[what]:
+        assert run_one(what, way, 32) > 0

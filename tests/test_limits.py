@@ -201,9 +201,9 @@ async def test_who_would_wait_too_long_for_its_turn_is_rejected_at_once(autojump
         await trio.sleep_until(75)
         assert ends(f, "a") == [
             (11.0, "completed"),
-            (20.0, "rate limit of 0.0166667 a second: its turn is in 50 s, and it may wait 20 s"),
-            (30.0, "rate limit of 0.0166667 a second: its turn is in 40 s, and it may wait 20 s"),
-            (40.0, "rate limit of 0.0166667 a second: its turn is in 30 s, and it may wait 20 s"),
+            (20.0, "rate limit of 1/m: its turn is in 50 s, and it may wait 20 s"),
+            (30.0, "rate limit of 1/m: its turn is in 40 s, and it may wait 20 s"),
+            (40.0, "rate limit of 1/m: its turn is in 30 s, and it may wait 20 s"),
             (71.0, "completed"),  # begun at 50, it waited until 70
         ]
         assert waits(f) == [(50.0, "a", "waits for its rate: 0 before it, about 20s")]

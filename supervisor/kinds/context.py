@@ -285,6 +285,7 @@ class Attempt(Run):
         self.id = whole.id
         self.environ = whole.environ
         self.attempt = whole.attempt
+        self.scheduled_at = whole.scheduled_at
         self.until = until
         self.advance(whole.current_phase)
 

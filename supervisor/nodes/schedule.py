@@ -83,10 +83,7 @@ class Schedule:
     @property
     def rhythm(self) -> str:
         """When it runs, in words."""
-        spec = self._spec
-        if spec.cron is not None:
-            return f"runs at {shown(spec.cron)} ({shown(spec.timezone)})"
-        return f"runs every {duration(spec.every or 0)}"
+        return rhythm(self._spec)
 
     @property
     def summary(self) -> str:
@@ -264,6 +261,13 @@ _JUST_BEFORE = 0.001
 
 TIMES = ("every", "cron", "timezone", "jitter")
 """The keys that say when ticks come."""
+
+
+def rhythm(spec: JobSpec) -> str:
+    """When a job runs, in words."""
+    if spec.cron is not None:
+        return f"runs at {shown(spec.cron)} ({shown(spec.timezone)})"
+    return f"runs every {duration(spec.every or 0)}"
 
 
 def same_times(old: JobSpec, new: JobSpec) -> bool:
