@@ -12,7 +12,6 @@ from supervisor.errors import RunFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.kinds.job import for_worker
-from supervisor.nodes.attempts import Attempts
 from supervisor.nodes.fence import stopped_at_fence
 from supervisor.nodes.node import Hold, Node
 from supervisor.nodes.schedule import Due, Schedule, same_times
@@ -111,6 +110,8 @@ class JobNode(Node):
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
             if self.spec.policies:
+                from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
+
                 return await Attempts(self, run).run()
             return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
         except BaseException as error:

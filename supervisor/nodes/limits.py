@@ -16,13 +16,13 @@ from supervisor.config.shapes import duration
 from supervisor.kinds import JobSpec
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.policies import BreakerSpec, BulkheadSpec, LimitSpec, RateSpec
-from supervisor.policies.breaker import BreakerState, CircuitBreaker
-from supervisor.policies.bulkhead import Bulkhead
-from supervisor.policies.rate import RateLimiter
 from supervisor.spec import Spec, split_name
 from supervisor.state import BreakerStatus, BulkheadStatus, LimitStatus, RateStatus
 
 if TYPE_CHECKING:
+    from supervisor.policies.breaker import BreakerState, CircuitBreaker
+    from supervisor.policies.bulkhead import Bulkhead
+    from supervisor.policies.rate import RateLimiter
     from supervisor.tree import Supervisor
 
 LIMITING = ("breaker", "rate", "bulkhead")
@@ -85,11 +85,10 @@ class Limits:
     def caution(self, name: str, spec: JobSpec) -> str:
         """What there is to say of the next run of a job because of its breaker; empty where that is closed."""
         breaker = None if spec.breaker is None else self.of(name, spec).breaker
-        if breaker is None or breaker.state is BreakerState.CLOSED:
+        if breaker is None or breaker.trial_at is None:
             return ""
-        if breaker.state is BreakerState.HALF_OPEN:
+        if breaker.state.value == "half-open":
             return f"breaker half-open: {breaker.successes} of {breaker.spec.successes} trials have succeeded"
-        assert breaker.trial_at is not None
         left = math.ceil(breaker.trial_at - trio.current_time())
         return f"breaker open: {breaker.cause}; trial {f'in {duration(left)}' if left > 0 else 'at the next attempt'}"
 
@@ -129,7 +128,7 @@ class Limits:
     def _tell(self, name: str, job: str, was: BreakerState, now: BreakerState, cause: str) -> None:
         """A breaker has changed its mind: tell everybody, and have the jobs that it keeps from running say so."""
         breaker = (self._own[job] if job else self._shared[name]).breaker
-        trial_at = breaker.trial_at if breaker is not None and now is BreakerState.OPEN else None
+        trial_at = breaker.trial_at if breaker is not None and now.value == "open" else None
         self._tree.journal.emit(
             events.BreakerChanged,
             limit=f"jobs.{job}" if job else f"limits.{name}",
@@ -158,10 +157,15 @@ class Limits:
         bulkhead: BulkheadSpec | None,
     ) -> Layers:
         """What a limit, by its name, or a job has: what there was before with new numbers, or new ones."""
+        if breaker is None and rate is None and bulkhead is None:
+            return NOTHING
+        from supervisor.policies.breaker import CircuitBreaker  # loaded only where there are limits
+        from supervisor.policies.bulkhead import Bulkhead
+        from supervisor.policies.rate import RateLimiter
+
+        make_breaker = partial(CircuitBreaker.from_spec, on_change=partial(self._tell, name, job))
         return Layers(
-            breaker=_made_as(
-                breaker, old.breaker, partial(CircuitBreaker.from_spec, on_change=partial(self._tell, name, job)), name
-            ),
+            breaker=_made_as(breaker, old.breaker, make_breaker, name),
             rate=_made_as(rate, old.rate, RateLimiter.from_spec, name),
             bulkhead=_made_as(bulkhead, old.bulkhead, Bulkhead.from_spec, name),
         )
