@@ -352,6 +352,18 @@ async def test_a_thread_that_does_not_end_with_its_last_attempt_keeps_the_job_st
         blocking.gate.set()
 
 
+async def test_a_daemon_that_ends_gives_up_a_thread_that_does_not(autojump_clock, tmp_path):
+    blocking = Blocking()
+    try:
+        async with forest(tmp_path, {"a": job(blocking, **ONCE, timeout=10, grace=5, retry=retrying(2))}) as f:
+            await trio.sleep(20)
+            f.tree.shutdown("a test")
+            await f.tree.wait_stopped()
+            assert f.tree.survivors == ("a (thread a#1 does not end, and a thread cannot be killed)",)
+    finally:
+        blocking.gate.set()
+
+
 async def test_a_thread_knows_what_is_left_of_its_time(tmp_path):
     seen = []
 

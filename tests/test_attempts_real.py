@@ -144,6 +144,35 @@ async def test_a_fallback_answers_for_a_command_too(tmp_path, monkeypatch):
     assert (tmp_path / "answer").read_text() == "exited with code 7, 7"
 
 
+LOOPS = """
+import asyncio
+from pathlib import Path
+from supervisor import Context
+
+async def deaf():
+    await asyncio.sleep(1000)
+
+async def hears(ctx: Context, path: str):
+    Path(path).write_text(f"{ctx.attempt} {0 < ctx.deadline <= 500}")
+    if ctx.attempt == 1:
+        raise ConnectionError("no net")
+"""
+
+
+async def test_attempts_of_asyncio_code(tmp_path, monkeypatch):
+    (tmp_path / "loops.py").write_text(LOOPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    deaf = {"call": "loops:deaf", "timeout": "200ms", "grace": "1h"}
+    hears = {"call": "loops:hears", "args": {"path": str(tmp_path / "seen")}, "timeout": "500s"}
+    keys = {"kind": "asyncio", **ONCE, "retry": {"attempts": 2, **AT_ONCE}}
+    async with tree(tmp_path, deaf=deaf | keys, hears=hears | keys) as f:
+        ended = await f.until(Ended, name="deaf")
+        assert (ended.exit.reason, ended.attempts) == ("timed out after 0.2 s", 2)
+        ended = await f.until(Ended, name="hears")
+        assert (ended.exit.reason, ended.attempts) == ("completed", 2)
+    assert (tmp_path / "seen").read_text() == "2 True"
+
+
 FILE = """
 [limits.db]
 concurrency = 1

@@ -158,7 +158,7 @@ class Attempts:
         wait, longest = rate.delay, rate.spec.within
         if wait > SHORT and (longest is None or wait <= longest):
             whose = f"rate {rate.name}" if rate.name else "its rate"
-            cause = f"waits for {whose}: {len(rate.waiting)} before it, about {wait:.3g} s"
+            cause = f"waits for {whose}: {len(rate.waiting)} before it, about {_about(wait)}"
             self._tell_wait(rate.name, cause, trio.current_time() + wait)
         await rate.acquire(who=self._run.id)
 
