@@ -16,7 +16,6 @@ from supervisor.config.tables import NAMED, TABLES
 PAGE = Path(__file__).with_name("configuration.md")
 _PART = re.compile(r"(?<=<!-- reference: begin -->\n).*?(?=<!-- reference: end -->)", re.DOTALL)
 _HEADS = {name: f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in TABLES}
-_WHOM = {"child": "for child processes"}
 _EFFECTS = {
     "a change is applied live": "live",
     "a change restarts the job": "restarts the job",
@@ -47,8 +46,8 @@ def _section(name: str, known: dict[str, Topic]) -> Iterator[str]:
 
 def _row(key: str, topic: Topic) -> str:
     facts = topic.facts
-    needed = topic.field.extra.get("for") if topic.field else None
-    only = f" *(only {_WHOM.get(needed, f'with `{needed}`')})*" if needed else ""
+    ends = " *(only for runs that end)*" if topic.field and "ends" in topic.field.extra else ""
+    only = f" *(only with {topic.field.only})*" if topic.field and topic.field.needs else ends
     default = facts.get("default", "")
     shown = "required" if default.startswith("none,") else default if default in ("", "none") else f"`{default}`"
     cells = (f"`{key}`", topic.description + only, facts["type"].partition(":")[0], shown, _EFFECTS[facts["reload"]])

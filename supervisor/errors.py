@@ -5,7 +5,7 @@ Messages are lower case without a full stop: what, where, what to do. Facts are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -56,9 +56,85 @@ class ControlError(SupervisorError):
 class RunFailed(SupervisorError):
     """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""
 
+    failure_names: Collection[str] = ()
+    """What it goes by in `on` and `give_up_on`, besides its class: what ended in another process has names only."""
+
 
 class SpawnFailed(RunFailed):
     """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
+
+
+class Retry(RunFailed):
+    """Raised by a job's own code: try me again, after so many seconds where it says so, else after the usual wait.
+
+    It asks the `retry` round it for another attempt whatever `on` says; where there is none, or no attempt is left, it is a
+    failure like any other.
+    """
+
+    def __init__(self, message: str = "asks for another attempt", *, after: float | None = None) -> None:
+        self.retry_after = after
+        super().__init__(message)
+
+
+class RaisedElsewhere(RunFailed):
+    """A function in a process of its own raised: `failure_names` are its class and those above, as "module:Class".
+
+    `retry_after` is the exception's, where it has one.
+    """
+
+    def __init__(self, message: str, names: Collection[str] = (), retry_after: float | None = None) -> None:
+        self.failure_names = names
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class ExitStatus(RunFailed):
+    """A command ended badly: with this exit code, or killed by this signal (its name, "SIGKILL")."""
+
+    def __init__(self, message: str, *, code: int | None = None, signal: str | None = None) -> None:
+        self.code = code
+        self.signal = signal
+        self.failure_names = tuple(str(name) for name in (code, signal) if name is not None)
+        super().__init__(message)
+
+
+class TimedOut(RunFailed):
+    """One attempt took longer than its `timeout` (seconds)."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"timed out after {seconds:g} s")
+
+
+class DeadlineExceeded(RunFailed):
+    """A whole run, its retries included, took longer than its `deadline` (seconds)."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"exceeded its deadline of {seconds:g} s")
+
+
+class Rejected(RunFailed):
+    """A limit did not let it begin. `retry_after`: seconds until it is worth trying again, where that is known.
+
+    Says nothing of the body, which did not run: a circuit breaker does not count it.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class BreakerOpen(Rejected):
+    """The circuit breaker is open, or its one trial is under way."""
+
+
+class BulkheadFull(Rejected):
+    """All places of a bulkhead are taken, and none got free in the time, or for the number, that may wait."""
+
+
+class RateLimited(Rejected):
+    """No token of a rate limit came in the time that may be waited for one."""
 
 
 class RestartIntensityExceeded(SupervisorError):

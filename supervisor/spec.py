@@ -75,6 +75,29 @@ class Bytes(int):
         raise ValueError('expected a size such as "64KB" or "10MB", or a number of bytes')
 
 
+class Rate(float):
+    """So many things a second: `"100/s"`, `"30/m"`, `"1000/h"`, `"1/d"`, or a number a second."""
+
+    WORDS = "a rate"
+    TYPES = ("string", "number")
+    FORM = r"[0-9]+(\.[0-9]+)?/(s|m|h|d)"
+    _FORM = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h|d)", re.ASCII)
+
+    @classmethod
+    def parse(cls, value: Any) -> Rate:
+        """Read a TOML value. Raises ValueError with a sentence for the operator."""
+        if isinstance(value, str) and (form := cls._FORM.fullmatch(value)):
+            value = float(form[1]) / Seconds.parse(f"1{form[2]}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1e9:
+            return cls(value)
+        raise ValueError('expected a rate above 0 such as "100/s", "30/m" or "10/h", or a number of times a second')
+
+    def __str__(self) -> str:
+        """As a file would say it, in the first unit in which it is 1 or more: `30/m`, and not 0.5 a second."""
+        unit = next((unit for unit in "smh" if self * Seconds.parse(f"1{unit}") > 1 - 1e-9), "d")
+        return f"{self * Seconds.parse(f'1{unit}'):.6g}/{unit}"
+
+
 class FileMode(int):
     """Permission bits, written in octal: `"0022"`, or the TOML integer 0o022."""
 

@@ -116,17 +116,22 @@ def _literal(part: str) -> str | None:
     return name if glob.escape(name) == part else None
 
 
+UNTOLD = "more than could be told"
+"""Stands among the paths of a burst where the kernel has lost count."""
+
+
 class Burst:
     """Changes that follow each other so quickly that they are one. Times are on Trio's clock."""
 
     def __init__(self, now: float) -> None:
         self._first = self._last = now
-        self._paths: dict[str, None] = {}
+        self.paths: dict[str, None] = {}
+        """What has changed, each path once."""
 
     def add(self, path: str, now: float) -> None:
         """One more."""
         self._last = now
-        self._paths[path] = None
+        self.paths[path] = None
 
     @property
     def due(self) -> float:
@@ -134,17 +139,17 @@ class Burst:
         return min(self._last + SILENCE, self._first + LONGEST)
 
     def __str__(self) -> str:
-        first, *others = self._paths
+        first, *others = self.paths
         return f"changed: {first}" + (f" and {len(others)} more" if others else "")
 
 
 class Watching:
-    """Tells `changed(job, cause)` when files of a job have changed, and then been left alone for half a second.
+    """Tells `changed(job, burst)` when files of a job have changed, and then been left alone for half a second.
 
     `warn` hears of what cannot be watched, once; the rest is watched all the same. Belongs to the Trio thread.
     """
 
-    def __init__(self, changed: Callable[[str, str], None], warn: Callable[[str], None]) -> None:
+    def __init__(self, changed: Callable[[str, Burst], None], warn: Callable[[str], None]) -> None:
         self._changed = changed
         self._warn = warn
         self._jobs: dict[tuple[str, ...], list[str]] = {}
@@ -153,6 +158,8 @@ class Watching:
         self._apart: tuple[str, ...] = ()
         self._wanted = trio.Event()
         self._waiting = trio.CancelScope()
+        self.begun = trio.Event()
+        """Set once everything is watched that can be."""
         self._anew_at = math.inf
         self._bursts: dict[tuple[str, ...], Burst] = {}
         self._warned: set[int] = set()
@@ -191,12 +198,14 @@ class Watching:
             except OSError as error:
                 limits = "see fs.inotify.max_user_instances and the limit of open files"
                 self._warn(f"no file can be watched (`watch`): {error.strerror}: {limits}")
+                self.begun.set()
             self._directories, self._ways, self._roots = {}, {}, {}
 
     async def _follow(self) -> None:
         while self._jobs:
             while self._anew_at <= trio.current_time():
                 await self._look_anew()
+            self.begun.set()
             told: list[Happening] = []
             due = min((burst.due for burst in self._bursts.values()), default=math.inf)
             with trio.CancelScope(deadline=min(due, self._anew_at)) as self._waiting:
@@ -207,9 +216,9 @@ class Watching:
 
     def _tell(self, now: float) -> None:
         for globs in [globs for globs, burst in self._bursts.items() if burst.due <= now]:
-            cause = str(self._bursts.pop(globs))
+            burst = self._bursts.pop(globs)
             for job in self._jobs[globs]:
-                self._changed(job, cause)
+                self._changed(job, burst)
 
     # ---- what happens ----
 
@@ -217,7 +226,7 @@ class Watching:
         if told.mask & OVERFLOW:
             self._anew_at = -math.inf
             for globs in self._jobs:
-                self._note_for(globs, "more than could be told")
+                self._note_for(globs, UNTOLD)
         elif told.mask & IGNORED:
             self._directories.pop(told.watch, None)
             self._ways.pop(told.watch, None)

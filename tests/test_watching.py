@@ -114,8 +114,8 @@ class Told:
         self.watching = Watching(self._changed, self.warnings.append)
         self._more = trio.Event()
 
-    def _changed(self, job: str, cause: str) -> None:
-        self.changes.append((job, cause))
+    def _changed(self, job: str, burst: Burst) -> None:
+        self.changes.append((job, str(burst)))
         self._more.set()
         self._more = trio.Event()
 
