@@ -243,6 +243,22 @@ async def test_progress_and_heartbeats_reach_the_run_also_from_its_threads(house
     assert life.run.heard > before
 
 
+async def test_a_signal_handler_may_speak_up_in_the_middle_of_a_word(house):
+    code = """
+    def f(ctx: 'Context'):
+        signal.signal(signal.SIGALRM, lambda *_: ctx.progress(1))
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        for _ in range(2000):
+            ctx.log.debug(1000 * 'x')
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    """
+    life = start(house, code)
+    with structlog.testing.capture_logs() as logs:
+        assert (await end(life)).reason == "completed"
+    assert len(logs) == 2000 and life.notes.far
+
+
 async def test_its_log_is_a_log_as_structlogs(house):
     code = """
     def f(ctx: 'Context'):

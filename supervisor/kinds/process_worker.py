@@ -22,6 +22,7 @@ import struct
 import sys
 import threading
 import time
+from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,6 +31,8 @@ from supervisor.errors import RunFailed
 from supervisor.kinds.function import context_parameter, load
 
 if TYPE_CHECKING:
+    import datetime
+
     from supervisor.state import Phase
 
 HEADER = struct.Struct("<IQ")
@@ -50,15 +53,29 @@ class Channel:
         os.set_inheritable(descriptor, False)
         self._descriptor = descriptor
         self._file = os.fstat(descriptor).st_ino
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
+        self._unsent: deque[bytes] = deque()
 
     def send(self, head: bytes, body: bytes = b"") -> None:
-        """Send one frame; blocks for as long as the daemon does not read. Raises OSError where the channel is closed."""
+        """Send one frame; blocks for as long as the daemon does not read. Raises OSError where the channel is closed.
+
+        A signal handler that interrupts this may call it too: its frame is sent after the one in hand.
+        """
         with self._turn:
-            for part in (HEADER.pack(len(head), len(body)) + head, body):
-                left = memoryview(part)
-                while left:
-                    left = left[os.write(self._own(), left) :]
+            in_hand = bool(self._unsent)
+            self._unsent += (HEADER.pack(len(head), len(body)) + head, body)
+            while self._unsent and not in_hand:
+                self._write(self._unsent[0])
+                self._unsent.popleft()
+
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._own(), left) :]
+        except OSError:
+            self._unsent.clear()
+            raise
 
     def receive(self) -> tuple[dict[str, Any], bytearray] | None:
         """The next frame; None when the daemon is gone. For one thread."""
@@ -212,6 +229,15 @@ class Context:
         """Which attempt of this run it is, counted from 1 (`retry`)."""
         self.log = Log(worker)
         self._until: float | None = facts["until"]
+        self._scheduled_at: float | None = facts["scheduled_at"]
+
+    @property
+    def scheduled_at(self) -> datetime.datetime | None:
+        """The moment of its schedule that this run is made for, in UTC, however late it began; None where it is for none."""
+        import datetime
+
+        at = self._scheduled_at
+        return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
 
     @property
     def deadline(self) -> float | None:
