@@ -87,13 +87,16 @@ async def our_values(count: int) -> int:
 async def asyncstdlib_steps(count: int) -> int:
     import asyncstdlib
 
-    return await asyncstdlib.reduce(add, asyncstdlib.filter(odd_third, asyncstdlib.map(double, numbers(count))), initial=0)
+    call: Any = double
+    doubled: AsyncIterator[int] = asyncstdlib.map(call, numbers(count))
+    return await asyncstdlib.reduce(add, asyncstdlib.filter(odd_third, doubled), initial=0)
 
 
 async def aiostream_steps(count: int) -> int:
     from aiostream import pipe, stream
 
-    return await (stream.iterate(numbers(count)) | pipe.map(double) | pipe.filter(odd_third) | pipe.reduce(add, 0))
+    call: Any = double
+    return await (stream.iterate(numbers(count)) | pipe.map(call) | pipe.filter(odd_third) | pipe.reduce(add, 0))
 
 
 # -- several calls at a time ----------------------------------------------------------------------------------------------
@@ -115,7 +118,8 @@ async def plain_calls(count: int) -> int:
 
     async def call(number: int) -> None:
         nonlocal total
-        total = add(total, await step_aside(number))
+        number = await step_aside(number)
+        total = add(total, number)
         slots.release()
 
     async with trio.open_nursery() as nursery:
@@ -140,8 +144,8 @@ async def our_unordered_calls(count: int) -> int:
 async def aiostream_calls(count: int) -> int:
     from aiostream import pipe, stream
 
-    source = stream.iterate(numbers(count))
-    return await (source | pipe.map(step_aside_in_asyncio, ordered=True, task_limit=LIMIT) | pipe.reduce(add, 0))
+    call: Any = step_aside_in_asyncio
+    return await (stream.iterate(numbers(count)) | pipe.map(call, ordered=True, task_limit=LIMIT) | pipe.reduce(add, 0))
 
 
 # -- several sources ------------------------------------------------------------------------------------------------------
@@ -308,7 +312,9 @@ def data(results: list[Result]) -> dict[str, Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("-n", "--items", type=click.IntRange(1), default=1_000_000, help="How many items; slow scenes get a part of them.")
+@click.option(
+    "-n", "--items", type=click.IntRange(1), default=1_000_000, help="How many items; slow scenes get a part of them."
+)
 @click.option("-r", "--runs", type=click.IntRange(1), default=5, help="How many interleaved sweeps.")
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the JSON.")

@@ -148,13 +148,17 @@ class Waiting(ChildEvent, frozen=True, kw_only=True):
 
 
 class Starting(ChildEvent, frozen=True, kw_only=True):
-    """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`."""
+    """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`.
+
+    `for_at` is the tick of a schedule that the run is made for, which may be earlier than its start.
+    """
 
     level = "debug"
 
     run: str
     cause: str
     restart: bool = False
+    for_at: str | None = None
 
     def apply(self, row: JobStatus) -> JobStatus:
         return _moved(
@@ -180,6 +184,21 @@ class Ready(ChildEvent, frozen=True, kw_only=True):
 
     def apply(self, row: JobStatus) -> JobStatus:
         return _moved(row, State.RUNNING, self, self.cause, Why.PLAIN, ready=True, next_at=None)
+
+
+class Scheduled(ChildEvent, frozen=True, kw_only=True):
+    """A job whose runs may overlap has another number of them in hand, or another next one."""
+
+    level = "debug"
+
+    cause: str
+    why: Why = Why.PLAIN
+    next_at: str | None = None
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        if row.state is not State.RUNNING:
+            return row
+        return replace(row, word=word(row.state, self.why), cause=self.cause, next_at=self.next_at)
 
 
 class Unready(ChildEvent, frozen=True, kw_only=True):
@@ -392,7 +411,7 @@ class FallingBack(ChildEvent, frozen=True, kw_only=True):
 
 
 class Ended(ChildEvent, frozen=True, kw_only=True):
-    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type.
+    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type, `duration` in seconds.
 
     Of a child process there is what it has `spent`, and, where it failed by itself, the last lines of its `output`.
     """
@@ -402,6 +421,7 @@ class Ended(ChildEvent, frozen=True, kw_only=True):
     failed: bool
     cause: str
     why: Why = Why.PLAIN
+    duration: float = 0.0
     spent: Spent | None = None
     output: tuple[str, ...] = ()
     attempts: int = 1
@@ -423,9 +443,10 @@ class Stopped(ChildEvent, frozen=True, kw_only=True):
 
 
 class Skipped(ChildEvent, frozen=True, kw_only=True):
-    """A tick of a schedule that made no run, and why."""
+    """So many ticks of a schedule that made no run, and why."""
 
     cause: str
+    ticks: int = 1
 
 
 class Progress(ChildEvent, frozen=True, kw_only=True):
@@ -519,12 +540,24 @@ class Warned(Event, frozen=True, kw_only=True):
     text: str
 
 
+class Stalled(Event, frozen=True, kw_only=True):
+    """The loop was stuck for `seconds`. `name` and `run`: whose code it was in, None where no job's; `line`: where in it."""
+
+    level = "warning"
+
+    name: str | None
+    run: str | None
+    cause: str
+    seconds: float
+    line: str
+
+
 AnyEvent = (
-    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Healthy
+    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Scheduled | Unready | Healthy
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
     | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | FallingBack
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
-    | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
+    | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Stalled | Warned
 )  # fmt: skip
 """What an `events` stream can carry: the type to decode it with."""
 

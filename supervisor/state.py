@@ -75,13 +75,14 @@ class Why(enum.StrEnum):
     PAUSED = "paused"
     DRAINING = "draining"
     STUCK = "stuck"
+    CANCELLED = "cancelled"
 
 
 _WORDS: dict[State, frozenset[Why]] = {
     State.STOPPED: frozenset({Why.COMPLETED, Why.FAILED, Why.EXITED, Why.GAVE_UP}),
     State.WAITING: frozenset({Why.BACKOFF, Why.SCHEDULED, Why.PAUSED}),
     State.STARTING: frozenset({Why.DRAINING}),
-    State.RUNNING: frozenset({Why.DRAINING, Why.STUCK}),  # stuck: an attempt that another is to follow
+    State.RUNNING: frozenset({Why.DRAINING, Why.SCHEDULED, Why.PAUSED, Why.STUCK}),  # stuck: before another attempt
     State.STOPPING: frozenset({Why.DRAINING, Why.STUCK}),
 }
 
@@ -109,6 +110,30 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     duration: float
     cpu: float
     max_rss: int
+
+
+class PastRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run that is over, as `history` tells of it. On the wire exactly as it stands here.
+
+    `outcome` is the word for it: completed, failed, exited, cancelled; stopped, where it was asked to end; lost, where the
+    daemon died before it. `ended` and `duration` (in seconds) are null where nobody has seen the end; `cpu` (in seconds) and
+    `max_rss` (in bytes) where it was no child process.
+    """
+
+    name: str
+    run: str
+    started: str
+    ended: str | None
+    outcome: str
+    reason: str
+    cause: str
+    failed: bool = False
+    code: int | None = None
+    signal: str | None = None
+    attempts: int = 1
+    duration: float | None = None
+    cpu: float | None = None
+    max_rss: int | None = None
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):

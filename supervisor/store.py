@@ -65,7 +65,8 @@ async def open_store(
     (a file knows its version). `synchronous`: with FULL what is told done outlives a power cut, with NORMAL a kill of the
     process, and no commit waits for the disk. A damaged file is put aside as `PATH.damaged-TIME` and begun anew.
 
-    `on_failure` hears in the Trio thread of what nobody waits for: damage, and posted operations that failed.
+    `on_failure` hears in the Trio thread of what nobody waits for: damage, posted operations that failed, a disk that does
+    not answer at the end.
     """
     store = Store(path, schema, synchronous, on_failure)
     try:
@@ -98,18 +99,26 @@ class Store:
         """What `fn` finds: all that was committed before, and nothing that is not. It may not write. Otherwise as `write`."""
         return await self._ask(fn, writes=False)
 
-    def post(self, fn: Callable[[Connection], object]) -> bool:
-        """Do `fn` as `write` does, with nobody waiting; a failure goes to `on_failure`. False: too many wait, it is dropped."""
+    def post(self, fn: Callable[[Connection], object], then: Callable[[StoreError | None], object] | None = None) -> bool:
+        """Do `fn` as `write` does, with nobody waiting. False: too many wait already, it is dropped.
+
+        `then` is called in the Trio thread when that is on the disk, or with the error; without it, an error goes to
+        `on_failure`.
+        """
         if self._posted >= POSTED:
             return False
-        self._posted += 1
-        self._put(_Operation(fn, True, self._over))
-        return True
 
-    def _over(self, operation: _Operation) -> None:
-        self._posted -= 1
-        if operation.error is not None:
-            self._writer.on_failure(_as_store_error(self.path, operation.error))
+        def over(operation: _Operation) -> None:
+            self._posted -= 1
+            error = None if operation.error is None else _as_store_error(self.path, operation.error)
+            if then is not None:
+                then(error)
+            elif error is not None:
+                self._writer.on_failure(error)
+
+        self._put(_Operation(fn, True, over))
+        self._posted += 1
+        return True
 
     @trio.lowlevel.enable_ki_protection
     async def _ask(self, fn: Callable[[Connection], T], *, writes: bool) -> T:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from house import alive
+from running import running, well
 from trio.testing import wait_all_tasks_blocked
 
 from supervisor.errors import SpecError
@@ -25,7 +27,6 @@ from supervisor.probes import Ready as ReadySpec
 from supervisor.state import Phase
 from supervisor.tree import open_supervisor
 from tests.forest import SIXTY, Forest, forest, job
-from tests.house import alive
 
 
 @pytest.fixture
@@ -370,6 +371,23 @@ async def test_the_end_of_the_tree_does_not_wait_for_what_cannot_be_cancelled(tm
         await said.wait()
     assert f.tree.survivors == ("a (thread a#1 does not end, and a thread cannot be killed)",)
     go.set()
+
+
+async def test_the_daemon_ends_although_a_thread_of_an_executor_does_not(tmp_path):
+    (tmp_path / "work.py").write_text(
+        "import asyncio, threading\n\n"
+        "async def leave(ctx: 'Context'):\n"
+        "    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)\n"
+        "    ctx.ready()\n    await ctx.wait_stopping()\n"
+    )
+    text = '[daemon]\ngrace = 0\n[jobs.a]\ncall = "work:leave"\nkind = "asyncio"\nready = { notify = true }\n'
+    (tmp_path / "supervisor.toml").write_text(text)
+    async with running(tmp_path) as daemon:
+        await daemon.until(well)
+        daemon.process.terminate()
+        assert await daemon.ended() == 1
+        (told,) = (await daemon.said("still alive"))["jobs"]
+        assert told.startswith("a (")
 
 
 async def test_a_stop_that_comes_before_its_loop_is_there_is_heard(tmp_path):

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from unsettled import cancelled_at_every_step
 
 import supervisor
+from benchmarks.policies import POLICIES, run_one
 from supervisor import (
     BreakerOpen,
     Bulkhead,
@@ -156,7 +157,7 @@ async def test_only_after_the_failures_that_are_meant(failure, given):
 
 async def test_nothing_is_given_in_place_of_a_cancellation(autojump_clock):
     with trio.move_on_after(1) as scope:
-        assert await fallback(0).call(trio.sleep_forever)
+        assert await fallback(0, on=BaseException).call(trio.sleep_forever)
     assert scope.cancelled_caught
 
 
@@ -379,3 +380,8 @@ def test_the_threads_that_a_program_has_use_them_from_there():
 @pytest.mark.parametrize("name", ["retry", "timeout", "deadline", "fallback", "CircuitBreaker", "Bulkhead", "RateLimiter"])
 def test_the_public_names_are_the_layers(name):
     assert issubclass(getattr(supervisor, name), Layer) and name in supervisor.__all__
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_benchmark_measures_what_every_policy_costs(policy):
+    assert isinstance(run_one(policy, "ours", 10), float)

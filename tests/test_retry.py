@@ -93,7 +93,7 @@ async def test_a_thousand_doublings_are_no_overflow():
         waits.append(seconds)
 
     with pytest.raises(OSError):
-        await retry(attempts=2000, initial=1, factor=2, max=60, jitter=0, sleep=slept).call(
+        await retry(attempts=2000, initial=1, factor=2.0, max=60, jitter=0, sleep=slept).call(
             Body(*(OSError() for _ in range(2000)))
         )
     assert waits[:7] == [1, 2, 4, 8, 16, 32, 60] and set(waits[7:]) == {60} and len(waits) == 1999

@@ -258,15 +258,49 @@ async def test_a_place_where_no_file_can_be_is_an_error_until_there_can(tmp_path
         assert os.stat(store.path).st_mode & 0o777 == 0o600
 
 
+async def test_a_disk_that_does_not_answer_does_not_hold_up_the_end(opened, told, monkeypatch):
+    monkeypatch.setattr("supervisor.store.CLOSING", 0.05)
+    gate = Gate()
+    async with opened() as store:
+        store.post(gate)
+        await gate.is_entered()
+    assert "has not answered" in str(told[0])
+    gate.go_on.set()
+
+
+async def test_who_posts_is_told_when_it_is_on_the_disk_and_when_it_failed(opened, told):
+    outcomes = []
+    async with opened() as store:
+        store.post(put("a"), outcomes.append)
+        store.post(put("a"), outcomes.append)
+        assert outcomes == []
+        await store.read(names)
+    assert outcomes[0] is None and isinstance(outcomes[1], StoreError)
+    assert told == []
+
+
 async def test_last_runs_are_remembered(tmp_path, told):
     for at in (1.5, 2.5):
         async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
             last = LastRuns(store)
-            before = await last.all()
-            await last.remember("nightly", at)
-            await last.remember("gone", at)
-            await last.forget("gone")
-    assert before == {"nightly": 1.5}
+            await last.load(dict.fromkeys(("nightly", "changed", "forgotten"), "runs daily"), at - 1)
+            before = [last.take(job, "runs daily") for job in ("nightly", "nightly", "changed", "forgotten", "dropped")]
+            last.remember("nightly", "runs daily", at)
+            last.remember("changed", "runs every 5s", at)
+            last.remember("dropped", "runs daily", at)
+            last.remember("forgotten", "runs daily", at)
+            last.forget("forgotten")
+    assert before == [1.5, None, None, None, None]
+    async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
+        last = LastRuns(store)
+        await last.load({"nightly": "runs daily"}, 5.0)
+        await last.load({"nightly": "runs daily", "dropped": "runs daily"}, 6.0)
+        assert (last.take("nightly", "runs daily"), last.take("dropped", "runs daily")) == (2.5, None)
+    async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
+        last = LastRuns(store)
+        await last.load({"nightly": "runs hourly", "dropped": "runs daily"}, 7.0)
+        assert (last.take("nightly", "runs hourly"), last.take("dropped", "runs daily")) == (None, 6.0)
+    assert not told
 
 
 # -- faults of the machine ----------------------------------------------------------------------------------------------

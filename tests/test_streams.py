@@ -253,7 +253,7 @@ async def test_a_producer_into_a_channel_is_held_by_the_consumer():
     async def produce(send: trio.MemorySendChannel[int]) -> None:
         nonlocal produced
         with send:
-            for produced in range(1, 1000):  # noqa: B007
+            for produced in range(1, 1000):
                 await send.send(produced)
 
     send, receive = trio.open_memory_channel[int](2)

@@ -52,8 +52,7 @@ async def captured(function: Callable[[*Args], Awaitable[T]], *args: *Args) -> O
     try:
         return Value(await function(*args))
     except Exception as error:
-        below = error.__traceback__ and error.__traceback__.tb_next
-        return Error(error.with_traceback(below))  # without this frame, in which whoever holds the outcome may be held
+        return Error(error)
 
 
 def failures(outcomes: Iterable[Outcome[Any] | None]) -> list[Exception]:

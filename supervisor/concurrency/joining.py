@@ -106,10 +106,8 @@ async def race(*functions: Function[Any]) -> Any:
     won: list[Any] = []
 
     async def run(function: Function[Any]) -> None:
-        value = await function()
-        if not won:
-            won.append(value)
-            nursery.cancel_scope.cancel(reason="another one has won the race")
+        won.append(await function())
+        nursery.cancel_scope.cancel(reason="another one has won the race")
 
     async with open_crew() as nursery:
         for function in functions:

@@ -57,7 +57,9 @@ class JoinSet(Generic[T]):
         self._finished: deque[JoinHandle[T]] = deque()
         self._arrivals = trio.lowlevel.ParkingLot()
         self._leaving = trio.Event()
+        self._outer: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
+        self._aborted = False
         self._block: AbstractAsyncContextManager[None] | None = None
 
     def __len__(self) -> int:
@@ -79,7 +81,7 @@ class JoinSet(Generic[T]):
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[None]:
         async with open_crew(self._unseen) as nursery:
-            self._nursery = await nursery.start(self._host)
+            self._outer, self._nursery = nursery, await nursery.start(self._host)
             yield
             self._leaving.set()
 
@@ -99,12 +101,14 @@ class JoinSet(Generic[T]):
     ) -> JoinHandle[T]:
         """Start `function(*args)` as a task of this set. `abortable`: its handle's `abort` works."""
         refuse_coroutines("spawn", [function])
-        if self._nursery is None:
+        if self._outer is None or self._nursery is None:
             raise RuntimeError("a JoinSet spawns inside its block: async with JoinSet() as tasks")
-        if self._nursery.cancel_scope.cancel_called:
+        if self._aborted:
             raise RuntimeError("this JoinSet was aborted: make another")
+        # A nursery that is cancelled from outside may be gone before the block is, which may still spawn: to be cancelled too.
+        nursery = self._outer if self._nursery.cancel_scope.cancel_called else self._nursery
         handle = JoinHandle[T](trio.CancelScope() if abortable else None)
-        self._nursery.start_soon(self._run, handle, function, args, name=name or function)
+        nursery.start_soon(self._run, handle, function, args, name=name or function)
         self._running += 1
         return handle
 
@@ -125,6 +129,7 @@ class JoinSet(Generic[T]):
     def abort_all(self, *, reason: str) -> None:
         """Cancel every task that still runs. What has finished can still be joined; nothing can be spawned any more."""
         if self._nursery is not None:
+            self._aborted = True
             self._nursery.cancel_scope.cancel(reason=reason)
 
     async def join_next(self) -> JoinHandle[T] | None:

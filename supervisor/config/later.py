@@ -15,12 +15,7 @@ TABLES = {
 KEYS = {
     "LogSpec": {"rotate": "when the log file is put aside, and how many are kept"},
     "JobSpec": {
-        "cron": "runs at times of the calendar",
-        "timezone": "the time zone of `cron`",
         "queue": "handles the items of this queue",
-        "overlap": "what happens when a run is due while the last one still runs",
-        "jitter": "a random delay of each scheduled run",
-        "catch_up": "what happens with runs that were missed",
         "into": "the queue that gets what the job returns",
         "batch": "hands several items to one run",
         "serialize_by": "a field of the item: one at a time for each value",

@@ -65,6 +65,8 @@ def check(config: Config) -> None:
             grace=daemon.grace,
         )
     )
+    for name, spec in config.jobs.items():
+        rules.check_times(("jobs", name), spec, reading)
     if faults := [config.problem(each.path, each.message) for each in reading.findings if not each.warning]:
         raise SpecError(faults)
 
@@ -276,11 +278,12 @@ def _applies(
     key: str, value: Any, own: Mapping[str, Any], defaults: Mapping[str, Any], strategy: Strategy | None, name: str
 ) -> bool:
     """Whether a default makes sense for a job; one that does not is passed over."""
-    needed = table_of(JobSpec).fields[key].extra.get("for")
-    if needed in ("command", "call") and needed not in own:
+    field = table_of(JobSpec).fields[key]
+    if field.needs in (("command",), ("call",)) and field.needs[0] not in own:
         return False
     once = bool(own.get("once"))
-    scheduled = not once and ("every" in own or "every" in defaults)
+    times = () if once else own.keys() & {"every", "cron"} or defaults.keys() & {"every", "cron"}
+    scheduled = bool(times)
     match key:
         case "command" | "call":
             return "command" not in own and "call" not in own
@@ -288,14 +291,18 @@ def _applies(
             return (value == "command") is ("command" in own)
         case "restart":
             return not scheduled and not (once and value == "permanent")
-        case "once" | "every":
-            return not once and "every" not in own
-        case "run_on_start":
+        case "once" | "every" | "cron":
+            return not once and not own.keys() & {"every", "cron"}
+        case "run_on_start" | "jitter" | "catch_up":
             return scheduled
+        case "overlap":
+            return scheduled and (value != "parallel" or "workers" in own)
+        case "timezone":
+            return "cron" in times
         case _ if key in ORDER:
             return once or scheduled
         case "workers":
-            return not once and not scheduled
+            return not once and (not scheduled or own.get("overlap") == "parallel")
         case "watch":
             return not scheduled
         case "recycle":

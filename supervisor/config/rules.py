@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
 import signal
 import warnings
 from collections.abc import Callable
+from itertools import islice, pairwise
 from urllib.parse import urlsplit
 
 from supervisor.config.reading import Reading, did_you_mean, quoted
-from supervisor.config.shapes import table_of
+from supervisor.config.shapes import duration, table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
 from supervisor.policies import ORDER, LimitSpec, RetrySpec
@@ -19,6 +21,8 @@ from supervisor.probes import PROBES, Probe
 from supervisor.probes.spec import split_address
 from supervisor.sockets import address
 from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
+from supervisor.triggers import Cron, Every, Rhythm, zone, zones
+from supervisor.wall import WallClock
 
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _EXCEPTION = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*:)?[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -114,32 +118,73 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     if not given & {"command", "call"}:
         return
     for name, field in table_of(JobSpec).fields.items():
-        if name in given and (needed := field.extra.get("for")) and needed not in given:
-            has = f", this job has `{spec.where}`" if needed != "every" else ""
+        if name in given and field.needs and given.isdisjoint(field.needs):
+            has = f", this job has `{spec.where}`" if field.needs[0] in ("command", "call") else ""
             why = f": {field.extra['why']}" if "why" in field.extra else ""
-            reading.fault((*path, name), f"only for a job with `{needed}`{has}{why}")
+            reading.fault((*path, name), f"only for a job with {field.only}{has}{why}")
 
 
 def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if spec.once and spec.every is not None:
-        reading.fault((*path, "every"), "either `once` or `every`, not both")
+    first, *more = [key for key in ("once", "every", "cron") if getattr(spec, key)] or [""]
+    for key in more:
+        reading.fault((*path, key), f"either `{first}` or `{key}`, not both")
+    check_times(path, spec, reading)
+
+
+def check_times(path: Path, spec: JobSpec, reading: Reading) -> None:
+    """When the ticks of a schedule come: times that there are, in a time zone that there is."""
+    try:
+        zone(timezone := spec.timezone)
+    except ValueError as error:
+        reading.unexpected((*path, "timezone"), f"{error}{did_you_mean(timezone, zones())}", timezone)
+        timezone = "UTC"
+    now = WallClock().now()
+    rhythm: Rhythm | None = None if spec.every is None else Every(spec.every, now)
+    if spec.cron is not None:
+        try:
+            rhythm = Cron(spec.cron, timezone)
+        except ValueError as error:
+            reading.unexpected((*path, "cron"), str(error), spec.cron)
+            return
+    if rhythm is not None:
+        _check_ticks(path, spec, list(islice(rhythm.ticks(now), 100 if spec.jitter else 1)), reading)
+
+
+def _check_ticks(path: Path, spec: JobSpec, ticks: list[float], reading: Reading) -> None:
+    if not ticks:
+        reading.unexpected((*path, "cron"), "no such day in the next 50 years: expected times that come", spec.cron)
+    shortest = min((later - one for one, later in pairwise(ticks)), default=math.inf)
+    if spec.jitter and spec.jitter > shortest - 0.001:
+        text = f"expected less than the shortest time between two runs ({duration(round(shortest, 3))})"
+        reading.unexpected((*path, "jitter"), text, spec.jitter)
 
 
 def _workers(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.workers == 1:
         return
-    if not spec.service:
-        key = "once" if spec.once else "every"
-        reading.fault((*path, "workers"), f"only for a service: a job with `{key}` makes one run at a time")
+    if spec.once:
+        reading.fault((*path, "workers"), "only for a service: a job with `once` makes one run at a time")
+    if spec.scheduled and not spec.overlaps:
+        message = f'a job with {_times(spec)} makes one run at a time; overlap = "parallel" lets them run side by side'
+        reading.fault((*path, "workers"), message)
     for keys, message in clashes(spec):
         reading.fault((*path, *keys), message)
+
+
+def _overlap(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.overlap == "parallel" and spec.scheduled and spec.workers == 1 and not reading.broken((*path, "workers")):
+        reading.fault((*path, "overlap"), 'how many at once? "parallel" needs `workers`, at least 2')
+
+
+def _times(spec: JobSpec) -> str:
+    return "`cron`" if spec.cron is not None else "`every`"
 
 
 def _restart(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.restart is None:
         return
     if spec.scheduled:
-        reading.fault((*path, "restart"), "not on a job with `every`: the next run comes from the schedule: use retry")
+        reading.fault((*path, "restart"), f"not on a job with {_times(spec)}: the next run comes from the schedule: use retry")
     elif spec.once and spec.restart is RestartType.PERMANENT:
         reading.fault((*path, "restart"), 'a `once` job has an end: expected "transient" or "temporary", got "permanent"')
 
@@ -210,7 +255,7 @@ def _regular_expression(path: Path, pattern: str, reading: Reading) -> None:
 
 def _policies(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.service:
-        unknown = any(reading.broken((*path, key)) for key in ("once", "every"))  # what kind of job it was meant to be
+        unknown = any(reading.broken((*path, key)) for key in ("once", "every", "cron"))  # what kind of job it was meant to be
         for name in () if unknown else sorted(given & {*ORDER}):
             reading.fault((*path, name), table_of(JobSpec).fields[name].extra["ends"])
         return
@@ -247,7 +292,7 @@ def _no_failure(name: str, command: bool) -> str:
 
 def _watch(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.watch and spec.scheduled:
-        reading.fault((*path, "watch"), "not on a job with `every`: each of its runs starts anew anyway")
+        reading.fault((*path, "watch"), f"not on a job with {_times(spec)}: each of its runs starts anew anyway")
 
 
 def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -296,6 +341,7 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _fitting,
     _trigger,
     _workers,
+    _overlap,
     _restart,
     _ready,
     _health,

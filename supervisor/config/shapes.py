@@ -299,6 +299,16 @@ class Field(NamedTuple):
         """Whether the table is wrong without it."""
         return self.default is msgspec.NODEFAULT
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of which a job must have one for this one to do anything; empty where any job will do."""
+        return tuple(self.extra["for"].split(" or ")) if "for" in self.extra else ()
+
+    @property
+    def only(self) -> str:
+        """The same in words: "`every` or `cron`"."""
+        return " or ".join(f"`{key}`" for key in self.needs)
+
 
 class Table(Shape, Generic[SpecType]):
     """A table that a spec describes."""

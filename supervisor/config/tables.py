@@ -94,6 +94,10 @@ class DaemonSpec(Spec, frozen=True, kw_only=True):
             extra=_DAEMON,
         ),
     ] = None
+    stall_after: Annotated[
+        Seconds,
+        Meta(description="when a job blocks the daemon's loop for this long, the log names it and shows where it is; 0: never"),
+    ] = Seconds(1)
 
 
 class LogSpec(Spec, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -126,14 +127,20 @@ class Run:
         "outcome",
         "overdue",
         "pid",
+        "scheduled_at",
         "send_signal",
         "until",
     )
+
+    followed = False
+    """Whether more is to come, if what runs now fails: it is an attempt, and not the last one."""
 
     def __init__(self, job: str, number: int, reporter: Reporter, abandoned: trio.Event) -> None:
         self.job = job
         self.id = f"{job}#{number}"
         self.pid: int | None = None
+        self.scheduled_at: float | None = None
+        """The moment of its schedule that it is made for, on the wall clock; None where it is made for none."""
         self.is_ready = False
         self.abandoned = abandoned
         """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
@@ -174,11 +181,6 @@ class Run:
         if self._watch is None:
             self._watch = AsyncValue(self._phase)
         return self._watch
-
-    @property
-    def followed(self) -> bool:
-        """Whether more of it comes when what runs now has ended: it is an attempt, and not the last one."""
-        return False
 
     @property
     def current_phase(self) -> Phase:
@@ -272,24 +274,20 @@ class Attempt(Run):
     Its phase, its hooks and its outcome are its own; its process, and whatever it reports, are the run's.
     """
 
-    __slots__ = ("more", "whole")
+    __slots__ = ("followed", "whole")
 
     whole: Run
 
-    def __init__(self, whole: Run, until: float | None, more: bool) -> None:
+    def __init__(self, whole: Run, until: float | None, followed: bool) -> None:
         self.whole = whole
-        self.more = more
-        """Whether something is to follow it, if it fails."""
+        self.followed = followed
         super().__init__(whole.job, 0, _Passing(whole), whole.abandoned)
         self.id = whole.id
         self.environ = whole.environ
         self.attempt = whole.attempt
+        self.scheduled_at = whole.scheduled_at
         self.until = until
         self.advance(whole.current_phase)
-
-    @property
-    def followed(self) -> bool:
-        return self.more and not self.whole.stopping
 
     def heartbeat(self) -> None:
         self.whole.heartbeat()
@@ -342,6 +340,12 @@ class RunFacts:
     def worker(self) -> int:
         """Which of the job's workers this is, counted from 0."""
         return self._run.worker
+
+    @property
+    def scheduled_at(self) -> datetime.datetime | None:
+        """The moment of its schedule that this run is made for, in UTC, however late it began; None where it is for none."""
+        at = self._run.scheduled_at
+        return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
 
     @property
     def run(self) -> str:

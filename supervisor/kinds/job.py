@@ -18,9 +18,10 @@ from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveU
 # why only a run that `ends` can have it (nothing said: it applies to every job, and changes live).
 _RESTARTS = {"reload": "restart"}
 _COMMAND = {"for": "command"}
+_SCHEDULED = {"for": "every or cron"}
 _COMMAND_RESTARTS = {"for": "command", "reload": "restart"}
 _ENDING = {"ends": "a service has no end: use restart"}
-_RUNS = {"ends": "only for runs that end: once, every. The code of a service can use `supervisor.policies` itself"}
+_RUNS = {"ends": "only for runs that end: once, every, cron. The code of a service can use `supervisor.policies` itself"}
 
 MOST_WORKERS = 1000
 """Workers of one job; more is a slip of the finger."""
@@ -80,8 +81,48 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             extra=_RESTARTS,
         ),
     ] = None
+    cron: Annotated[
+        str | None,
+        Meta(
+            description='run at times of the calendar: "minute hour day month weekday" as in a crontab, six fields with the '
+            "seconds first, or @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually",
+            extra=_RESTARTS,
+        ),
+    ] = None
+    timezone: Annotated[
+        str,
+        Meta(
+            description='the time zone of `cron`: an IANA name such as "Europe/Berlin", or "local", the system\'s',
+            extra={"for": "cron"},
+        ),
+    ] = "UTC"
     start: Annotated[Literal["auto", "manual"], Meta(description="auto: with its supervisor; manual: when told to")] = "auto"
-    run_on_start: Annotated[bool, Meta(description="a job with `every`: also run at once", extra={"for": "every"})] = False
+    run_on_start: Annotated[bool, Meta(description="also run at once when its schedule begins", extra=_SCHEDULED)] = False
+    overlap: Annotated[
+        Literal["skip", "queue", "replace", "parallel"],
+        Meta(
+            description="what becomes of a run that is due while the last is in hand: skip, it is left out; queue, one waits, "
+            "and later ones merge with it; replace, the one in hand is stopped first; parallel, it begins beside, at most "
+            "`workers` at once",
+            extra=_SCHEDULED,
+        ),
+    ] = "skip"
+    jitter: Annotated[
+        Seconds,
+        Meta(
+            description="each run is delayed by chance, by up to this much, so that many jobs do not begin at once; the "
+            "schedule itself stays in step",
+            extra=_SCHEDULED,
+        ),
+    ] = Seconds(0)
+    catch_up: Annotated[
+        Literal["none", "last", "all"],
+        Meta(
+            description="what becomes of runs that were missed, while the daemon was down, the clock was set or the machine "
+            "slept: none; last, one run for all of them; all, each of them, one after another, at most 100",
+            extra=_SCHEDULED,
+        ),
+    ] = "none"
 
     # restart
     success_exit_codes: Annotated[
@@ -328,12 +369,17 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     @property
     def service(self) -> bool:
         """Whether it has no end: neither `once` nor a schedule."""
-        return not self.once and self.every is None
+        return not self.once and not self.scheduled
 
     @property
     def scheduled(self) -> bool:
         """Whether its runs come from a schedule."""
-        return self.every is not None
+        return self.every is not None or self.cron is not None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether several of its scheduled runs may be in hand at once."""
+        return self.scheduled and self.overlap == "parallel"
 
     @property
     def policies(self) -> bool:
@@ -346,6 +392,13 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         if self.scheduled:
             return RestartType.TEMPORARY
         return self.restart or (RestartType.TRANSIENT if self.once else RestartType.PERMANENT)
+
+    def one_run(self) -> JobSpec:
+        """One run of a schedule, as a job: it runs when it is told to, once, and is not tried again."""
+        return msgspec.structs.replace(
+            self, every=None, cron=None, once=True, restart=RestartType.TEMPORARY, overlap="skip", run_on_start=False,
+            jitter=Seconds(0), catch_up="none", workers=1, start="manual",
+        )  # fmt: skip
 
     @property
     def where(self) -> str:

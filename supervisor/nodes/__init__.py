@@ -2,6 +2,8 @@
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and its runs
+    schedule     when its runs are due, and what becomes of those that are due while one is in hand
+    alarm        the tree's one alarm on the wall clock
     fence        the boundary round foreign code
     attempts     the policies round a run: its attempts, and what is between them
     limits       what limits the runs of jobs, and outlives them
@@ -25,6 +27,7 @@ readiness waits are tasks of their own that report back through the inbox, and t
 
 from __future__ import annotations
 
+from supervisor.nodes.alarm import Alarm
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.limits import Limits
@@ -32,11 +35,13 @@ from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
 from supervisor.nodes.room import Rooms
+from supervisor.nodes.schedule import Schedule, rhythm
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
 __all__ = [
     "COMMANDS",
+    "Alarm",
     "JobNode",
     "Limits",
     "Node",
@@ -44,8 +49,10 @@ __all__ = [
     "Order",
     "Rooms",
     "Scales",
+    "Schedule",
     "SupervisorNode",
     "WorkersNode",
     "obey",
+    "rhythm",
     "scale",
 ]

@@ -9,6 +9,7 @@ import trio
 
 from supervisor.errors import InternalError, RunFailed, SpawnFailed
 from supervisor.kinds import Outcome, Run
+from supervisor.policies.failures import in_one_line, unwrapped
 
 log = structlog.get_logger("supervisor")
 
@@ -54,25 +55,4 @@ def foreign(error: BaseException) -> BaseException | None:
     return foreign(error.__cause__) if error.__cause__ is not None and not isinstance(error, SpawnFailed) else None
 
 
-def in_one_line(error: BaseException) -> str:
-    """An exception of foreign code as a reason."""
-    error = unwrapped(error)
-    if isinstance(error, RunFailed):
-        return str(error)
-    first_line = _text(error).partition("\n")[0][:200]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-
-
-def unwrapped(error: BaseException) -> BaseException:
-    """An exception out of the groups of nurseries in which it is alone."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
-def _text(error: BaseException) -> str:
-    """What an exception of foreign code says; its `__str__` is foreign code too, and may give what is no UTF-8."""
-    try:
-        return str(error).encode("utf-8", "backslashreplace").decode()
-    except Exception as worse:
-        return f"its text cannot be had: {type(worse).__name__}"
+__all__ = ["PASSING", "failure_of", "foreign", "in_one_line", "split_foreign", "stopped_at_fence"]

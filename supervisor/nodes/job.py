@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import trio
 from msgspec import structs
 
 from supervisor import events, restart
-from supervisor.config.shapes import duration
 from supervisor.errors import RunFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.kinds.job import for_worker
-from supervisor.nodes import limits
-from supervisor.nodes.attempts import Attempts
 from supervisor.nodes.fence import stopped_at_fence
 from supervisor.nodes.node import Hold, Node
+from supervisor.nodes.schedule import Due, Schedule, same_times
 from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
-from supervisor.state import Goal, State, Why
+from supervisor.state import Goal, State
 
 if TYPE_CHECKING:
     from supervisor.nodes.workers import WorkersNode
@@ -29,17 +26,16 @@ if TYPE_CHECKING:
 class JobNode(Node):
     """A job."""
 
-    __slots__ = ("_failures", "_kind", "_probe_thread", "anchor", "next_tick", "paused", "requested")
+    __slots__ = ("_failures", "_kind", "_probe_thread", "due")
 
     spec: JobSpec
 
     def __init__(self, tree: Supervisor, name: str, spec: JobSpec, goal: Goal) -> None:
         super().__init__(tree, name, spec, goal)
         self.spec = self.adapted(spec)
-        self.paused = False
-        self.requested = False
-        self.anchor: float | None = None
-        self.next_tick: float | None = None
+        self.due: Due | None = None
+        """The tick that the run is for that was asked for."""
+        self.schedule = Schedule(self) if self.spec.scheduled else None
         self._failures: restart.Window | None = None
         self._kind: str | None = None
         self._probe_thread: trio.CapacityLimiter | None = None
@@ -90,8 +86,8 @@ class JobNode(Node):
 
     @property
     def satisfied(self) -> bool:
-        if self.spec.scheduled:
-            return self.next_tick is not None and not self.paused
+        if self.schedule is not None:
+            return self.schedule.armed and not self.paused
         if self.spec.once:
             return self.succeeded
         return self.life is not None and self.life.ready_at is not None and self.life.asked is None
@@ -99,6 +95,11 @@ class JobNode(Node):
     @property
     def counts(self) -> bool:
         return self.goal is Goal.UP and self.spec.start == "auto"
+
+    @property
+    def busy(self) -> str:
+        """Why another run cannot begin now; empty where it can."""
+        return f"{self.life.run.id} is still running" if self.life is not None else ""
 
     @property
     def in_hand(self) -> bool:
@@ -109,6 +110,8 @@ class JobNode(Node):
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
             if self.spec.policies:
+                from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
+
                 return await Attempts(self, run).run()
             return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
         except BaseException as error:
@@ -121,7 +124,8 @@ class JobNode(Node):
         spec = for_worker(spec, number or 0)
         if number is None:
             return spec
-        return structs.replace(spec, after=(), give_up=None, essential=False, significant=False, start="auto")
+        spec = structs.replace(spec, after=(), give_up=None, essential=False, significant=False, start="auto")
+        return spec.one_run() if spec.scheduled else spec
 
     def become_worker(self, group: WorkersNode) -> None:
         """Go on, under the name of a worker, as a child of the group that has taken its place."""
@@ -145,8 +149,9 @@ class JobNode(Node):
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
         self._kind = None
-        if old.every != self.spec.every:
+        if not same_times(old, self.spec):
             self.disarm()
+            self.schedule = (self.schedule or Schedule(self)) if self.spec.scheduled else None
         if old.start != self.spec.start:
             self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
 
@@ -156,46 +161,18 @@ class JobNode(Node):
 
     # schedule
 
-    def arm(self, now: float) -> None:
-        """Begin the schedule here: the ticks are whole intervals from now, the first one now with `run_on_start`."""
-        assert self.spec.every is not None
-        self.anchor = now
-        self.next_tick = now if self.spec.run_on_start else now + self.spec.every
+    def wake_at(self, moment: float) -> None:
+        """Have its schedule looked at then."""
+        if self.parent is not None:
+            self.parent.remind(self, moment)
 
-    @property
-    def rhythm(self) -> str:
-        """The schedule in words."""
-        return f"runs every {duration(self.spec.every or 0)}"
-
-    @property
-    def caution(self) -> str:
-        """What to expect of the next run, to append to a sentence; empty where there is nothing to say."""
-        if self.spec.breaker is None:
-            return ""
-        caution = limits.caution(self.tree.limits.of(self.name, self.spec).breaker)
-        return caution and f"; {caution}"
-
-    def disarm(self) -> None:
-        """No more ticks."""
-        self.anchor = self.next_tick = None
-
-    def advance(self, now: float) -> None:
-        """Go on to the first tick after now, in step with the anchor."""
-        assert self.anchor is not None and self.spec.every is not None
-        passed = math.floor((now - self.anchor) / self.spec.every)
-        self.next_tick = self.anchor + (passed + 1) * self.spec.every
-        if self.next_tick <= now:  # the division was rounded down
-            self.next_tick = self.anchor + (passed + 2) * self.spec.every
+    def take_due(self) -> Due | None:
+        """The tick that the run is for that begins now; None where it is for none."""
+        due, self.due = self.due, None
+        return due if self.schedule is None else self.schedule.begin()
 
     def hold_of_its_own(self, now: float) -> Hold | None:
-        if self.requested or not self.spec.scheduled:
-            return None
-        if self.next_tick is None:
-            self.arm(now)
-        assert self.next_tick is not None
-        if now < self.next_tick:
-            return Hold(self.rhythm + self.caution, Why.SCHEDULED, self.next_tick)
-        return None
+        return None if self.requested or self.schedule is None else self.schedule.hold()
 
 
 def gave_up(limit: GiveUp, reason: str) -> str:

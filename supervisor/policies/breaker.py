@@ -231,6 +231,8 @@ class _Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
+        if error is None and self._circuit.state is BreakerState.CLOSED:
+            return False  # nothing to say, nothing held: the usual case is cheap
         try:
             if error is None:
                 self._circuit.succeeded(self._ticket)

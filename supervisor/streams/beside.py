@@ -60,13 +60,14 @@ async def _run(pump: Pump[T], send: trio.MemorySendChannel[T], feed: Feed[T]) ->
     try:
         with send:
             await pump(send)
+        return
     except Exception as error:
         feed.error = error
-        try:
-            await trio.sleep_forever()
-        finally:  # the stream is left, and nobody was told
-            if feed.error is not None:
-                raise feed.error
+    try:
+        await trio.sleep_forever()
+    finally:  # the stream is left, and nobody was told
+        if feed.error is not None:
+            raise feed.error
 
 
 @contextmanager

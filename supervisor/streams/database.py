@@ -93,9 +93,8 @@ class _Thread:
                     with trio.CancelScope(shield=True):
                         result = await trio.to_thread.run_sync(call, limiter=self._limiter)
                 except Exception:
-                    if interrupted.is_set():  # that is why
-                        await trio.lowlevel.checkpoint_if_cancelled()
-                    raise
+                    if not interrupted.is_set():
+                        raise  # else it is the cancellation that comes out, of the task beside this
                 finally:
                     ended.set()
         return result

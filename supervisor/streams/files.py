@@ -100,7 +100,7 @@ def lines(
         chunks = Stream[bytes | bytearray](source)
     else:
         chunks = Stream.opened_by(partial(_chunks_of_file, source))
-    return chunks.through(_split, longest).map(partial(str, encoding=encoding, errors=errors))
+    return chunks.through(_split, longest).map(lambda line: line.removesuffix(b"\r").decode(encoding, errors))
 
 
 @asynccontextmanager

@@ -22,6 +22,7 @@ from supervisor.streams.beside import Opener, buffered, chunked, chunks, merged
 from supervisor.streams.pace import LATE, interval, throttled, timed
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 U = TypeVar("U")
 
 Source = Iterable[T] | AsyncIterable[T] | AbstractAsyncContextManager[AsyncIterable[T]]
@@ -37,7 +38,7 @@ TURN = 256
 _DROPPED: Any = object()
 
 
-class Stream(Generic[T]):
+class Stream(Generic[T_co]):
     """Items of `source`, lazily, one at a time: each is asked for when the one before it has been dealt with.
 
     Every method but the last four gives a new stream. `fold`, `collect` and `for_each` open it, take all items and close it;
@@ -47,7 +48,7 @@ class Stream(Generic[T]):
 
     __slots__ = ("_opener", "_stages", "_step")
 
-    def __init__(self, source: Source[T]) -> None:
+    def __init__(self, source: Source[T_co]) -> None:
         if not any(hasattr(source, way) for way in ("__iter__", "__aiter__", "__aenter__")):
             raise TypeError(f"a stream is made of an iterable, an async iterable or a context of one, not of {source!r}")
         self._opener: Opener[Any] = partial(_of_source, source)
@@ -55,12 +56,12 @@ class Stream(Generic[T]):
         self._step: Step | None = None
 
     @classmethod
-    def opened_by(cls, opener: Opener[T]) -> Stream[T]:
+    def opened_by(cls, opener: Opener[T_co]) -> Stream[T_co]:
         """A stream whose source is what `opener()` gives when it is entered, anew at each opening."""
         return cls._made(opener, (), None)
 
     @classmethod
-    def from_channel(cls, channel: trio.abc.ReceiveChannel[T]) -> Stream[T]:
+    def from_channel(cls, channel: trio.abc.ReceiveChannel[T_co]) -> Stream[T_co]:
         """What comes through a channel, until the senders have closed it. The end of the stream closes this end of it."""
         return cls(channel)
 
@@ -80,23 +81,23 @@ class Stream(Generic[T]):
 
     # ---- item by item ----
 
-    def map(self, fn: Callable[[T], U]) -> Stream[U]:
+    def map(self, fn: Callable[[T_co], U]) -> Stream[U]:
         """`fn(item)` for each item. Where `fn` is async: `then`, or `map` and `buffered`."""
         return self._made(self._opener, self._stages, _mapped(self._step, fn))
 
-    def filter(self, keep: Callable[[T], object]) -> Stream[T]:
+    def filter(self, keep: Callable[[T_co], object]) -> Stream[T_co]:
         """Only the items of which `keep(item)` is true."""
         return self._made(self._opener, self._stages, _filtered(self._step, keep))
 
-    def then(self, fn: Callable[[T], Awaitable[U]]) -> Stream[U]:
+    def then(self, fn: Callable[[T_co], Awaitable[U]]) -> Stream[U]:
         """`await fn(item)` for each item, one after another."""
         return self.through(_awaited, fn)
 
-    def take(self, count: int) -> Stream[T]:
+    def take(self, count: int) -> Stream[T_co]:
         """The first `count` items. No further one is asked for."""
         return self.through(_taken, _counted(count, "take", least=0))
 
-    def skip(self, count: int) -> Stream[T]:
+    def skip(self, count: int) -> Stream[T_co]:
         """Without the first `count` items."""
         return self.through(_skipped, _counted(count, "skip", least=0))
 
@@ -106,7 +107,7 @@ class Stream(Generic[T]):
 
     # ---- several at a time ----
 
-    def chunks(self, size: int, within: float = math.inf) -> Stream[list[T]]:
+    def chunks(self, size: int, within: float = math.inf) -> Stream[list[T_co]]:
         """Lists of `size` items; the last has what is left, also where it is left by an error, which comes after it.
 
         A chunk comes with fewer `within` seconds after its first item, or after it was asked for where that was later. An
@@ -129,27 +130,28 @@ class Stream(Generic[T]):
         """The same, but each result as soon as it is there; an error too."""
         return self._staged(partial(buffered, limit=_counted(limit, "buffer_unordered"), ordered=False))
 
-    def merge(self, *others: Stream[T]) -> Stream[T]:
+    def merge(self, *others: Stream[U]) -> Stream[T_co | U]:
         """The items of this stream and of others as they come, until all have ended; the error of one ends all.
 
         None is preferred. Of each stream one item can be waiting for the consumer.
         """
-        return Stream.opened_by(partial(merged, [stream.open for stream in (self, *others)]))
+        openers: list[Opener[T_co | U]] = [self.open, *(stream.open for stream in others)]
+        return Stream.opened_by(partial(merged, openers))
 
     # ---- in time ----
 
-    def throttle(self, rate: str | float) -> Stream[T]:
+    def throttle(self, rate: str | float) -> Stream[T_co]:
         """At most so many items a second, evenly: of `"100/s"` (`"30/m"`, or a number a second) one every 10 ms."""
         return self.through(throttled, 1 / Rate.parse(rate))
 
-    def timeout(self, seconds: float) -> Stream[T]:
+    def timeout(self, seconds: float) -> Stream[T_co]:
         """`trio.TooSlowError` when an item does not come within so many seconds after it was asked for."""
         return self.through(timed, _positive(seconds, "timeout"))
 
     # ---- to the end ----
 
     @asynccontextmanager
-    async def open(self) -> AsyncGenerator[AsyncIterator[T]]:
+    async def open(self) -> AsyncGenerator[AsyncIterator[T_co]]:
         """The items, to be iterated in this block by one task: `async with stream.open() as items: async for item in items`.
 
         Leaving the block closes the source and waits until all tasks of the stream have ended. What a stage had asked for
@@ -161,7 +163,7 @@ class Stream(Generic[T]):
                 items = await stack.enter_async_context(stage(items))
             yield items
 
-    async def fold(self, initial: U, fn: Callable[[U, T], U]) -> U:
+    async def fold(self, initial: U, fn: Callable[[U, T_co], U]) -> U:
         """All items in one value: `fn(value, item)` for each, where the first value is `initial`."""
         value = initial
         async with self.open() as items:
@@ -169,12 +171,12 @@ class Stream(Generic[T]):
                 value = fn(value, item)
         return value
 
-    async def collect(self) -> list[T]:
+    async def collect(self) -> list[T_co]:
         """All items, in a list."""
         async with self.open() as items:
             return [item async for item in items]
 
-    async def for_each(self, fn: Callable[[T], Awaitable[object]]) -> None:
+    async def for_each(self, fn: Callable[[T_co], Awaitable[object]]) -> None:
         """`await fn(item)` for each item, one after another."""
         async with self.open() as items:
             async for item in items:
