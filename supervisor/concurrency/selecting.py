@@ -153,7 +153,9 @@ class Select(Generic[T]):
         if found is None and default is not _NOTHING:
             self._start_functions()
             return default
-        branch, outcome = found or await self._arrivals.take(self._taken)
+        if found is None:
+            found = await self._arrivals.take(self._taken)
+        branch, outcome = found
         return branch.source, outcome.unwrap()
 
     def __aiter__(self) -> Self:
