@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from supervisor.store import Store
@@ -24,18 +24,24 @@ class LastRuns:
         self._store = store
         self._before: dict[str, tuple[str, float]] = {}
 
-    async def load(self, jobs: Collection[str]) -> None:
-        """Read what the daemon before this one has left, of these jobs; drop the rest. Raises StoreError."""
+    async def load(self, schedules: Mapping[str, str], now: float) -> None:
+        """Read what the daemon before this one has left, by job and schedule; the others begin now, and strangers are dropped.
 
-        def every(db: Connection) -> dict[str, tuple[str, float]]:
-            return {job: (schedule, at) for job, schedule, at in db.execute("SELECT job, schedule, at FROM last_runs")}
+        Returns when that is on the disk: whatever happens from here on, no run is lost. Raises StoreError.
+        """
 
-        self._before = await self._store.read(every)
-        for job in self._before.keys() - set(jobs):
-            self.forget(job)
+        def begin(db: Connection) -> dict[str, tuple[str, float]]:
+            found = {job: (schedule, at) for job, schedule, at in db.execute("SELECT job, schedule, at FROM last_runs")}
+            known = {job: found[job] for job, schedule in schedules.items() if found.get(job, ("",))[0] == schedule}
+            db.execute("DELETE FROM last_runs")
+            rows = [(job, *known.get(job, (schedule, now))) for job, schedule in schedules.items()]
+            db.executemany("INSERT INTO last_runs VALUES (?, ?, ?)", rows)
+            return known
+
+        self._before = await self._store.write(begin)
 
     def take(self, job: str, schedule: str) -> float | None:
-        """Up to where the daemon before this one had got; told once, and not for another schedule than it was."""
+        """Up to where the daemon before this one had got; told once, and not of another schedule."""
         was, at = self._before.pop(job, ("", 0.0))
         return at if was == schedule else None
 

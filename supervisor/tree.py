@@ -29,7 +29,7 @@ from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal
-from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds import JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
 from supervisor.last_runs import LastRuns
@@ -47,6 +47,7 @@ from supervisor.nodes import (
     SupervisorNode,
     WorkersNode,
     obey,
+    rhythm,
     scale,
 )
 from supervisor.output import Echo, Outputs, open_outputs
@@ -219,6 +220,7 @@ class Supervisor:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
         if node.schedule is not None:
+            node.schedule.disarm()
             node.schedule.forget()
         if node.one_off:
             self.outputs.discard(node.name)
@@ -586,8 +588,9 @@ class Supervisor:
         """Learn what the daemon before this one has run, where a job wants to catch up."""
         jobs = {name: job for name, job in self.config.jobs.items() if job.scheduled and job.catch_up != "none"}
         if jobs:
+            schedules = {name: rhythm(job) for name, job in jobs.items() if job.start == "auto"}
             try:
-                await self.last_runs.load([name for name, job in jobs.items() if job.start == "auto"])
+                await self.last_runs.load(schedules, self.wall.now())
             except StoreError as error:
                 self._warn(f"no run is caught up that was missed: {error}")
 
@@ -722,10 +725,12 @@ def _ancestry(name: str, parents: Mapping[str, str]) -> list[str]:
 
 def _stale(spec: ChildSpec) -> str:
     """What to say of a job whose code in this process is not what its file says by now; empty where it is."""
-    if not isinstance(spec, JobSpec) or spec.call is None or (file := outdated(spec.call)) is None:
+    if not isinstance(spec, JobSpec) or spec.call is None or spec.spawns or (file := outdated(spec.call)) is None:
         return ""
-    instead = ', or give it kind = "process"' if "process" in KINDS else ""
-    return f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon{instead}"
+    return (
+        f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon, "
+        'or give it kind = "process"'
+    )
 
 
 def _no_limit(name: str, known: Sequence[str]) -> str:

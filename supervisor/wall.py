@@ -17,7 +17,11 @@ import trio
 
 from supervisor.events import rfc3339
 
+LOOK_AGAIN = 1.0
+"""Seconds after which the clock is looked at again where no timer is to be had."""
+
 _ABSTIME, _CANCEL_ON_SET = 1, 2
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Wall(Protocol):
@@ -34,7 +38,7 @@ class Wall(Protocol):
 
 
 class WallClock:
-    """The system's clock, CLOCK_REALTIME. The wait is a timerfd, made at the first."""
+    """The system's clock, CLOCK_REALTIME. The wait is a timerfd, made at the first; without one, many short waits."""
 
     def __init__(self) -> None:
         self._fd = -1
@@ -45,8 +49,15 @@ class WallClock:
 
     async def wait_until(self, moment: float) -> None:
         await trio.lowlevel.checkpoint()
-        if self._set(moment):
-            await trio.lowlevel.wait_readable(self._fd)
+        try:
+            undisturbed = self._set(moment)
+        except OSError as error:
+            if error.errno not in _NONE_LEFT:
+                raise
+            await trio.sleep(min(max(moment - self.now(), 0.0), LOOK_AGAIN))
+        else:
+            if undisturbed:
+                await trio.lowlevel.wait_readable(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -283,7 +283,7 @@ async def test_last_runs_are_remembered(tmp_path, told):
     for at in (1.5, 2.5):
         async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
             last = LastRuns(store)
-            await last.load(["nightly", "changed", "forgotten"])
+            await last.load(dict.fromkeys(("nightly", "changed", "forgotten"), "runs daily"), at - 1)
             before = [last.take(job, "runs daily") for job in ("nightly", "nightly", "changed", "forgotten", "dropped")]
             last.remember("nightly", "runs daily", at)
             last.remember("changed", "runs every 5s", at)
@@ -293,9 +293,13 @@ async def test_last_runs_are_remembered(tmp_path, told):
     assert before == [1.5, None, None, None, None]
     async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
         last = LastRuns(store)
-        await last.load(["nightly"])
-        await last.load(["nightly", "dropped"])
+        await last.load({"nightly": "runs daily"}, 5.0)
+        await last.load({"nightly": "runs daily", "dropped": "runs daily"}, 6.0)
         assert (last.take("nightly", "runs daily"), last.take("dropped", "runs daily")) == (2.5, None)
+    async with open_store(tmp_path / "state.db", LAST_RUNS, on_failure=told.append) as store:
+        last = LastRuns(store)
+        await last.load({"nightly": "runs hourly", "dropped": "runs daily"}, 7.0)
+        assert (last.take("nightly", "runs hourly"), last.take("dropped", "runs daily")) == (None, 6.0)
     assert not told
 
 

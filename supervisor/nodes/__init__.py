@@ -35,7 +35,7 @@ from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
 from supervisor.nodes.room import Rooms
-from supervisor.nodes.schedule import Schedule
+from supervisor.nodes.schedule import Schedule, rhythm
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
@@ -53,5 +53,6 @@ __all__ = [
     "SupervisorNode",
     "WorkersNode",
     "obey",
+    "rhythm",
     "scale",
 ]
