@@ -10,10 +10,13 @@ The public names; each is imported when it is first asked for, so that a control
 
     errors spec state events        the plain base: what can go wrong, what a file can say, what is, what happens
     restart                         who is restarted, when, or who gives up
+    atomic store last_runs          files that are written whole; SQLite for what must outlive the daemon
+    concurrency                     what Trio leaves to libraries: join, race, JoinSet, map_concurrent, select, CancelToken
+    policies                        the layers round a piece of work: retry, timeout, breaker, limits
     children output probes kinds    what a run is
     config tree                     the file, and the tree that runs it
     control client cli              the socket, and who speaks to it
-    log systemd daemon              the process round it
+    log systemd history daemon      the process round it
 """
 
 from __future__ import annotations
@@ -24,14 +27,45 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from supervisor.atomic import write_atomic
+    from supervisor.concurrency import (
+        CancelToken,
+        Deadline,
+        JoinSet,
+        as_completed,
+        join,
+        map_concurrent,
+        race,
+        select,
+        try_join,
+    )
     from supervisor.config import Config
     from supervisor.control.aclient import AsyncClient
     from supervisor.control.client import Client
     from supervisor.control.wire import Unreachable
-    from supervisor.errors import ControlError, RestartIntensityExceeded, SpecError, SupervisorError
+    from supervisor.errors import (
+        BreakerOpen,
+        BulkheadFull,
+        ControlError,
+        DeadlineExceeded,
+        RateLimited,
+        Rejected,
+        RestartIntensityExceeded,
+        Retry,
+        SpecError,
+        SupervisorError,
+        TimedOut,
+    )
+    from supervisor.kinds.asyncio_loop import AsyncioContext
     from supervisor.kinds.context import Context
     from supervisor.kinds.job import JobSpec
     from supervisor.kinds.thread import ThreadContext
+    from supervisor.policies.breaker import CircuitBreaker
+    from supervisor.policies.bulkhead import Bulkhead
+    from supervisor.policies.fallback import fallback
+    from supervisor.policies.rate import RateLimiter
+    from supervisor.policies.retrying import retry
+    from supervisor.policies.timing import deadline, timeout
     from supervisor.spec import SupervisorSpec
     from supervisor.state import Answer, Goal, JobStatus, Phase, State
     from supervisor.tree import Supervisor, open_supervisor
@@ -39,45 +73,95 @@ if TYPE_CHECKING:
 _HOME = {
     "Answer": "state",
     "AsyncClient": "control.aclient",
+    "AsyncioContext": "kinds.asyncio_loop",
+    "BreakerOpen": "errors",
+    "Bulkhead": "policies.bulkhead",
+    "BulkheadFull": "errors",
+    "CancelToken": "concurrency",
+    "CircuitBreaker": "policies.breaker",
     "Client": "control.client",
     "Config": "config",
     "Context": "kinds.context",
     "ControlError": "errors",
+    "Deadline": "concurrency",
+    "DeadlineExceeded": "errors",
     "Goal": "state",
     "JobSpec": "kinds.job",
     "JobStatus": "state",
+    "JoinSet": "concurrency",
     "Phase": "state",
+    "RateLimited": "errors",
+    "RateLimiter": "policies.rate",
+    "Rejected": "errors",
     "RestartIntensityExceeded": "errors",
+    "Retry": "errors",
     "SpecError": "errors",
     "State": "state",
     "Supervisor": "tree",
     "SupervisorError": "errors",
     "SupervisorSpec": "spec",
     "ThreadContext": "kinds.thread",
+    "TimedOut": "errors",
     "Unreachable": "control.wire",
+    "as_completed": "concurrency",
+    "deadline": "policies.timing",
+    "fallback": "policies.fallback",
+    "join": "concurrency",
+    "map_concurrent": "concurrency",
     "open_supervisor": "tree",
+    "race": "concurrency",
+    "retry": "policies.retrying",
+    "select": "concurrency",
+    "timeout": "policies.timing",
+    "try_join": "concurrency",
+    "write_atomic": "atomic",
 }
 
 __all__ = [
     "Answer",
     "AsyncClient",
+    "AsyncioContext",
+    "BreakerOpen",
+    "Bulkhead",
+    "BulkheadFull",
+    "CancelToken",
+    "CircuitBreaker",
     "Client",
     "Config",
     "Context",
     "ControlError",
+    "Deadline",
+    "DeadlineExceeded",
     "Goal",
     "JobSpec",
     "JobStatus",
+    "JoinSet",
     "Phase",
+    "RateLimited",
+    "RateLimiter",
+    "Rejected",
     "RestartIntensityExceeded",
+    "Retry",
     "SpecError",
     "State",
     "Supervisor",
     "SupervisorError",
     "SupervisorSpec",
     "ThreadContext",
+    "TimedOut",
     "Unreachable",
+    "as_completed",
+    "deadline",
+    "fallback",
+    "join",
+    "map_concurrent",
     "open_supervisor",
+    "race",
+    "retry",
+    "select",
+    "timeout",
+    "try_join",
+    "write_atomic",
 ]
 
 

@@ -5,7 +5,7 @@ Messages are lower case without a full stop: what, where, what to do. Facts are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -56,9 +56,34 @@ class ControlError(SupervisorError):
 class RunFailed(SupervisorError):
     """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""
 
+    failure_names: Collection[str] = ()
+    """What it goes by in `on` and `give_up_on`, besides its class: what ended in another process has names only."""
+
 
 class SpawnFailed(RunFailed):
     """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
+
+
+class Retry(RunFailed):
+    """Raised by a job's own code: try me again, after so many seconds where it says so, else after the usual wait.
+
+    It asks the `retry` round it for another attempt whatever `on` says; where there is none, or no attempt is left, it is a
+    failure like any other.
+    """
+
+    def __init__(self, message: str = "asks for another attempt", *, after: float | None = None) -> None:
+        self.retry_after = after
+        super().__init__(message)
+
+
+class ExitStatus(RunFailed):
+    """A command ended badly: with this exit code, or killed by this signal (its name, "SIGKILL")."""
+
+    def __init__(self, message: str, *, code: int | None = None, signal: str | None = None) -> None:
+        self.code = code
+        self.signal = signal
+        self.failure_names = tuple(str(name) for name in (code, signal) if name is not None)
+        super().__init__(message)
 
 
 class TimedOut(RunFailed):

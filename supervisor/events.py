@@ -148,13 +148,17 @@ class Waiting(ChildEvent, frozen=True, kw_only=True):
 
 
 class Starting(ChildEvent, frozen=True, kw_only=True):
-    """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`."""
+    """A run begins. `restart` is true where it follows a failure: only that counts in `restarts`.
+
+    `for_at` is the tick of a schedule that the run is made for, which may be earlier than its start.
+    """
 
     level = "debug"
 
     run: str
     cause: str
     restart: bool = False
+    for_at: str | None = None
 
     def apply(self, row: JobStatus) -> JobStatus:
         return _moved(
@@ -179,7 +183,22 @@ class Ready(ChildEvent, frozen=True, kw_only=True):
     cause: str
 
     def apply(self, row: JobStatus) -> JobStatus:
-        return _moved(row, State.RUNNING, self, self.cause, Why.PLAIN, ready=True)
+        return _moved(row, State.RUNNING, self, self.cause, Why.PLAIN, ready=True, next_at=None)
+
+
+class Scheduled(ChildEvent, frozen=True, kw_only=True):
+    """A job whose runs may overlap has another number of them in hand, or another next one."""
+
+    level = "debug"
+
+    cause: str
+    why: Why = Why.PLAIN
+    next_at: str | None = None
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        if row.state is not State.RUNNING:
+            return row
+        return replace(row, word=word(row.state, self.why), cause=self.cause, next_at=self.next_at)
 
 
 class Unready(ChildEvent, frozen=True, kw_only=True):
@@ -272,7 +291,7 @@ class Stopping(ChildEvent, frozen=True, kw_only=True):
 
     def apply(self, row: JobStatus) -> JobStatus:
         healthy = False if row.healthy is False else None  # it is not asked any more
-        return _moved(row, State.STOPPING, self, self.cause, self.why, ready=False, healthy=healthy)
+        return _moved(row, State.STOPPING, self, self.cause, self.why, ready=False, healthy=healthy, next_at=None)
 
 
 class Draining(ChildEvent, frozen=True, kw_only=True):
@@ -298,20 +317,101 @@ class Killing(ChildEvent, frozen=True, kw_only=True):
 
 
 class Stuck(ChildEvent, frozen=True, kw_only=True):
-    """Something of the run cannot be ended: the pids or the thread are in the cause."""
+    """Something of the run cannot be ended: the pids or the thread are in the cause.
+
+    `followed`: it is of an attempt, and when it has ended at last, another may begin.
+    """
 
     level = "error"
 
     run: str
     cause: str
     pids: tuple[int, ...] = ()
+    followed: bool = False
 
     def apply(self, row: JobStatus) -> JobStatus:
+        if self.followed:
+            return _moved(row, row.state, self, self.cause, Why.STUCK)
         return _moved(row, State.STOPPING, self, self.cause, Why.STUCK, ready=False)
 
 
+class Retrying(ChildEvent, frozen=True, kw_only=True):
+    """An attempt has failed, for `reason`; in `wait` seconds, at `next_at`, comes number `attempt` of `attempts`."""
+
+    level = "warning"
+
+    run: str
+    cause: str
+    reason: str
+    attempt: int
+    attempts: int
+    wait: float
+    next_at: str | None
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, row.state, self, self.cause, Why.PLAIN, pid=None, next_at=self.next_at)
+
+
+class AttemptStarting(ChildEvent, frozen=True, kw_only=True):
+    """An attempt of a run begins after a wait."""
+
+    level = "debug"
+
+    run: str
+    cause: str
+    attempt: int
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, row.state, self, self.cause, Why.PLAIN, next_at=None)
+
+
+class AttemptOverdue(ChildEvent, frozen=True, kw_only=True):
+    """An attempt takes too long: it has been asked to end, or (`killed`) is killed because its grace is over.
+
+    `followed`: another attempt, or a fallback, may come after it; else the run ends with it.
+    """
+
+    level = "warning"
+
+    run: str
+    cause: str
+    killed: bool = False
+    followed: bool = False
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        if self.followed:
+            return _moved(row, row.state, self, self.cause, Why.PLAIN)
+        return _moved(row, State.STOPPING, self, self.cause, Why.PLAIN, ready=False)
+
+
+class WaitingForLimit(ChildEvent, frozen=True, kw_only=True):
+    """An attempt waits for its turn (`rate`) or for a place (`bulkhead`) of `limit`: `jobs.NAME` or `limits.NAME`."""
+
+    level = "debug"
+
+    run: str
+    cause: str
+    limit: str
+    next_at: str | None = None
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, row.state, self, self.cause, Why.PLAIN, next_at=self.next_at)
+
+
+class FallingBack(ChildEvent, frozen=True, kw_only=True):
+    """A run has failed for good, and its fallback is called."""
+
+    level = "warning"
+
+    run: str
+    cause: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return _moved(row, row.state, self, self.cause, Why.PLAIN, pid=None, next_at=None)
+
+
 class Ended(ChildEvent, frozen=True, kw_only=True):
-    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type.
+    """A run is over and nothing of it is alive. `failed` is the judgement by the job's restart type, `duration` in seconds.
 
     Of a child process there is what it has `spent`, and, where it failed by itself, the last lines of its `output`.
     """
@@ -321,11 +421,15 @@ class Ended(ChildEvent, frozen=True, kw_only=True):
     failed: bool
     cause: str
     why: Why = Why.PLAIN
+    duration: float = 0.0
     spent: Spent | None = None
     output: tuple[str, ...] = ()
+    attempts: int = 1
 
     def apply(self, row: JobStatus) -> JobStatus:
-        return _moved(row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False, healthy=None)
+        return _moved(
+            row, State.STOPPED, self, self.cause, self.why, exit=self.exit, pid=None, ready=False, healthy=None, next_at=None
+        )
 
 
 class Stopped(ChildEvent, frozen=True, kw_only=True):
@@ -339,9 +443,10 @@ class Stopped(ChildEvent, frozen=True, kw_only=True):
 
 
 class Skipped(ChildEvent, frozen=True, kw_only=True):
-    """A tick of a schedule that made no run, and why."""
+    """So many ticks of a schedule that made no run, and why."""
 
     cause: str
+    ticks: int = 1
 
 
 class Progress(ChildEvent, frozen=True, kw_only=True):
@@ -381,6 +486,18 @@ class OutputLost(ChildEvent, frozen=True, kw_only=True):
 
     cause: str
     bytes: int
+
+
+class BreakerChanged(Event, frozen=True, kw_only=True):
+    """A circuit breaker, `jobs.NAME` or `limits.NAME`, went from one state to another: closed, open, half-open."""
+
+    level = "warning"
+
+    limit: str
+    was: str
+    now: str
+    cause: str
+    next_at: str | None = None
 
 
 class Commanded(Event, frozen=True, kw_only=True):
@@ -423,11 +540,24 @@ class Warned(Event, frozen=True, kw_only=True):
     text: str
 
 
+class Stalled(Event, frozen=True, kw_only=True):
+    """The loop was stuck for `seconds`. `name` and `run`: whose code it was in, None where no job's; `line`: where in it."""
+
+    level = "warning"
+
+    name: str | None
+    run: str | None
+    cause: str
+    seconds: float
+    line: str
+
+
 AnyEvent = (
-    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Unready | Healthy
+    Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Scheduled | Unready | Healthy
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
+    | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | FallingBack
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
-    | Commanded | PhaseChanged | Reloaded | ReloadRefused | Warned
+    | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Stalled | Warned
 )  # fmt: skip
 """What an `events` stream can carry: the type to decode it with."""
 

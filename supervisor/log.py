@@ -29,7 +29,7 @@ import structlog
 
 from supervisor.config import LogSpec
 from supervisor.errors import Problem, SpecError
-from supervisor.events import Added, Changed, ChildEvent, Ended, Event, Journal, Removed, Renamed, Spawned, wall_now
+from supervisor.events import Added, Changed, ChildEvent, Ended, Event, Journal, Removed, Renamed, Spawned, Stalled, wall_now
 
 Fields = MutableMapping[str, Any]
 
@@ -66,7 +66,7 @@ class Console:
     """Lines for people: time, level, who, what, and the rest as key=value. `colours` is for terminals only."""
 
     _LEVEL: ClassVar = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
-    _SAID = frozenset({"timestamp", "level", "event", "cause", "job", "worker", "supervisor", "logger", "exception"})
+    _SAID = frozenset({"timestamp", "level", "event", "cause", "job", "worker", "supervisor", "logger", "exception", "stack"})
     _HIDDEN = _SAID | {"seq", "because", "failed", "why"}
     _CONTROL: ClassVar = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
     _CONTROL_IN_BLOCK: ClassVar = {code: text for code, text in _CONTROL.items() if code not in (9, 10)}
@@ -76,7 +76,7 @@ class Console:
         self._levels = {level: self._paint(f"{level:<8}", self._LEVEL[level]) for level in LEVELS}
 
     def __call__(self, fields: Fields) -> bytes:
-        """The line; a traceback follows it as a block."""
+        """The line; a traceback, or a stack, follows it as a block."""
         now = datetime.datetime.now()  # the reader's own time: a person looks at it now
         text = fields.get("event", "")
         if cause := fields.get("cause"):
@@ -89,7 +89,7 @@ class Console:
         ]
         words += [self._pair(key, value) for key, value in fields.items() if key not in self._HIDDEN]
         line = " ".join(words)
-        if block := fields.get("exception"):
+        if block := fields.get("exception") or fields.get("stack"):
             line = f"{line}\n{str(block).translate(self._CONTROL_IN_BLOCK)}"
         return line.encode(errors="backslashreplace") + b"\n"
 
@@ -404,11 +404,13 @@ class Events:
         fields = msgspec.to_builtins(event)
         tag, at = fields.pop("event"), fields.pop("at")
         line: Fields = {"timestamp": at, "level": level, "event": tag}
-        if isinstance(event, ChildEvent):
-            self._name(line, fields.pop("name"))
+        if isinstance(event, (ChildEvent, Stalled)) and (name := fields.pop("name")) is not None:
+            self._name(line, name)
         if isinstance(event, Ended):
             done = fields.pop("exit")
             fields |= {"code": done["code"], "signal": done["signal"], **(fields.pop("spent") or {})}
+            if fields["attempts"] == 1:
+                del fields["attempts"]
             del fields["output"]  # what a child prints is no line of ours, unless its job asks for that
         line.update((key, value) for key, value in fields.items() if value is not None and value != [])
         return line

@@ -30,6 +30,10 @@ class Window:
         self._times.append(now)
         return len(self._times) > self.limit and now - self._times[0] <= self.period
 
+    def count(self, now: float) -> int:
+        """How many events count at this moment, as far as they are remembered: one more than `limit` at most."""
+        return sum(now - time <= self.period for time in self._times)
+
     def resized(self, limit: int, period: float) -> Window:
         """A window with other bounds that remembers what it can of this one."""
         new = Window(limit, period)

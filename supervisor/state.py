@@ -75,13 +75,14 @@ class Why(enum.StrEnum):
     PAUSED = "paused"
     DRAINING = "draining"
     STUCK = "stuck"
+    CANCELLED = "cancelled"
 
 
 _WORDS: dict[State, frozenset[Why]] = {
     State.STOPPED: frozenset({Why.COMPLETED, Why.FAILED, Why.EXITED, Why.GAVE_UP}),
     State.WAITING: frozenset({Why.BACKOFF, Why.SCHEDULED, Why.PAUSED}),
     State.STARTING: frozenset({Why.DRAINING}),
-    State.RUNNING: frozenset({Why.DRAINING}),
+    State.RUNNING: frozenset({Why.DRAINING, Why.SCHEDULED, Why.PAUSED, Why.STUCK}),  # stuck: before another attempt
     State.STOPPING: frozenset({Why.DRAINING, Why.STUCK}),
 }
 
@@ -111,6 +112,30 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     max_rss: int
 
 
+class PastRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run that is over, as `history` tells of it. On the wire exactly as it stands here.
+
+    `outcome` is the word for it: completed, failed, exited, cancelled; stopped, where it was asked to end; lost, where the
+    daemon died before it. `ended` and `duration` (in seconds) are null where nobody has seen the end; `cpu` (in seconds) and
+    `max_rss` (in bytes) where it was no child process.
+    """
+
+    name: str
+    run: str
+    started: str
+    ended: str | None
+    outcome: str
+    reason: str
+    cause: str
+    failed: bool = False
+    code: int | None = None
+    signal: str | None = None
+    attempts: int = 1
+    duration: float | None = None
+    cpu: float | None = None
+    max_rss: int | None = None
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One row of `status`: the fold of a child's events. On the wire exactly as it stands here.
 
@@ -135,6 +160,49 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     description: str = ""
     memory: int | UnsetType | None = UNSET
     cpu: float | UnsetType | None = UNSET
+
+
+class BreakerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A circuit breaker: `failures` of `opens_at` within `within` seconds; half-open, `successes` of `closes_at` trials."""
+
+    state: str
+    cause: str
+    failures: int
+    opens_at: int
+    within: float
+    successes: int
+    closes_at: int
+    trial_at: str | None
+
+
+class RateStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A rate limit: `rate` a second. Whoever comes now waits for `wait` seconds. `waiting` are runs, in order."""
+
+    rate: float
+    burst: int
+    tokens: float
+    wait: float
+    waiting: tuple[str, ...]
+
+
+class BulkheadStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulkhead: how many of its places are taken, and which runs wait for one, in order."""
+
+    concurrency: int
+    in_use: int
+    may_wait: int | None
+    waiting: tuple[str, ...]
+
+
+class LimitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How a limit stands: one of `[limits]`, which `jobs` share, or (`shared` false) what a job has to itself."""
+
+    name: str
+    shared: bool
+    jobs: tuple[str, ...]
+    breaker: BreakerStatus | None = None
+    rate: RateStatus | None = None
+    bulkhead: BulkheadStatus | None = None
 
 
 def ancestry(table: Mapping[str, JobStatus], row: JobStatus) -> Iterator[str]:

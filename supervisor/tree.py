@@ -5,7 +5,6 @@ The daemon is this library plus a socket, a log and systemd manners.
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import fnmatch
 import itertools
@@ -25,20 +24,39 @@ import trio
 from trio_util import AsyncValue
 
 from supervisor import config as configuration
-from supervisor import events
+from supervisor import events, last_runs
 from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
-from supervisor.events import Journal, rfc3339
+from supervisor.events import Journal
 from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
-from supervisor.nodes import COMMANDS, JobNode, Node, OneOff, Order, Scales, SupervisorNode, WorkersNode, obey, scale
+from supervisor.last_runs import LastRuns
+from supervisor.nodes import (
+    COMMANDS,
+    Alarm,
+    JobNode,
+    Limits,
+    Node,
+    OneOff,
+    Order,
+    Rooms,
+    Scales,
+    Schedule,
+    SupervisorNode,
+    WorkersNode,
+    obey,
+    rhythm,
+    scale,
+)
 from supervisor.output import Echo, Outputs, open_outputs
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
-from supervisor.state import Answer, Goal, JobStatus, Phase, Why, ancestry
+from supervisor.state import Answer, Goal, JobStatus, LimitStatus, Phase, Why, ancestry
+from supervisor.store import StoreError, open_store
+from supervisor.wall import Wall, WallClock, written
 from supervisor.watching import Watching
 
 KILL_LIMIT = 5.0
@@ -48,6 +66,10 @@ LAST_RESORT = 2.0
 """Seconds after which the tree is taken to be unable to end at all: a task that ignores its cancellation."""
 
 
+STATE = "state.db"
+"""In the state directory: what one daemon remembers for the next."""
+
+
 class Supervisor:
     """A running tree. Not made by hand: `open_supervisor` yields it.
 
@@ -55,14 +77,20 @@ class Supervisor:
     they came to, and cancelling them cancels only the wait.
     """
 
-    def __init__(self, config: Config, resources: Resources, journal: Journal, spread: Callable[[float, float], float]) -> None:
+    def __init__(
+        self, config: Config, resources: Resources, journal: Journal, spread: Callable[[float, float], float], wall: Wall
+    ) -> None:
         self.config = config
         self.resources = resources
         self.journal = journal
         self.spread = spread
+        self.wall = wall
+        self.alarm = Alarm(wall, self._look)
+        self.last_runs = LastRuns(resources.store)
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
         self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
+        self.rooms = Rooms({"thread": config.daemon.threads, "process": config.daemon.processes})
         self.dependants: dict[str, list[Node]] = {}
         self.abandoned = trio.Event()
         """Set when nobody waits any more for what cannot be killed."""
@@ -82,6 +110,8 @@ class Supervisor:
         self._only_stuck = trio.Event()
         self._watching = Watching(lambda job, burst: self._due(job, str(burst)), self._warn)
         self._scales = Scales(resources.children, self._child_of, self._due)
+        self.limits = Limits(self)
+        self.limits.apply(config)
         self._one_offs = 0
         """How many there were: the number of a run is never given twice, though the name is."""
         self._root_run = Run("", 0, self._root_node(), self.abandoned)
@@ -189,8 +219,12 @@ class Supervisor:
     def forget(self, node: Node) -> None:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        if node.schedule is not None:
+            node.schedule.disarm()
+            node.schedule.forget()
         if node.one_off:
             self.outputs.discard(node.name)
+            self.limits.forget(node.name)
         if node.name in self.config.jobs or node.name in self.config.supervisors:
             self._complete()
 
@@ -202,9 +236,7 @@ class Supervisor:
 
     def wall_time(self, when: float | None) -> str | None:
         """A moment of Trio's clock as people write it."""
-        if when is None:
-            return None
-        return rfc3339(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=when - trio.current_time()))
+        return None if when is None else written(self.wall.now() + when - trio.current_time())
 
     # ---- reading ----
 
@@ -246,6 +278,17 @@ class Supervisor:
                 for name in ancestry(table, row):
                     found[name] = _sum(found.get(name, Usage()), used)
         return found
+
+    def limit_status(self, *patterns: str) -> list[LimitStatus]:
+        """How the limits of these names and globs stand, or all: those of `[limits]`, and those that jobs have to themselves.
+
+        Raises ControlError for what matches nothing.
+        """
+        try:
+            return self.limits.status(*patterns)
+        except LookupError as error:
+            pattern, known = error.args
+            raise ControlError(_no_limit(pattern, known), ControlError.NO_SUCH_NAME) from None
 
     async def wait_running(self) -> None:
         """Wait until every job that starts by itself is ready (a `once` job: has succeeded)."""
@@ -382,6 +425,8 @@ class Supervisor:
             raise ControlError(f'{name!r}: a name has only letters, digits, "-" and "_", and at most 64 of them')
         if name in self.nodes:
             raise ControlError(f"{name!r} is the name of another job or supervisor: choose another, or leave it out")
+        for limit in self.limits.lacking(spec):
+            raise ControlError(f"{name}: no limit {limit!r} in [limits]")
         job = OneOff(self, name, spec, f"executed by {by}" if by else "executed")
         job.runs, self._one_offs = self._one_offs, self._one_offs + 1
         self.add(job, None)
@@ -408,6 +453,7 @@ class Supervisor:
         self.config = config
         self.resources = replace(self.resources, env=config.daemon.env, env_file=config.daemon.env_file)
         self.resources.sockets.apply(config.sockets)
+        self.limits.apply(config)
         orders = [self._remove(node, by) for name in plan.removed if (node := self._configured(name)) is not None]
         self._complete()
         for name in (*plan.moved, *plan.restarted, *plan.changed):
@@ -443,6 +489,9 @@ class Supervisor:
         moves = node.name in plan.moved
         if moves and not self._stays(supervisor):
             yield self._remove(node, by, f"moves to {supervisor}")
+            return
+        if not _fits(node, spec):
+            yield self._remove(node, by, "its configuration changed")
             return
         if node.life is not None and (moves or node.name in plan.restarted):
             yield self._wait_for_restart(node, by)
@@ -484,6 +533,13 @@ class Supervisor:
         apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
         self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
 
+    def _look(self, schedule: Schedule) -> None:
+        """A tick on the wall clock may have come."""
+        if isinstance(node := schedule.node, WorkersNode):
+            node.post(node.look_at_clock)
+        elif node.parent is not None:
+            node.parent.post(node.parent.look, node)
+
     def _warn(self, text: str) -> None:
         self.journal.emit(events.Warned, text=text)
 
@@ -519,6 +575,7 @@ class Supervisor:
                 nursery.start_soon(self._end_in_phases, last_resort)
                 nursery.start_soon(self._watching.run)
                 nursery.start_soon(self._scales.run)
+                nursery.start_soon(self.alarm.run)
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:
@@ -526,6 +583,16 @@ class Supervisor:
                 if isinstance(node, OneOff):
                     node.over(Outcome(reason="the tree has ended without it", failed=True))
             self._ended.set()
+
+    async def _load_last_runs(self) -> None:
+        """Learn what the daemon before this one has run, where a job wants to catch up."""
+        jobs = {name: job for name, job in self.config.jobs.items() if job.scheduled and job.catch_up != "none"}
+        if jobs:
+            schedules = {name: rhythm(job) for name, job in jobs.items() if job.start == "auto"}
+            try:
+                await self.last_runs.load(schedules, self.wall.now())
+            except StoreError as error:
+                self._warn(f"no run is caught up that was missed: {error}")
 
     async def _end_in_phases(self, last_resort: Callable[[], None] | None) -> None:
         await self._begun.wait()
@@ -593,6 +660,18 @@ class Supervisor:
                 node.life.scope.cancel(reason="given up")
 
 
+def _fits(node: Node, spec: ChildSpec) -> bool:
+    """Whether the node can be what the spec says; one that cannot leaves, and another comes in its place.
+
+    Runs of a schedule that may overlap need workers that are given them, and nothing else has such workers.
+    """
+    if not isinstance(spec, JobSpec) or not isinstance(node.spec, JobSpec):
+        return True
+    if spec.scheduled and not spec.overlaps and isinstance(node, WorkersNode):
+        return False
+    return spec.overlaps == node.spec.overlaps
+
+
 def _sum(one: Usage, other: Usage) -> Usage:
     return Usage(one.memory + other.memory, one.cpu + other.cpu, one.processes + other.processes)
 
@@ -652,6 +731,11 @@ def _stale(spec: ChildSpec) -> str:
     return f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon{instead}"
 
 
+def _no_limit(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"no limit matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
 def _unknown(name: str, known: Mapping[str, object]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return f"no job or supervisor matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -682,6 +766,7 @@ async def open_supervisor(
     last_resort: Callable[[], None] | None = None,
     listening: Mapping[str, socket.socket] | None = None,
     record: Path | None = None,
+    wall: Wall | None = None,
 ) -> AsyncIterator[Supervisor]:
     """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
 
@@ -692,13 +777,24 @@ async def open_supervisor(
     `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
     process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
     cancellation, so that the tree can never end. `listening` has sockets that listen already, by their name in `[sockets]`:
-    they are used, and closed, instead of ones of our own. `record` is for a daemon: `open_children` tells what it is.
+    they are used, and closed, instead of ones of our own. `record` is for a daemon: `open_children` tells what it is. `wall`
+    is the clock that `cron` goes by (default: the system's).
     """
     environ = dict(os.environ if environ is None else environ)
     checked = _checked(config, environ)
     journal = journal or Journal()
     house = partial(
-        _house, checked, environ, echo, instance or secrets.token_hex(8), journal, spread, last_resort, listening, record
+        _house,
+        checked,
+        environ,
+        echo,
+        instance or secrets.token_hex(8),
+        journal,
+        spread,
+        last_resort,
+        listening,
+        record,
+        wall or WallClock(),
     )
     errors: list[BaseException] = []
     try:
@@ -735,6 +831,7 @@ async def _house(
     last_resort: Callable[[], None] | None,
     listening: Mapping[str, socket.socket] | None,
     record: Path | None,
+    wall: Wall,
     block: trio.CancelScope,
     task_status: trio.TaskStatus[Supervisor],
 ) -> None:
@@ -751,17 +848,20 @@ async def _house(
             open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
             open_sockets(config.sockets, listening) as sockets,
+            open_store(config.state_dir / STATE, last_runs.SCHEMA, on_failure=lambda error: warn(str(error))) as store,
         ):
             resources = Resources(
                 children=children,
                 outputs=outputs,
                 sockets=sockets,
+                store=store,
                 environ=inherited(environ),
                 env=config.daemon.env,
                 env_file=config.daemon.env_file,
                 base=config.base,
             )
-            tree = Supervisor(config, resources, journal, spread)
+            tree = Supervisor(config, resources, journal, spread, wall)
+            await tree._load_last_runs()
             task_status.started(tree)
             await tree._run(last_resort)
     journal.end()

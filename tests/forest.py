@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from supervisor.config import Config, DaemonSpec
 from supervisor.events import Event, Journal, PhaseChanged
 from supervisor.kinds import Context, JobSpec
+from supervisor.policies import LimitSpec
 from supervisor.spec import Backoff, Seconds, SupervisorSpec
 from supervisor.state import Answer
 from supervisor.tree import Supervisor, open_supervisor
@@ -24,8 +26,11 @@ SIXTY = Backoff(initial=Seconds(60), factor=1, max=Seconds(60))
 class Forest:
     """A running tree, and what has happened in it so far."""
 
-    def __init__(self, tree: Supervisor, history: list[tuple[float, Event]], logs: Sequence[Any], base: Path) -> None:
+    def __init__(
+        self, tree: Supervisor, history: list[tuple[float, Event]], logs: Sequence[Any], base: Path, wall: FakeWall
+    ) -> None:
         self.tree = tree
+        self.wall = wall
         self.history = history
         self.logs = logs
         self.base = base
@@ -50,8 +55,14 @@ class Forest:
     def events(self, *kinds: type[Event]) -> list[Any]:
         return [event for _, event in self.history if isinstance(event, kinds)]
 
-    def config(self, jobs: Mapping[str, JobSpec], supervisors: Mapping[str, SupervisorSpec] | None = None) -> Config:
-        return Config(file=None, base=self.base, daemon=self.tree.config.daemon, jobs=jobs, supervisors=supervisors or {})
+    def config(
+        self,
+        jobs: Mapping[str, JobSpec],
+        supervisors: Mapping[str, SupervisorSpec] | None = None,
+        limits: Mapping[str, LimitSpec] | None = None,
+    ) -> Config:
+        daemon = self.tree.config.daemon
+        return Config(file=None, base=self.base, daemon=daemon, jobs=jobs, supervisors=supervisors or {}, limits=limits or {})
 
 
 @asynccontextmanager
@@ -59,16 +70,53 @@ async def forest(
     base: Path,
     jobs: Mapping[str, JobSpec],
     supervisors: Mapping[str, SupervisorSpec] | None = None,
+    limits: Mapping[str, LimitSpec] | None = None,
+    *,
+    since: str = "2026-01-01 00:00",
+    spread: Callable[[float, float], float] = lambda low, high: 1.0,
     **daemon: Any,
 ) -> AsyncIterator[Forest]:
-    """A tree of these jobs. What happens in it is kept with its time; jitter is none."""
+    """A tree of these jobs. What happens in it is kept with its time; jitter is none. The wall clock shows `since`, UTC."""
+    wall = FakeWall(moment(since) - trio.current_time())
     history: list[tuple[float, Event]] = []
     journal = Journal()
     journal.add_sink(lambda event: history.append((trio.current_time(), event)))
-    config = Config(file=None, base=base, daemon=DaemonSpec(**daemon), jobs=jobs, supervisors=supervisors or {})
+    config = Config(
+        file=None, base=base, daemon=DaemonSpec(**daemon), jobs=jobs, supervisors=supervisors or {}, limits=limits or {}
+    )
     with structlog.testing.capture_logs() as logs:
-        async with open_supervisor(config, journal=journal, spread=lambda low, high: 1.0) as tree:
-            yield Forest(tree, history, logs, base)
+        async with open_supervisor(config, journal=journal, spread=spread, wall=wall) as tree:
+            yield Forest(tree, history, logs, base, wall)
+
+
+class FakeWall:
+    """A wall clock that goes with Trio's, and can be set."""
+
+    def __init__(self, ahead: float) -> None:
+        self._ahead = ahead
+        self._was_set = trio.Event()
+
+    def now(self) -> float:
+        return self._ahead + trio.current_time()
+
+    def step(self, seconds: float) -> None:
+        """Set it so far forward, or back."""
+        self._ahead += seconds
+        self._was_set.set()
+
+    async def wait_until(self, moment: float) -> None:
+        with trio.move_on_at(moment - self._ahead):
+            await self._was_set.wait()
+        self._was_set = trio.Event()
+
+    def close(self) -> None:
+        pass
+
+
+def moment(text: str) -> float:
+    """`2026-01-01 00:00`, UTC or with an offset, in seconds since 1970."""
+    when = datetime.datetime.fromisoformat(text)
+    return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
 
 
 async def settle() -> None:
@@ -79,10 +127,7 @@ async def settle() -> None:
 
 
 def job(call: Callable[..., Any], **keys: Any) -> JobSpec:
-    if "every" in keys:
-        keys["every"] = Seconds(keys["every"])
-    if "grace" in keys:
-        keys["grace"] = Seconds(keys["grace"])
+    keys |= {key: Seconds(keys[key]) for key in ("every", "grace", "jitter", "timeout", "deadline") if key in keys}
     return JobSpec(call=call, **keys)  # type: ignore[arg-type]
 
 

@@ -15,6 +15,7 @@ from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
 from supervisor.output import Outputs, open_outputs
 from supervisor.sockets import Sockets, SocketSpec, open_sockets
 from supervisor.state import Phase
+from supervisor.store import Store, open_store
 
 
 class Notes:
@@ -46,11 +47,14 @@ class Notes:
 class House:
     """What a run lives in, and the runs that a test makes."""
 
-    def __init__(self, children: Children, outputs: Outputs, sockets: Sockets, logs: Path, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, children: Children, outputs: Outputs, sockets: Sockets, store: Store, logs: Path, nursery: trio.Nursery
+    ) -> None:
         self.resources = Resources(
             children=children,
             outputs=outputs,
             sockets=sockets,
+            store=store,
             environ=inherited({**os.environ, "NOTIFY_SOCKET": "/not/yours"}),
             base=logs.parent,
         )
@@ -116,9 +120,10 @@ async def open_house(logs: Path, sockets: Mapping[str, SocketSpec] | None = None
             open_children(f"test-{os.getpid()}") as children,
             open_outputs(logs) as outputs,
             open_sockets(sockets or {}) as opened,
+            open_store(logs.parent / "state.db", (), on_failure=print) as store,
             trio.open_nursery() as nursery,
         ):
-            yield House(children, outputs, opened, logs, nursery)
+            yield House(children, outputs, opened, store, logs, nursery)
             nursery.cancel_scope.cancel(reason="the test is over")
 
 

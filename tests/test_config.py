@@ -294,7 +294,7 @@ children = ["api", "wrker"]
         ("recycle = { age = 0 }", "recycle.age: expected more than 0, got 0"),
         ("recycle = { runs = 5 }", "recycle.runs: not supported yet"),
         ('every = 1\nrecycle = { age = "1h" }', "recycle: only for a service: a run of this job ends by itself"),
-        ("run_on_start = true", "run_on_start: only for a job with `every`"),
+        ("run_on_start = true", "run_on_start: only for a job with `every` or `cron`"),
         ("args = { x = 1 }", "args: only for a job with `call`, this job has `command`"),
         ('kind = "thread"', 'kind: kind "thread" needs `call`, this job has `command`'),
         ("ready = {}", "ready: expected exactly one probe, got none"),
@@ -386,7 +386,6 @@ def test_a_job_that_is_no_table_is_one_fault(faults):
         ("jobs = 3", "1:1: jobs: expected a table, got 3"),
         ("[http]", "1:2: http: not supported yet"),
         ("[queues.images]", "1:2: queues: not supported yet"),
-        ("[daemon]\nthreads = 3", "2:1: daemon.threads: not supported yet"),
         ("[log]\nrotate = {}", "2:1: log.rotate: not supported yet"),
         (
             '[jobs."a b"]\ncommand = "x"',
@@ -401,19 +400,7 @@ def test_tables_and_names_that_are_not_known_are_refused(faults, text, fault):
 @pytest.mark.parametrize(
     "key",
     [
-        "cron",
-        "timezone",
         "queue",
-        "overlap",
-        "jitter",
-        "catch_up",
-        "timeout",
-        "deadline",
-        "retry",
-        "breaker",
-        "rate",
-        "bulkhead",
-        "fallback",
         "into",
         "batch",
         "serialize_by",
@@ -424,7 +411,7 @@ def test_what_is_not_built_yet_is_never_silently_accepted(faults, key):
 
 
 def test_what_is_not_built_yet_is_never_suggested(faults):
-    assert faults(job("fallbck = 2")) == ["supervisor.toml:3:1: jobs.a.fallbck: unknown key"]
+    assert faults(job("serialze_by = 2")) == ["supervisor.toml:3:1: jobs.a.serialze_by: unknown key"]
 
 
 # The tree
@@ -521,7 +508,7 @@ def test_workers_are_for_services_and_share_no_file(faults, load):
         "jobs.a.workers: only for a service: a job with `once` makes one run at a time"
     ]
     assert messages(faults(job("workers = 2\nevery = 1"))) == [
-        "jobs.a.workers: only for a service: a job with `every` makes one run at a time"
+        'jobs.a.workers: a job with `every` makes one run at a time; overlap = "parallel" lets them run side by side'
     ]
     assert messages(faults(job("workers = 2\noutput = 'a.log'"))) == [
         "jobs.a.output: its workers would all write to this file: put {worker} into its name"
@@ -532,6 +519,88 @@ def test_workers_are_for_services_and_share_no_file(faults, load):
     for number in ("0", "1001", '"two"', "{ min = 1, max = 4 }"):
         assert len(faults(job(f"workers = {number}"))) == 1, number
     assert load(job("workers = 2\noutput = '{worker}.log'\nready = { file = 'up{worker}' }")).jobs["a"].workers == 2
+
+
+SCHEDULES = [
+    ("once = true\nevery = 1", "every: either `once` or `every`, not both"),
+    ('once = true\ncron = "@daily"', "cron: either `once` or `cron`, not both"),
+    ('every = 1\ncron = "@daily"', "cron: either `every` or `cron`, not both"),
+    ('cron = "61 * * * *"', 'cron: expected five fields (minute hour day month weekday) such as "30 2 * * *", six with the '
+     'seconds first, or a name such as "@daily": bad minute, got "61 * * * *"'),
+    ('cron = "@reboot"', 'cron: there is no "@reboot": use `once = true`, or `run_on_start`, got "@reboot"'),
+    ('cron = "@dayly"', 'cron: expected one of @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually, got "@dayly"'),
+    ('cron = "* * */20 * 1L"', 'cron: no such day in the next 50 years: expected times that come, got "* * */20 * 1L"'),
+    ('cron = "@daily"\ntimezone = "Europe/Berln"', 'timezone: expected the name of a time zone such as "Europe/Berlin", "UTC" '
+     'or "local"; did you mean "Europe/Berlin"?, got "Europe/Berln"'),
+    ('every = 5\ntimezone = "Europe/Berlin"', "timezone: only for a job with `cron`"),
+    ('timezone = "UTC"', "timezone: only for a job with `cron`"),
+    ('overlap = "queue"', "overlap: only for a job with `every` or `cron`"),
+    ('once = true\ncatch_up = "last"', "catch_up: only for a job with `every` or `cron`"),
+    ("jitter = 1", "jitter: only for a job with `every` or `cron`"),
+    ("every = 10\njitter = 10", "jitter: expected less than the shortest time between two runs (10s), got 10.0"),
+    ('cron = "0,10 * * * *"\njitter = "10m"', 'jitter: expected less than the shortest time between two runs (10m), got 600.0'),
+    ('every = 10\noverlap = "paralel"', 'overlap: expected "skip", "queue", "replace" or "parallel", got "paralel"; did you '
+     'mean "parallel"?'),
+    ('every = 10\noverlap = "parallel"', 'overlap: how many at once? "parallel" needs `workers`, at least 2'),
+    ('cron = "@daily"\nworkers = 2', 'workers: a job with `cron` makes one run at a time; overlap = "parallel" lets them run '
+     'side by side'),
+    ('cron = "@daily"\nrestart = "transient"', "restart: not on a job with `cron`: the next run comes from the schedule: use "
+     "retry"),
+    ('cron = "@daily"\nwatch = ["*.py"]', "watch: not on a job with `cron`: each of its runs starts anew anyway"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "fault"), SCHEDULES)
+def test_what_a_schedule_cannot_be_is_told_with_its_place_and_what_is_expected(faults, keys, fault):
+    (told,) = faults(job(keys))
+    assert told.partition(": ")[2] == f"jobs.a.{fault}"
+
+
+def test_what_is_wrong_with_a_schedule_is_told_all_at_once(faults):
+    assert len(faults(job('cron = "x"\ntimezone = "Mars"\noverlap = "no"\njitter = -1\ncatch_up = 1'))) == 5
+
+
+def test_a_schedule_is_read(load):
+    keys = 'cron = "${AT:-@daily}"\ntimezone = "local"\noverlap = "parallel"\nworkers = 2\njitter = "5m"\ncatch_up = "all"'
+    spec = load(job(keys)).jobs["a"]
+    assert (spec.cron, shown(spec.cron), spec.timezone, spec.jitter) == ("@daily", "${AT:-@daily}", "local", 300)
+    assert (spec.overlap, spec.workers, spec.catch_up, spec.scheduled, spec.service) == ("parallel", 2, "all", True, False)
+
+
+def test_defaults_of_schedules_are_for_schedules_alone(load):
+    text = """
+        [defaults]
+        jitter = 1
+        overlap = "queue"
+        catch_up = "last"
+        timezone = "Europe/Berlin"
+        run_on_start = true
+        restart = "transient"
+        workers = 2
+        [jobs.service]
+        command = "x"
+        [jobs.once]
+        command = "x"
+        once = true
+        [jobs.every]
+        command = "x"
+        every = 10
+        [jobs.cron]
+        command = "x"
+        cron = "@daily"
+    """
+    jobs = load(text).jobs
+    assert {name: (spec.jitter, spec.overlap, spec.catch_up, spec.timezone, spec.workers) for name, spec in jobs.items()} == {
+        "service": (0, "skip", "none", "UTC", 2),
+        "once": (0, "skip", "none", "UTC", 1),
+        "every": (1, "queue", "last", "UTC", 1),
+        "cron": (1, "queue", "last", "Europe/Berlin", 1),
+    }
+
+
+def test_a_default_schedule_gives_way_to_one_of_the_jobs_own(load):
+    jobs = load('[defaults]\nevery = 10\n[jobs.a]\ncommand = "x"\ncron = "@daily"\n[jobs.b]\ncommand = "x"\nonce = true').jobs
+    assert (jobs["a"].every, jobs["a"].cron, jobs["b"].every) == (None, "@daily", None)
 
 
 def test_default_workers_are_for_services_alone(load):

@@ -15,8 +15,9 @@ import trio
 from supervisor.errors import ControlError
 from supervisor.events import Ended, Ready, Starting
 from supervisor.kinds import Context, JobSpec
+from supervisor.policies import LimitSpec, RateSpec, RetrySpec
 from supervisor.probes import Ready as ReadySpec
-from supervisor.spec import GiveUp, RestartType, Seconds, Strategy, SupervisorSpec
+from supervisor.spec import GiveUp, Rate, RestartType, Seconds, Strategy, SupervisorSpec
 from tests.forest import SIXTY, Forest, at_once, crash, crashing_at, forest, group, job, lasting, said, serve, settle, slow
 
 VERBS = ("start", "stop", "stop now", "restart", "reload", "run-now", "pause", "resume", "cancel", "signal")
@@ -313,6 +314,60 @@ def every_while_draining() -> Scene:
         f.tree.shutdown("a test")
 
     return {"x": job(lasting(20), every=30), "y": job(lasting(120), once=True, grace=30)}, {}, end
+
+
+# Policies: x is a run that is between its attempts, or waits for one, or is past them.
+
+ONE_AT_A_TIME = {"one": LimitSpec(concurrency=1)}
+ONCE_MORE = RetrySpec(attempts=2, initial=Seconds(60), jitter=0.0)
+
+
+@scene
+def once_between_attempts() -> Scene:
+    return {"x": job(failing_at_first(98), once=True, retry=ONCE_MORE)}, {}, nothing
+
+
+@scene
+def once_waiting_for_its_turn() -> Scene:
+    rate = RateSpec(rate=Rate(1 / 104))
+    return {"x": job(lasting(5), once=True, rate=rate)}, {}, told("50 run-now x")
+
+
+@scene
+def once_waiting_for_a_place() -> Scene:
+    jobs = {"y": job(lasting(104), once=True, bulkhead="one"), "x": job(lasting(5), once=True, bulkhead="one", after=("z",))}
+    return jobs | {"z": job(lasting(1), once=True)}, {}, nothing
+
+
+@scene
+def once_in_its_fallback() -> Scene:
+    return {"x": job(failing_at_first(98), once=True, fallback=lasting(6))}, {}, nothing
+
+
+@scene
+def once_taking_too_long() -> Scene:
+    """Its first attempt has been asked to end at 98, and does so at 103; then it waits for the next."""
+    return {"x": job(slow(5), once=True, timeout=98, retry=ONCE_MORE)}, {}, nothing
+
+
+@scene
+def once_taking_too_long_at_last() -> Scene:
+    return {"x": job(slow(5), once=True, timeout=98, backoff=SIXTY)}, {}, nothing
+
+
+@scene
+def every_between_attempts() -> Scene:
+    return {"x": job(failing_at_first(98), every=90, retry=ONCE_MORE)}, {}, nothing
+
+
+@scene
+def once_between_attempts_while_draining() -> Scene:
+    async def end(f: Forest) -> None:
+        await trio.sleep_until(99)
+        f.tree.shutdown("a test")
+
+    jobs = {"x": job(failing_at_first(98), once=True, retry=ONCE_MORE), "y": job(lasting(120), once=True, grace=30)}
+    return jobs, {}, end
 
 
 # What becomes of x: its word at once; the answer; and where the answer comes later, after how long, and the word then.
@@ -627,6 +682,78 @@ every while draining
     pause     draining: yes, paused
     resume    draining: yes, resumed
     cancel    draining ... 8 s, stopped: yes, x#3: cancelled (killed after 10 s)
+once between attempts
+    start     running: yes, already running
+    stop      stopped: yes, stopped
+    stop now  stopped: yes, stopped (killed at once)
+    restart   running: yes, running
+    run-now   running: no, x#1 is in hand, and overlap is "skip"
+    pause     running: yes, paused; x#1 goes on
+    resume    running: yes, resumed
+    cancel    stopped: yes, x#1: cancelled
+once waiting for its turn
+    start     starting ... 4 s, running: yes, running
+    stop      stopped: yes, stopped
+    stop now  stopped: yes, stopped (killed at once)
+    restart   starting ... 4 s, running: yes, running
+    run-now   starting: no, x#2 is in hand, and overlap is "skip"
+    pause     starting: yes, paused; x#2 goes on
+    resume    starting: yes, resumed
+    cancel    stopped: yes, x#2: cancelled
+once waiting for a place
+    start     starting ... 4 s, running: yes, running
+    stop      stopped: yes, stopped
+    stop now  stopped: yes, stopped (killed at once)
+    restart   starting ... 4 s, running: yes, running
+    run-now   starting: no, x#1 is in hand, and overlap is "skip"
+    pause     starting: yes, paused; x#1 goes on
+    resume    starting: yes, resumed
+    cancel    stopped: yes, x#1: cancelled
+once in its fallback
+    start     running: yes, already running
+    stop      stopping ... 4 s, stopped: yes, stopped
+    stop now  stopped: yes, stopped (killed at once)
+    restart   stopping ... 4 s, running: yes, running
+    run-now   running: no, x#1 is in hand, and overlap is "skip"
+    pause     running: yes, paused; x#1 goes on
+    resume    running: yes, resumed
+    cancel    stopping ... 4 s, stopped: yes, x#1: cancelled
+once taking too long
+    start     running: yes, already running
+    stop      stopping ... 3 s, stopped: yes, stopped
+    stop now  stopped: yes, stopped (killed at once)
+    restart   stopping ... 3 s, running: yes, running
+    run-now   running: no, x#1 is in hand, and overlap is "skip"
+    pause     running: yes, paused; x#1 goes on
+    resume    running: yes, resumed
+    cancel    stopping ... 3 s, stopped: yes, x#1: cancelled
+once taking too long at last
+    start     stopping ... 3 s, running: yes, running
+    stop      stopping ... 3 s, stopped: yes, stopped
+    stop now  stopped: yes, stopped (killed at once)
+    restart   stopping ... 3 s, running: yes, running
+    run-now   stopping: no, x#1 is in hand, and overlap is "skip"
+    pause     stopping: yes, paused; x#1 goes on
+    resume    stopping: yes, resumed
+    cancel    stopping ... 3 s, stopped: yes, x#1: cancelled
+every between attempts
+    start     running: yes, its schedule runs
+    stop      stopped: yes, stopped
+    stop now  stopped: yes, stopped (killed at once)
+    restart   scheduled: yes, its schedule begins anew
+    run-now   running: no, x#1 is in hand, and overlap is "skip"
+    pause     running: yes, paused; x#1 goes on
+    resume    running: yes, resumed
+    cancel    scheduled: yes, x#1: cancelled
+once between attempts while draining
+    start     stopped: no, the daemon is stopping: a test
+    stop      stopped: yes, already stopped
+    stop now  stopped: yes, already stopped
+    restart   stopped: no, the daemon is stopping: a test
+    run-now   stopped: no, the daemon is stopping: a test
+    pause     stopped: yes, paused
+    resume    stopped: yes, resumed
+    cancel    stopped: no, no run in hand
 """
 
 REFUSED_BY_SERVICES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
@@ -679,7 +806,7 @@ async def test_what_has_no_process_cannot_be_signalled_in_any_state(autojump_clo
 async def forest_in(state: str, base: Path) -> AsyncIterator[Forest]:
     """A tree whose x is in this state at second 100. Whatever is asked for in the block, its end is not waited for."""
     jobs, supervisors, reach = SCENES[state]()
-    async with forest(base, jobs, supervisors) as f:
+    async with forest(base, jobs, supervisors, ONE_AT_A_TIME) as f:
         await reach(f)
         await trio.sleep_until(100)
         await settle()

@@ -9,8 +9,6 @@ import trio
 
 from supervisor.events import Ended, Ready, Skipped, Starting, Waiting
 from supervisor.kinds import Context
-from supervisor.kinds.job import JobSpec
-from supervisor.nodes import JobNode
 from supervisor.probes import Ready as ReadySpec
 from supervisor.spec import Backoff, GiveUp, RestartType, Seconds, Strategy
 from supervisor.state import Goal
@@ -176,19 +174,6 @@ async def test_a_schedule_goes_down_with_its_group_and_keeps_its_step(autojump_c
     assert f.times(Ended, "a")[0] == 15.0  # it was asked, cannot hear, and had its grace
     assert f.times(Starting, "b") == [0.0, 15.5]
     assert f.times(Starting, "a") == [10.0, 20.0, 30.0]  # in step: a crash of others does not put its ticks off
-
-
-@pytest.mark.parametrize("every", [0.1, 0.3, 1 / 3, 0.7, 1e-3, 86400.1])
-@pytest.mark.parametrize("anchor", [0.0, 0.1, 12345.678, 4e6 + 1 / 3])
-def test_a_tick_never_comes_twice_and_none_is_missed(every, anchor):
-    node = object.__new__(JobNode)
-    node.spec = JobSpec(call=serve, every=Seconds(every))
-    node.arm(anchor)
-    for tick in range(1, 2000):
-        now = node.next_tick
-        assert now == anchor + tick * every
-        node.advance(now)
-        assert node.next_tick > now
 
 
 # ---- once ----

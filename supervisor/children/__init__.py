@@ -18,6 +18,17 @@ from __future__ import annotations
 
 from supervisor.children.family import Child, Children, ExitReport, open_children, signal_name
 from supervisor.children.launch import Launch
+from supervisor.children.procfs import kill_all, spawned_by_thread
 from supervisor.children.usage import Usage
 
-__all__ = ["Child", "Children", "ExitReport", "Launch", "Usage", "open_children", "signal_name"]
+__all__ = [
+    "Child",
+    "Children",
+    "ExitReport",
+    "Launch",
+    "Usage",
+    "kill_all",
+    "open_children",
+    "signal_name",
+    "spawned_by_thread",
+]

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import select
+import signal
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 
 from supervisor.children import guardian
 
@@ -62,3 +67,26 @@ def reap(pid: int) -> tuple[int, int, resource.struct_rusage | None]:
         return os.wait4(pid, os.WNOHANG)
     except ChildProcessError:
         return -1, 0, None
+
+
+def spawned_by_thread() -> set[int]:
+    """The children that this very thread has spawned; none where the kernel keeps no list of them."""
+    return set(map(int, guardian.read(f"/proc/self/task/{threading.get_native_id()}/children").split()))
+
+
+def kill_all(children: Iterable[int]) -> None:
+    """Kill these children of the calling thread and everything below them; blocks until they are dead. Reaps nobody."""
+    with ExitStack() as opened:
+        dying = select.poll()
+        count = 0
+        for pid in {each for child in children for each in (child, *descendants(child))}:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                opened.callback(os.close, pidfd)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                dying.register(pidfd, select.POLLIN)
+                count += 1
+        while count:
+            for pidfd, _ in dying.poll():
+                dying.unregister(pidfd)
+                count -= 1

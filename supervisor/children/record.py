@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from supervisor.atomic import write_atomic_sync
 from supervisor.children import guardian
 
 GUARDIAN_LIMIT = 10.0
@@ -39,10 +40,8 @@ def boot_id() -> str:
 
 
 def write(path: Path, record: Record) -> None:
-    """Note it, whole or not at all."""
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_bytes(msgspec.json.encode(record))
-    fresh.replace(path)
+    """Note it, whole or not at all. The disk is not waited for: a power cut is the end of the boot that it is about."""
+    write_atomic_sync(path, msgspec.json.encode(record), durable=False)
 
 
 def sweep(path: Path) -> str | None:

@@ -198,6 +198,11 @@ def _show_tree(out: Out, branches: Any, values: dict[str, Any]) -> None:
         out.line(line)
 
 
+def _show_limits(out: Out, rows: Any, values: dict[str, Any]) -> None:
+    for line in render.limits(rows, out.colour) if rows else ["no limits"]:
+        out.line(line)
+
+
 def _show_reload(out: Out, result: Any, values: dict[str, Any]) -> None:
     if isinstance(result, dict):
         for line in render.plan(result, bool(values.get("plan"))):
@@ -222,6 +227,13 @@ def _show_shutdown(out: Out, result: Any, values: dict[str, Any]) -> None:
         out.line("the daemon has stopped" if values.get("wait", True) else "shutdown accepted")
 
 
+def _show_history(out: Out, runs: Any, values: dict[str, Any]) -> None:
+    if not runs:
+        out.line("no run of it has ended yet")
+    else:
+        out.line("\n".join(render.history(runs, out.colour, out.width)))
+
+
 def _show_version(out: Out, result: Any, values: dict[str, Any]) -> None:
     out.line(f"{result['name']}: supervisor {result['version']}, pid {result['pid']}, {result['phase']}")
     out.line(f"file: {result['file'] or 'none'}")
@@ -243,9 +255,11 @@ RESULTS: dict[str, tuple[Callable[[Out, Any, dict[str, Any]], None], Callable[[A
     "status": (_show_status, _judge_status),
     "tree": (_show_tree, _fine),
     "reload": (_show_reload, _judge_reload),
+    "limits": (_show_limits, _fine),
     "logs": (_show_end, _fine),
     "events": (_show_end, _fine),
     "shutdown": (_show_shutdown, lambda result, values: REFUSED if result["survivors"] else 0),
+    "history": (_show_history, _fine),
     "version": (_show_version, _fine),
     "rpc.discover": (_show_json_anyway, _fine),
 }

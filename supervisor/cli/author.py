@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from supervisor.config import schema as schemas
 from supervisor.config.shapes import duration
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
-from supervisor.spec import SupervisorSpec, shown
+from supervisor.policies import ORDER
+from supervisor.spec import Seconds, SupervisorSpec, shown
+from supervisor.triggers import Cron, zone
+from supervisor.wall import WallClock
 
 FILE_IS_WRONG = 78
 
@@ -90,13 +95,35 @@ def _nodes(loaded: Config, parent: str | None, kinds: dict[str, str]) -> Iterato
             yield {**node, "children": [*_nodes(loaded, name, kinds)]}
         elif isinstance(spec, JobSpec):
             kind = "command" if spec.command is not None else spec.kind or kinds.get(name, "call")
-            yield {**node, "kind": kind, "when": _when(spec), "start": spec.start, "description": shown(spec.description)}
+            node |= {"kind": kind, "when": _when(spec), "policies": [*_policies(spec)], "start": spec.start}
+            node["description"] = shown(spec.description)
+            yield node if spec.cron is None else {**node, "next": [when.isoformat() for when in _next_runs(spec)]}
+
+
+def _next_runs(spec: JobSpec) -> list[datetime.datetime]:
+    """The next moments of a job with `cron`, in its time zone."""
+    rhythm, there = Cron(spec.cron or "", spec.timezone), zone(spec.timezone)
+    return [datetime.datetime.fromtimestamp(tick, there) for tick in islice(rhythm.ticks(WallClock().now()), 3)]
 
 
 def _when(spec: JobSpec) -> str:
+    if spec.cron is not None:
+        return f"at {shown(spec.cron)} ({shown(spec.timezone)})"
     if spec.every is not None:
         return f"every {duration(spec.every)}"
     return "once" if spec.once else "service"
+
+
+def _policies(spec: JobSpec) -> Iterator[str]:
+    """The policies round its runs, in a word or two each, outermost first."""
+    for name in ORDER:
+        value = getattr(spec, name)
+        if name == "retry" and value is not None:
+            yield f"{value.attempts} attempts"
+        elif isinstance(value, Seconds):
+            yield f"{name} {duration(value)}"
+        elif value is not None:
+            yield f"{name} {shown(value)}" if isinstance(value, str) and name != "fallback" else name
 
 
 def _lines(loaded: Config, file: Path, tree: list[dict[str, Any]]) -> Iterator[str]:
@@ -122,11 +149,23 @@ def _rows(nodes: list[dict[str, Any]], depth: int) -> Iterator[tuple[str, str]]:
             limit = "" if node["intensity"] is None else f", at most {node['intensity']} restarts in {duration(node['period'])}"
             text = f"{node['strategy']}{limit}"
         else:
-            text = f"{node['kind']}, {node['when']}" + (", started by hand" if node["start"] == "manual" else "")
+            text = ", ".join((node["kind"], node["when"], *node["policies"]))
+            text += ", started by hand" if node["start"] == "manual" else ""
         after = f", after {', '.join(node['after'])}" if node["after"] else ""
         note = f"  # {node['description']}" if node["description"] else ""
         yield "  " * depth + node["name"], f"{text}{after}{note}"
+        if "next" in node:
+            yield "", f"  next: {', '.join(_in_both(datetime.datetime.fromisoformat(when)) for when in node['next'])}"
         yield from _rows(node.get("children", []), depth + 1)
+
+
+def _in_both(when: datetime.datetime) -> str:
+    """A moment in its own zone, and in UTC where that is another."""
+    seconds = "%H:%M:%S" if when.second else "%H:%M"
+    utc = when.astimezone(datetime.UTC)
+    day = "" if utc.date() == when.date() else "%Y-%m-%d "
+    there = when.strftime(f"%Y-%m-%d {seconds}")
+    return f"{there} ({utc.strftime(day + seconds)} UTC)" if when.utcoffset() else f"{there} UTC"
 
 
 @click.command()

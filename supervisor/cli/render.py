@@ -27,6 +27,8 @@ _COLOURS = {
     "failed": "red",
     "gave up": "red",
     "stuck": "red",
+    "lost": "red",
+    "not stored": "red",
 }
 
 
@@ -135,8 +137,7 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
     if any(row["next_at"] for row in ordered):
         columns.insert(-1, _column("NEXT", [_next(row, now) for row in ordered], right=True))
     if width:
-        room = width - sum(len(column[0]) + 2 for column in columns[:-1])
-        columns[-1] = [cause if len(cause) <= room or room < 2 else cause[: room - 1] + "…" for cause in columns[-1]]
+        _fit(columns, width)
     if colour:
         columns[1][1:] = [
             paint(cell, _COLOURS.get(row["word"], ""), True) for cell, row in zip(columns[1][1:], ordered, strict=True)
@@ -144,6 +145,12 @@ def table(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]
     head, *lines = map("  ".join, zip(*columns, strict=True))
     yield paint(head, "bold", colour)
     yield from lines
+
+
+def _fit(columns: list[list[str]], width: int) -> None:
+    """Cut the last column to what room there is."""
+    room = width - sum(len(column[0]) + 2 for column in columns[:-1])
+    columns[-1] = [text if len(text) <= room or room < 2 else text[: room - 1] + "…" for text in columns[-1]]
 
 
 def _column(title: str, cells: list[str], right: bool = False) -> list[str]:
@@ -158,6 +165,49 @@ def _state(row: dict[str, Any]) -> str:
 
 def _next(row: dict[str, Any], now: float) -> str:
     return f"in {span(epoch(row['next_at']) - now)}" if row["next_at"] else "-"
+
+
+def limits(rows: list[dict[str, Any]], colour: bool) -> Iterator[str]:
+    """The lines of `limits`. Who waits comes last: there may be many."""
+    now = _now()
+    waiting = [[run for part in ("rate", "bulkhead") for run in (row[part] or {"waiting": ()})["waiting"]] for row in rows]
+    columns = [
+        _column("NAME", [row["name"] for row in rows]),
+        _column("JOBS", [", ".join(row["jobs"]) if row["shared"] else "its own" for row in rows]),
+        _column("BREAKER", [_breaker(row["breaker"], now) for row in rows]),
+        _column("RATE", [_rate(row["rate"]) for row in rows]),
+        _column("PLACES", [_places(row["bulkhead"]) for row in rows]),
+        ["WAITING", *(", ".join(runs) or "-" for runs in waiting)],
+    ]
+    head, *lines = map("  ".join, zip(*columns, strict=True))
+    yield paint(head, "bold", colour)
+    yield from lines
+
+
+def _breaker(breaker: dict[str, Any] | None, now: float) -> str:
+    if breaker is None:
+        return "-"
+    if breaker["state"] == "half-open":
+        return f"half-open, {breaker['successes']} of {breaker['closes_at']} successes"
+    if breaker["state"] == "open":
+        left = epoch(breaker["trial_at"]) - now
+        return f"open, trial {f'in {span(left)}' if left > 0 else 'is due'}"
+    return f"closed, {breaker['failures']} of {breaker['opens_at']} failures"
+
+
+def _rate(rate: dict[str, Any] | None) -> str:
+    if rate is None:
+        return "-"
+    per_day = rate["rate"] * 86400
+    unit, number = next(((unit, per_day / days) for unit, days in _PER_DAY if per_day >= days), ("d", per_day))
+    return f"{number:.6g}/{unit}, {max(0, int(rate['tokens'] + 0.001))} of {rate['burst']} left"
+
+
+_PER_DAY = (("s", 86400), ("m", 1440), ("h", 24))
+
+
+def _places(bulkhead: dict[str, Any] | None) -> str:
+    return "-" if bulkhead is None else f"{bulkhead['in_use']} of {bulkhead['concurrency']} taken"
 
 
 def tree(branches: list[dict[str, Any]], colour: bool) -> Iterator[str]:
@@ -176,6 +226,35 @@ def _drawn(branches: list[dict[str, Any]], indent: str) -> Iterator[tuple[str, d
         last = index == len(branches) - 1
         yield indent + ("└─ " if last else "├─ "), branch["status"]
         yield from _drawn(branch["children"], indent + ("   " if last else "│  "))
+
+
+def history(runs: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]:
+    """The lines of `history`: runs, the latest last. `width` 0 is a pipe: nothing is cut."""
+    columns = [
+        _column("RUN", [run["run"] for run in runs]),
+        _column("STARTED", [_day_and_time(run["started"]) for run in runs]),
+        _column("TOOK", [_seconds(run["duration"]) for run in runs], right=True),
+        _column("OUTCOME", [run["outcome"] for run in runs]),
+        ["REASON", *map(_how, runs)],
+    ]
+    if width:
+        _fit(columns, width)
+    if colour:
+        columns[3][1:] = [paint(cell, _COLOURS.get(cell.rstrip(), ""), True) for cell in columns[3][1:]]
+    head, *lines = map("  ".join, zip(*columns, strict=True))
+    yield paint(head, "bold", colour)
+    yield from lines
+
+
+def _day_and_time(moment: str) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch(moment)))
+
+
+def _how(run: dict[str, Any]) -> str:
+    """Why it ended, and what it came to where that says more."""
+    reason, cause = clean(run["reason"]), clean(run["cause"])
+    text = cause if reason in (cause, run["outcome"]) else f"{cause}; {reason}"
+    return text if run["attempts"] == 1 else f"{text} (after {run['attempts']} attempts)"
 
 
 _PLAN = (
@@ -215,8 +294,10 @@ _PLACED = (
     "because",
     "why",
     "exit",
+    "duration",
     "spent",
     "output",
+    "attempts",
 )
 
 
@@ -225,7 +306,7 @@ def event(item: dict[str, Any], colour: bool) -> str:
     if item["event"] == "lagged":
         return paint(f"[{item['count']} events were too fast for this reader, or are too long ago]", "yellow", colour)
     clock = time.strftime("%H:%M:%S", time.localtime(epoch(item["at"]))) + item["at"][19:23]
-    name = clean(item.get("name", "-"))
+    name = clean(item.get("name") or "-")
     what = clean(item["event"].replace("_", " "))
     line = f"{clock} {item['seq']:>5} {paint(f'{name:16}', colour_of(name), colour)} {what:12} {clean('; '.join(_facts(item)))}"
     return line.rstrip()
@@ -239,8 +320,10 @@ def _facts(item: dict[str, Any]) -> Iterator[str]:
     for key, value in item.items():
         if key not in _PLACED and value not in (None, [], False, ""):
             yield f"{key}={_value(value)}"
-    if spent := item.get("spent"):
-        yield f"after {spent['duration']:.3g} s"
+    if item.get("attempts", 1) != 1:
+        yield f"attempts={item['attempts']}"
+    if duration := item.get("duration"):
+        yield f"after {duration:.3g} s"
     if output := item.get("output"):
         yield f"last output: {output[-1]}"
     if by := item.get("by"):

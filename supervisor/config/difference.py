@@ -68,6 +68,8 @@ def _notes(old: Config, new: Config) -> Iterator[str]:
     for name in [name for name in new.sockets if name in old.sockets]:
         for key in _differing(old.sockets[name], new.sockets[name]):
             yield f"sockets.{name}.{key.name}: " + ("listens anew" if key.name == "listen" else "changed live")
+    for name in [name for name in new.limits if name in old.limits]:
+        yield from (f"limits.{name}.{key.name}: changed live" for key in _differing(old.limits[name], new.limits[name]))
     yield from (f"sockets.{name}: opened" for name in new.sockets if name not in old.sockets)
     yield from (f"sockets.{name}: closed" for name in old.sockets if name not in new.sockets)
 

@@ -16,6 +16,7 @@ from supervisor.config.shapes import table, table_of
 from supervisor.config.tables import TABLES, Config, DaemonSpec, LogSpec
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
+from supervisor.policies import ORDER, LimitSpec
 from supervisor.probes import PROBES, Probe
 from supervisor.sockets import SocketSpec
 from supervisor.spec import Expanded, Paths, Strategy, SupervisorSpec, shown
@@ -56,6 +57,7 @@ def check(config: Config) -> None:
         relations.Tree(
             jobs=config.jobs,
             supervisors=config.supervisors,
+            limits=config.limits,
             reading=reading,
             auto_shutdown=daemon.auto_shutdown,
             intensity=daemon.intensity,
@@ -63,6 +65,8 @@ def check(config: Config) -> None:
             grace=daemon.grace,
         )
     )
+    for name, spec in config.jobs.items():
+        rules.check_times(("jobs", name), spec, reading)
     if faults := [config.problem(each.path, each.message) for each in reading.findings if not each.warning]:
         raise SpecError(faults)
 
@@ -78,6 +82,7 @@ class _Loader:
         self._tables()
         daemon, log = self._daemon(), self._log()
         sockets = self._sockets()
+        limits = self._limits()
         supervisors = self._supervisors()
         jobs = self._jobs(supervisors)
         if self._document.complete:
@@ -86,6 +91,7 @@ class _Loader:
                     jobs=jobs,
                     supervisors=supervisors,
                     sockets=sockets,
+                    limits=limits,
                     reading=self._reading,
                     where=self._document.where,
                     auto_shutdown=daemon.auto_shutdown,
@@ -98,7 +104,9 @@ class _Loader:
         if faults:
             raise SpecError(faults)
         base = self._document.main.base
-        return Config(file, base, daemon, log, jobs, supervisors, sockets, tuple(warnings), self._document if file else None)
+        return Config(
+            file, base, daemon, log, jobs, supervisors, sockets, limits, tuple(warnings), self._document if file else None
+        )
 
     def _problems(self) -> tuple[list[Problem], list[Problem]]:
         found = [self._document.problem(finding) for finding in self._reading.findings]
@@ -150,6 +158,17 @@ class _Loader:
                 spec = msgspec.structs.replace(spec, listen=self._rooted((*path, "listen"), spec.listen))
             sockets[name] = spec
         return sockets
+
+    def _limits(self) -> dict[str, LimitSpec]:
+        limits = {}
+        for name, content in self._table("limits").items():
+            path = ("limits", name)
+            rules.check_name(path, self._reading)
+            fields = table_of(LimitSpec).read_fields(content, path, self._reading)
+            if fields is not BAD:
+                rules.check_limit(path, LimitSpec(**fields), frozenset(content), self._reading)
+            limits[name] = LimitSpec() if fields is BAD else LimitSpec(**fields)
+        return limits
 
     def _supervisors(self) -> dict[str, SupervisorSpec]:
         supervisors = {}
@@ -259,11 +278,12 @@ def _applies(
     key: str, value: Any, own: Mapping[str, Any], defaults: Mapping[str, Any], strategy: Strategy | None, name: str
 ) -> bool:
     """Whether a default makes sense for a job; one that does not is passed over."""
-    needed = table_of(JobSpec).fields[key].extra.get("for")
-    if needed in ("command", "call") and needed not in own:
+    field = table_of(JobSpec).fields[key]
+    if field.needs in (("command",), ("call",)) and field.needs[0] not in own:
         return False
     once = bool(own.get("once"))
-    scheduled = not once and ("every" in own or "every" in defaults)
+    times = () if once else own.keys() & {"every", "cron"} or defaults.keys() & {"every", "cron"}
+    scheduled = bool(times)
     match key:
         case "command" | "call":
             return "command" not in own and "call" not in own
@@ -271,12 +291,18 @@ def _applies(
             return (value == "command") is ("command" in own)
         case "restart":
             return not scheduled and not (once and value == "permanent")
-        case "once" | "every":
-            return not once and "every" not in own
-        case "run_on_start":
+        case "once" | "every" | "cron":
+            return not once and not own.keys() & {"every", "cron"}
+        case "run_on_start" | "jitter" | "catch_up":
             return scheduled
+        case "overlap":
+            return scheduled and (value != "parallel" or "workers" in own)
+        case "timezone":
+            return "cron" in times
+        case _ if key in ORDER:
+            return once or scheduled
         case "workers":
-            return not once and not scheduled
+            return not once and (not scheduled or own.get("overlap") == "parallel")
         case "watch":
             return not scheduled
         case "recycle":

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from supervisor.accounts import gid_of, identity_of, user_of
 from supervisor.config.reading import quoted
 from supervisor.config.tables import Config
 from supervisor.errors import Problem, SpawnFailed
-from supervisor.kinds import inspection
+from supervisor.kinds import KINDS, inspection
 from supervisor.kinds.environment import environment, read
 from supervisor.kinds.job import JobSpec, for_worker
 from supervisor.output import journal
@@ -77,16 +77,22 @@ def check(
     calls = {key: function for name, spec in jobs.items() for key, function in _functions(name, spec)}
     if imports and calls:
         for key, found in _inspect(config, calls, environ, limit).items():
-            name, _, probe = key.partition(".")
-            faults[name] += [((probe, "call") if probe else tuple(keys), message) for keys, message in found["faults"]]
-            if "kind" in found and not probe:
+            name, _, other = key.partition(".")
+            faults[name] += [(_place(other, keys), message) for keys, message in found["faults"]]
+            if "kind" in found and not other:
                 findings.calls[name] = Call(found["kind"], found["context"])
     findings.warnings.extend(_watch_warnings(config))
+    findings.warnings.extend(_room_warnings(config, findings.calls))
     for name in config.jobs:
         if faults.get(name):
             problems = [config.problem(("jobs", name, *keys), message) for keys, message in faults[name]]
             findings.problems[name] = sorted(problems, key=lambda problem: (problem.line, problem.column))
     return findings
+
+
+def _place(other: str, keys: Sequence[str | int]) -> tuple[str | int, ...]:
+    """The key of a fault of a job's function, or of another that the job names: a probe's, its fallback."""
+    return tuple(keys) if not other else (other,) if other == "fallback" else (other, "call")
 
 
 def _daemon_warnings(config: Config) -> Iterator[Problem]:
@@ -106,6 +112,25 @@ def _watch_warnings(config: Config) -> Iterator[Problem]:
             if not Path(Glob(pattern).root).is_dir():
                 message = "begins in a directory that is not there; nothing is watched until it is"
                 yield config.problem(("jobs", name, "watch", index), message, warning=True)
+
+
+def _room_warnings(config: Config, calls: Mapping[str, Call]) -> Iterator[Problem]:
+    """Services that hold all the room there is, so that somebody waits for ever."""
+    for key, takes, limit in (("threads", "thread", config.daemon.threads), ("processes", "process", config.daemon.processes)):
+        services = {
+            name: spec.workers
+            for name, spec in config.jobs.items()
+            if spec.service and spec.start == "auto" and _takes(spec, calls.get(name)) == takes
+        }
+        if limit is not None and (needed := sum(services.values())) > limit:
+            each = " + ".join(f"{name} ({workers})" if workers > 1 else name for name, workers in services.items())
+            message = f"{each} need {needed} for as long as they run, this allows {limit}: {needed - limit} will wait"
+            yield config.problem(("daemon", key), message, warning=True)
+
+
+def _takes(spec: JobSpec, call: Call | None) -> str | None:
+    kind = spec.kind or (call.kind if call is not None else None)
+    return KINDS[kind].takes if kind is not None else None
 
 
 def _shared_faults(config: Config) -> Iterator[Problem]:
@@ -269,6 +294,7 @@ class _Function(NamedTuple):
     call: str
     kind: str | None = None
     args: Mapping[str, Any] = MappingProxyType({})
+    offered: bool = False
 
     @property
     def module(self) -> str:
@@ -276,12 +302,14 @@ class _Function(NamedTuple):
 
 
 def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
-    """The functions that a job names, its own under the job's name, those of its probes under `name.ready` and so on."""
+    """The functions that a job names, its own under the job's name, others under `name.ready` and so on."""
     if spec.call is not None:
         yield name, _Function(spec.call, spec.kind, spec.args or {})
     for key, probe in _probes(spec):
         if probe.call is not None:
             yield f"{name}.{key}", _Function(probe.call)
+    if spec.fallback is not None:
+        yield f"{name}.fallback", _Function(spec.fallback, args={**(spec.args or {}), "failure": Exception()}, offered=True)
 
 
 def _inspect(config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str], limit: float) -> dict[str, Any]:
@@ -328,6 +356,7 @@ def _inspector(
             "call": function.call,
             "kind": function.kind,
             "args": {key: _type_name(value) for key, value in function.args.items()},
+            "offered": function.offered,
         }
         for name, function in functions.items()
     ]

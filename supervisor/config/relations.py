@@ -10,6 +10,7 @@ from itertools import pairwise
 from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec
+from supervisor.policies import LimitSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import AutoShutdown, Backoff, ChildSpec, RestartType, Strategy, SupervisorSpec
 
@@ -31,6 +32,7 @@ class Tree:
     supervisors: Mapping[str, SupervisorSpec]
     reading: Reading
     sockets: Mapping[str, SocketSpec] = field(default_factory=dict)
+    limits: Mapping[str, LimitSpec] = field(default_factory=dict)
     where: Callable[..., str] = field(default=lambda *path: "")
     auto_shutdown: AutoShutdown = AutoShutdown.NEVER
     intensity: int | None = None
@@ -80,6 +82,7 @@ def check(tree: Tree) -> None:
     _significant(tree)
     _give_up(tree)
     _sockets(tree)
+    _limits(tree)
     if not _cycle_in_tree(tree):
         orders = _orders(tree)
         sound = [_cycles_in_order(tree, supervisor, order) for supervisor, order in orders.items()]
@@ -171,6 +174,30 @@ def _sockets(tree: Tree) -> None:
             tree.reading.fault(("sockets", name, "listen"), f'listens where "{first}" does')
         if name not in used:
             tree.reading.warn(("sockets", name), "no job uses it: a job names it in `sockets`")
+
+
+_PARTS = {"breaker": "breaker", "rate": "rate", "bulkhead": "concurrency"}
+"""What a job asks of a limit, and the key of the limit that has it."""
+
+
+def _limits(tree: Tree) -> None:
+    """Limits that are not there, that lack what is asked of them, or that nobody uses."""
+    used: set[str] = set()
+    for name, job in tree.jobs.items():
+        for key, part in _PARTS.items():
+            if not isinstance(limit := getattr(job, key), str):
+                continue
+            used.add(limit)
+            if limit not in tree.limits:
+                message = f"no limit {quoted(limit)} in [limits]{did_you_mean(limit, tree.limits)}"
+                tree.reading.fault(tree.path(name, key), message)
+            elif getattr(tree.limits[limit], part) is None and not tree.reading.broken(("limits", limit)):
+                place = tree.where("limits", limit)
+                tree.reading.fault(tree.path(name, key), f'the limit "{limit}"{place} has no `{part}`')
+    for limit in tree.limits:
+        if limit not in used and not tree.reading.broken(("limits", limit)):
+            message = "no job uses it: a job names it in `breaker`, `rate` or `bulkhead`"
+            tree.reading.warn(("limits", limit), message)
 
 
 def _orders(tree: Tree) -> dict[str, Order]:

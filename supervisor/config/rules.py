@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
+import signal
 import warnings
 from collections.abc import Callable
+from itertools import islice, pairwise
 from urllib.parse import urlsplit
 
 from supervisor.config.reading import Reading, did_you_mean, quoted
-from supervisor.config.shapes import table_of
+from supervisor.config.shapes import duration, table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
+from supervisor.policies import ORDER, LimitSpec, RetrySpec
 from supervisor.probes import PROBES, Probe
 from supervisor.probes.spec import split_address
 from supervisor.sockets import address
 from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
+from supervisor.triggers import Cron, Every, Rhythm, zone, zones
+from supervisor.wall import WallClock
 
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_EXCEPTION = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*:)?[^\W\d]\w*(\.[^\W\d]\w*)*")
+_OWN_FAILURES = {"TimedOut", "SpawnFailed", "Rejected", "BreakerOpen", "BulkheadFull", "RateLimited"}
+"""How an attempt of a command can fail besides ending badly."""
+
 _LONGEST_SOCKET_PATH = 107
 RLIMITS = frozenset(name[7:].lower() for name in dir(resource) if name.startswith("RLIMIT_")) - {"ofile"}
 """The names of the limits of resources, as `ulimit` and systemd know them."""
@@ -36,6 +46,15 @@ def check_job(name: str, spec: JobSpec, given: frozenset[str], reading: Reading)
     """A job; `given` are the keys that its file gives it, by itself or by `[defaults]`."""
     for rule in _JOB_RULES:
         rule(("jobs", name), spec, given, reading)
+
+
+def check_limit(path: Path, spec: LimitSpec, given: frozenset[str], reading: Reading) -> None:
+    """A `[limits.NAME]` table."""
+    if not given & {"concurrency", "rate", "breaker"} and not reading.broken(path):
+        reading.fault(path, "what does it limit? expected `concurrency`, `rate` or `breaker`")
+    for key, needed in (("waiting", {"concurrency"}), ("burst", {"rate"}), ("within", {"concurrency", "rate"})):
+        if key in given and not given & needed:
+            reading.fault((*path, key), f"only with {' or '.join(f'`{each}`' for each in sorted(needed))}")
 
 
 def check_child(path: Path, spec: ChildSpec, reading: Reading) -> None:
@@ -76,22 +95,22 @@ def _what(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) ->
 def _kind(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.kind == "command" and "call" in given:
         reading.fault((*path, "kind"), 'kind "command" needs `command`, this job has `call`')
-    if spec.kind in ("task", "thread") and "command" in given:
+    if spec.kind not in (None, "command") and "command" in given:
         reading.fault((*path, "kind"), f'kind "{spec.kind}" needs `call`, this job has `command`')
 
 
 def _call(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.call is not None:
-        _callable(path, spec.call, reading)
+        _callable((*path, "call"), spec.call, reading)
 
 
 def _callable(path: Path, call: str, reading: Reading) -> None:
-    """The `call` of a job, or of a probe."""
+    """The function of a job, of a probe, or of a fallback."""
     if _CALLABLE.fullmatch(call):
         return
     module, dot, function = shown(call).rpartition(".")
     hint = f'; did you mean "{module}:{function}"?' if dot and ":" not in call else ""
-    reading.fault((*path, "call"), f'expected "module:function", got {quoted(call)}{hint}')
+    reading.fault(path, f'expected "module:function", got {quoted(call)}{hint}')
 
 
 def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -99,32 +118,73 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     if not given & {"command", "call"}:
         return
     for name, field in table_of(JobSpec).fields.items():
-        if name in given and (needed := field.extra.get("for")) and needed not in given:
-            has = f", this job has `{spec.where}`" if needed != "every" else ""
+        if name in given and field.needs and given.isdisjoint(field.needs):
+            has = f", this job has `{spec.where}`" if field.needs[0] in ("command", "call") else ""
             why = f": {field.extra['why']}" if "why" in field.extra else ""
-            reading.fault((*path, name), f"only for a job with `{needed}`{has}{why}")
+            reading.fault((*path, name), f"only for a job with {field.only}{has}{why}")
 
 
 def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if spec.once and spec.every is not None:
-        reading.fault((*path, "every"), "either `once` or `every`, not both")
+    first, *more = [key for key in ("once", "every", "cron") if getattr(spec, key)] or [""]
+    for key in more:
+        reading.fault((*path, key), f"either `{first}` or `{key}`, not both")
+    check_times(path, spec, reading)
+
+
+def check_times(path: Path, spec: JobSpec, reading: Reading) -> None:
+    """When the ticks of a schedule come: times that there are, in a time zone that there is."""
+    try:
+        zone(timezone := spec.timezone)
+    except ValueError as error:
+        reading.unexpected((*path, "timezone"), f"{error}{did_you_mean(timezone, zones())}", timezone)
+        timezone = "UTC"
+    now = WallClock().now()
+    rhythm: Rhythm | None = None if spec.every is None else Every(spec.every, now)
+    if spec.cron is not None:
+        try:
+            rhythm = Cron(spec.cron, timezone)
+        except ValueError as error:
+            reading.unexpected((*path, "cron"), str(error), spec.cron)
+            return
+    if rhythm is not None:
+        _check_ticks(path, spec, list(islice(rhythm.ticks(now), 100 if spec.jitter else 1)), reading)
+
+
+def _check_ticks(path: Path, spec: JobSpec, ticks: list[float], reading: Reading) -> None:
+    if not ticks:
+        reading.unexpected((*path, "cron"), "no such day in the next 50 years: expected times that come", spec.cron)
+    shortest = min((later - one for one, later in pairwise(ticks)), default=math.inf)
+    if spec.jitter and spec.jitter > shortest - 0.001:
+        text = f"expected less than the shortest time between two runs ({duration(round(shortest, 3))})"
+        reading.unexpected((*path, "jitter"), text, spec.jitter)
 
 
 def _workers(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.workers == 1:
         return
-    if not spec.service:
-        key = "once" if spec.once else "every"
-        reading.fault((*path, "workers"), f"only for a service: a job with `{key}` makes one run at a time")
+    if spec.once:
+        reading.fault((*path, "workers"), "only for a service: a job with `once` makes one run at a time")
+    if spec.scheduled and not spec.overlaps:
+        message = f'a job with {_times(spec)} makes one run at a time; overlap = "parallel" lets them run side by side'
+        reading.fault((*path, "workers"), message)
     for keys, message in clashes(spec):
         reading.fault((*path, *keys), message)
+
+
+def _overlap(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.overlap == "parallel" and spec.scheduled and spec.workers == 1 and not reading.broken((*path, "workers")):
+        reading.fault((*path, "overlap"), 'how many at once? "parallel" needs `workers`, at least 2')
+
+
+def _times(spec: JobSpec) -> str:
+    return "`cron`" if spec.cron is not None else "`every`"
 
 
 def _restart(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.restart is None:
         return
     if spec.scheduled:
-        reading.fault((*path, "restart"), "not on a job with `every`: the next run comes from the schedule: use retry")
+        reading.fault((*path, "restart"), f"not on a job with {_times(spec)}: the next run comes from the schedule: use retry")
     elif spec.once and spec.restart is RestartType.PERMANENT:
         reading.fault((*path, "restart"), 'a `once` job has an end: expected "transient" or "temporary", got "permanent"')
 
@@ -161,7 +221,7 @@ def _probe(path: Path, probe: Probe, reading: Reading) -> None:
     if probe.unix is not None and len(os.fsencode(probe.unix)) > _LONGEST_SOCKET_PATH:
         reading.fault((*path, "unix"), f"the path of a socket has at most {_LONGEST_SOCKET_PATH} bytes, with its directory")
     if probe.call is not None:
-        _callable(path, probe.call, reading)
+        _callable((*path, "call"), probe.call, reading)
 
 
 def _is_url(url: str) -> bool:
@@ -193,9 +253,46 @@ def _regular_expression(path: Path, pattern: str, reading: Reading) -> None:
         reading.unexpected(path, f"expected a regular expression{why}", pattern)
 
 
+def _policies(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if spec.service:
+        unknown = any(reading.broken((*path, key)) for key in ("once", "every", "cron"))  # what kind of job it was meant to be
+        for name in () if unknown else sorted(given & {*ORDER}):
+            reading.fault((*path, name), table_of(JobSpec).fields[name].extra["ends"])
+        return
+    if spec.timeout is not None and spec.deadline is not None and spec.timeout > spec.deadline:
+        message = f"longer than the deadline of the whole run ({spec.deadline:g} s): it is never reached"
+        reading.warn((*path, "timeout"), message)
+    if spec.retry is not None:
+        _retry((*path, "retry"), spec.retry, "command" in given, reading)
+    if spec.fallback is not None:
+        _callable((*path, "fallback"), spec.fallback, reading)
+
+
+def _retry(path: Path, retry: RetrySpec, command: bool, reading: Reading) -> None:
+    if retry.max < retry.initial:
+        message = f"max ({retry.max:g} s) is shorter than initial ({retry.initial:g} s): it is the longest wait"
+        reading.warn((*path, "max"), message)
+    for key, names in (("on", retry.on), ("give_up_on", retry.give_up_on)):
+        for index, name in enumerate(names):
+            if expected := _no_failure(name, command):
+                reading.unexpected((*path, key, index), expected, name)
+
+
+def _no_failure(name: str, command: bool) -> str:
+    """What was expected where this is not the name of a failure that such a job can have; empty where it is one."""
+    if name.isdecimal() or name.startswith("SIG"):
+        if not command:
+            return "expected an exception: exit codes and signals are a command's"
+        known = int(name) <= 255 if name.isdecimal() else name in signal.Signals.__members__
+        return "" if known else 'expected an exit code from 0 to 255, or a signal such as "SIGKILL"'
+    if command:
+        return "" if name in _OWN_FAILURES else f"expected an exit code, a signal, or one of {', '.join(sorted(_OWN_FAILURES))}"
+    return "" if _EXCEPTION.fullmatch(name) else 'expected an exception such as "ConnectionError" or "httpx:TransportError"'
+
+
 def _watch(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.watch and spec.scheduled:
-        reading.fault((*path, "watch"), "not on a job with `every`: each of its runs starts anew anyway")
+        reading.fault((*path, "watch"), f"not on a job with {_times(spec)}: each of its runs starts anew anyway")
 
 
 def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -244,9 +341,11 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _fitting,
     _trigger,
     _workers,
+    _overlap,
     _restart,
     _ready,
     _health,
+    _policies,
     _watch,
     _recycle,
     _exit_codes,

@@ -14,6 +14,7 @@ from supervisor.config.reading import did_you_mean
 from supervisor.config.shapes import Field, Shape, Table, Word, table_of, written
 from supervisor.config.tables import NAMED, TABLES, DaemonSpec, LogSpec
 from supervisor.kinds.job import JobSpec
+from supervisor.policies import LimitSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import SupervisorSpec
 
@@ -22,6 +23,7 @@ _SPECS: dict[str, Table[Any]] = {
     "log": table_of(LogSpec),
     "defaults": table_of(JobSpec),
     "sockets": table_of(SocketSpec),
+    "limits": table_of(LimitSpec),
     "supervisors": table_of(SupervisorSpec),
     "jobs": table_of(JobSpec),
 }
@@ -30,6 +32,7 @@ _TABLE_TEXTS = {
     "log": "the daemon's own log",
     "defaults": "any key of a job, for every job that does not set it and that it applies to",
     "sockets": "listening sockets, [sockets.NAME], which the daemon opens once and hands to the jobs that name them",
+    "limits": "limits, [limits.NAME], that jobs share by naming them in `breaker`, `rate` or `bulkhead`",
     "supervisors": "groups of jobs and supervisors, [supervisors.NAME], each with a strategy for failures",
     "jobs": "the jobs, [jobs.NAME]: each has exactly one of `command` and `call`",
 }
@@ -151,6 +154,7 @@ def _type(shape: Shape) -> str:
         "a duration": '"250ms", "10s", "1h30m", or a number of seconds',
         "a size": '"64KB", "10MB", or a number of bytes',
         "an octal number": '"0022" or 0o022',
+        "a rate": '"100/s", "30/m", "10/h", or a number of times a second',
     }
     if isinstance(shape, Word):
         return f"one of {shape.words}"
@@ -165,8 +169,8 @@ def _where(same: list[Topic], field: Field) -> str:
     tables = dict.fromkeys(topic.path.partition(".")[0] for topic in same)
     places = [f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in tables]
     places += ["[defaults]"] if "jobs" in tables else []
-    needed = field.extra.get("for")
-    return ", ".join(places) + (f"; only for a job with `{needed}`" if needed else "")
+    ends = "; only for runs that end: `once`, `every`, `cron`" if "ends" in field.extra else ""
+    return ", ".join(places) + (f"; only for a job with {field.only}" if field.needs else ends)
 
 
 def _reload(topic: Topic, field: Field) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from supervisor.config import later
 from supervisor.config.reading import BAD, EXPANSION, ONE_EXPANSION, Reading, did_you_mean, either, quoted
 from supervisor.config.toml_places import Path
-from supervisor.spec import Bytes, Expanded, FileMode, Paths, Seconds, Spec
+from supervisor.spec import NAME, Bytes, Expanded, FileMode, Paths, Seconds, Spec
 
 Schema = dict[str, Any]
 SpecType = TypeVar("SpecType", bound=Spec)
@@ -299,6 +299,16 @@ class Field(NamedTuple):
         """Whether the table is wrong without it."""
         return self.default is msgspec.NODEFAULT
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of which a job must have one for this one to do anything; empty where any job will do."""
+        return tuple(self.extra["for"].split(" or ")) if "for" in self.extra else ()
+
+    @property
+    def only(self) -> str:
+        """The same in words: "`every` or `cron`"."""
+        return " or ".join(f"`{key}`" for key in self.needs)
+
 
 class Table(Shape, Generic[SpecType]):
     """A table that a spec describes."""
@@ -350,6 +360,42 @@ class Table(Shape, Generic[SpecType]):
         return reading.fault(path, f"unknown key{did_you_mean(key, self.fields)}")
 
 
+class SharedTable(Table[SpecType]):
+    """A table that a spec describes, or the name of one in `[limits]`, read as a string.
+
+    Where the spec has a `SHORT`, a bare value of that key will do for the table.
+    """
+
+    def __init__(self, spec: type[SpecType]) -> None:
+        super().__init__(spec)
+        self._short = getattr(spec, "SHORT", None)
+        short = "" if self._short is None else f", {self.fields[self._short].shape.words}"
+        self.words = f"the name of a limit{short} or a table"
+
+    def read(self, value: Any, path: Path, reading: Reading) -> Any:
+        """The spec, or the name."""
+        read = reading.unwrap(value, path)
+        if read is BAD or isinstance(read, Mapping):
+            return super().read(read, path, reading)
+        if isinstance(read, str) and NAME.fullmatch(read):
+            return read
+        if self._short is None:
+            return reading.unexpected(path, f"expected {self.words}", value)
+        bare = self.fields[self._short].shape.read(read, path, reading)
+        return BAD if bare is BAD else self.spec(**{self._short: bare})
+
+    def schema(self) -> Schema:
+        """An object, a string or the bare value, without a union: editors explain those badly."""
+        schema = super().schema()
+        forms, kinds = [NAME.pattern, r"\$\{.+\}"], {"object", "string"}
+        if self._short is not None:
+            bare = self.fields[self._short].shape.schema()
+            kinds |= {*bare.pop("type")}
+            forms.append(bare.pop("pattern").strip("^$"))
+            schema |= bare
+        return {**schema, "type": sorted(kinds), "pattern": f"^({'|'.join(forms)})$"}
+
+
 def table(value: Any, path: Path, reading: Reading, expected: str = "a table") -> Any:
     """`value` as a mapping with strings for keys, or BAD."""
     read = reading.unwrap(value, path)
@@ -381,7 +427,10 @@ def shape_of(annotation: Any, bounds: msgspec.Meta = _NO_BOUNDS) -> Shape:
         return TableOf(shape_of(arguments[1]))
     if origin in (Union, types.UnionType):
         present = [argument for argument in arguments if argument is not types.NoneType]
-        return shape_of(present[0], bounds) if len(present) == 1 else CommandLine()
+        if len(present) == 1:
+            return shape_of(present[0], bounds)
+        other = present[1]
+        return SharedTable(other) if isinstance(other, type) and issubclass(other, Spec) else CommandLine()
     return _plain(annotation, bounds)
 
 

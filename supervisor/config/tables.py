@@ -15,13 +15,14 @@ from supervisor.config.document import Document
 from supervisor.config.reading import Finding, dotted
 from supervisor.errors import Problem
 from supervisor.kinds.job import JobSpec
+from supervisor.policies import LimitSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import AutoShutdown, Paths, Seconds, Spec, SupervisorSpec
 
-TABLES = ("daemon", "defaults", "log", "sockets", "supervisors", "jobs")
+TABLES = ("daemon", "defaults", "log", "sockets", "limits", "supervisors", "jobs")
 """The tables a file can have."""
 
-NAMED = ("sockets", "supervisors", "jobs")
+NAMED = ("sockets", "limits", "supervisors", "jobs")
 """Those that hold a table for each name."""
 
 _DAEMON = {"reload": "daemon"}  # a change needs a restart of the daemon
@@ -75,6 +76,28 @@ class DaemonSpec(Spec, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="more directories to import job modules from; the file's own comes first", extra=_DAEMON),
     ] = ()
+    threads: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="how many jobs may run in threads at the same time (kinds thread and asyncio); who finds none free "
+            "waits for one. No limit unless set",
+            extra=_DAEMON,
+        ),
+    ] = None
+    processes: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            description="how many jobs of the kind process may run at the same time; who finds none free waits for one. No "
+            "limit unless set",
+            extra=_DAEMON,
+        ),
+    ] = None
+    stall_after: Annotated[
+        Seconds,
+        Meta(description="when a job blocks the daemon's loop for this long, the log names it and shows where it is; 0: never"),
+    ] = Seconds(1)
 
 
 class LogSpec(Spec, frozen=True, kw_only=True):
@@ -92,7 +115,7 @@ class LogSpec(Spec, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration, checked. `jobs`, `supervisors` and `sockets` are in the order of the file.
+    """A whole configuration, checked. `jobs`, `supervisors`, `sockets` and `limits` are in the order of the file.
 
     `parents` names the supervisor of each job and supervisor; those under the implicit root are not in it.
     """
@@ -104,6 +127,7 @@ class Config:
     jobs: Mapping[str, JobSpec] = field(default_factory=dict)
     supervisors: Mapping[str, SupervisorSpec] = field(default_factory=dict)
     sockets: Mapping[str, SocketSpec] = field(default_factory=dict)
+    limits: Mapping[str, LimitSpec] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
     document: Document | None = field(default=None, repr=False, compare=False)
     """The files it was read from; None for a configuration that was built in Python."""

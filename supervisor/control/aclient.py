@@ -18,7 +18,7 @@ from supervisor.control.client import CHUNK, FINISHED, Names, T, arguments, item
 from supervisor.control.messages import Attached, Branch, End, Finished, LogLine, Output, Reload, Reply, Shutdown, Version
 from supervisor.control.wire import Unreachable, find_socket, patience, short_address, unreachable
 from supervisor.errors import ControlError
-from supervisor.state import Answer, JobStatus
+from supervisor.state import Answer, JobStatus, LimitStatus, PastRun
 
 _TRIES = 8
 _CHUNK = 1 << 18
@@ -91,6 +91,10 @@ class AsyncClient:
         """End the run in hand of jobs, or runs by their ids."""
         return await self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
 
+    async def limits(self, *names: str) -> list[LimitStatus]:
+        """How limits stand, by their names or those of jobs that have some to themselves; all without names."""
+        return await self._call("limits", list[LimitStatus], names=names)
+
     @asynccontextmanager
     async def logs(self, *names: str, follow: bool = False, lines: int = 100) -> AsyncIterator[Stream]:
         """Captured output: `async with client.logs("api", follow=True) as lines: async for line in lines`."""
@@ -102,6 +106,10 @@ class AsyncClient:
         """Events, used as `logs` is: dicts as the blocking client gives them."""
         async with self._stream("events", Any, follow=follow, since=since, snapshot=snapshot) as stream:
             yield stream
+
+    async def history(self, name: str, *, lines: int = 20) -> list[PastRun]:
+        """How the last runs of a job or supervisor ended, oldest first; earlier daemons are included."""
+        return await self._call("history", list[PastRun], name=name, lines=lines)
 
     @asynccontextmanager
     async def exec(

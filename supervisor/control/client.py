@@ -14,7 +14,7 @@ from supervisor.control.messages import Attached, Branch, End, Finished, LogLine
 from supervisor.control.verbs import VERBS
 from supervisor.control.wire import Connection, Unreachable, find_socket
 from supervisor.errors import ControlError
-from supervisor.state import Answer, JobStatus
+from supervisor.state import Answer, JobStatus, LimitStatus, PastRun
 
 Names = str | Sequence[str]
 T = TypeVar("T")
@@ -109,6 +109,10 @@ class Client:
         """End the run in hand of jobs, or runs by their ids."""
         return self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
 
+    def limits(self, *names: str) -> list[LimitStatus]:
+        """How limits stand, by their names or those of jobs that have some to themselves; all without names."""
+        return self._call("limits", list[LimitStatus], names=names)
+
     def logs(self, *names: str, follow: bool = False, lines: int = 100) -> Iterator[LogLine]:
         """Captured output, line by line. With `follow` it ends when the daemon stops; close the client to end it earlier."""
         for item in self._stream("logs", names=names, follow=follow, lines=lines):
@@ -118,6 +122,10 @@ class Client:
         """Events as `{"event": ..., "seq": ..., "at": ...}`; `{"event": "lagged", "count": n}` where we were too slow."""
         for item in self._stream("events", follow=follow, since=since, snapshot=snapshot):
             yield msgspec.json.decode(item)
+
+    def history(self, name: str, *, lines: int = 20) -> list[PastRun]:
+        """How the last runs of a job or supervisor ended, oldest first; earlier daemons are included."""
+        return self._call("history", list[PastRun], name=name, lines=lines)
 
     def exec(
         self,

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from supervisor.control.verbs import VERBS, Param, Verb
-from supervisor.state import Answer, JobStatus, Phase
+from supervisor.state import Answer, JobStatus, LimitStatus, PastRun, Phase
 
 PROTOCOL = 1
 """Raised when an old client could misunderstand a new daemon."""
@@ -169,8 +169,10 @@ RESULTS: dict[str, Any] = {
     "pause": list[Answer],
     "resume": list[Answer],
     "cancel": list[Answer],
+    "limits": list[LimitStatus],
     "logs": End,
     "events": End,
+    "history": list[PastRun],
     "exec": Finished | None,
     "attach": Finished,
     "input": None,

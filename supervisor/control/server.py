@@ -38,12 +38,14 @@ from supervisor.control.verbs import LATER, VERBS, Verb
 from supervisor.errors import ControlError, SpecError
 from supervisor.events import Added, Commanded, Journal, Lagged, Renamed, Warned
 from supervisor.output import Lines
-from supervisor.state import Answer, JobStatus, ancestry
+from supervisor.state import Answer, JobStatus, LimitStatus, PastRun, ancestry
+from supervisor.store import StoreError
 from supervisor.unix import SocketTaken
 
 if TYPE_CHECKING:
     from supervisor.children import Usage
     from supervisor.config import Plan
+    from supervisor.history import History
     from supervisor.tree import Order, Supervisor
 
 SUPERVISOR = "supervisor"
@@ -72,6 +74,7 @@ async def serve_control(
     path: Path,
     *,
     reload: Reloader | None = None,
+    history: History | None = None,
     task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the control socket of `tree` at `path` until cancelled; then unlink it if it is still ours.
@@ -80,7 +83,7 @@ async def serve_control(
     stale socket is replaced. Raises SocketTaken where another process answers at `path`, OSError where it cannot be bound.
     """
     with Place(path) as place:
-        server = Server(tree, place, reload)
+        server = Server(tree, place, reload, history)
         await server.serve(task_status)
 
 
@@ -99,9 +102,10 @@ class Peer:
 class Server:
     """The socket and what its connections share."""
 
-    def __init__(self, tree: Supervisor, place: Place, reload: Reloader | None) -> None:
+    def __init__(self, tree: Supervisor, place: Place, reload: Reloader | None, history: History | None) -> None:
         self.tree = tree
         self.reload = reload
+        self.history = history
         self.table = Table(tree.journal)
         self.version = __version__
         self._place = place
@@ -563,6 +567,10 @@ async def _order(call: Call, names: list[str], wait: bool = True, timeout: float
     return await _answers(call.verb, call.tree.order(call.verb, names, by=call.by, **options), wait, timeout)
 
 
+async def _limits(call: Call, names: list[str]) -> list[LimitStatus]:
+    return call.tree.limit_status(*names)
+
+
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:
     return await _order(call, [name], signal=_signal_number(signal), group=group)
 
@@ -694,6 +702,24 @@ def _jobs_of(table: Mapping[str, JobStatus], names: Sequence[str] | None) -> lis
     return [row.name for row in jobs if not wanted.isdisjoint(ancestry(table, row))]
 
 
+async def _history(call: Call, name: str, lines: int) -> list[PastRun]:
+    history = call.server.history
+    if history is None:
+        raise ControlError("this supervisor keeps no history: the program it runs in has not started any")
+    try:
+        found = await history.runs(name, lines)
+        if not found and name not in call.tree.nodes and name not in (known := await history.names()):
+            raise ControlError(_never_heard_of(name, {*known, *call.tree.nodes}), ControlError.NO_SUCH_NAME)
+    except StoreError as problem:
+        raise ControlError(str(problem)) from None
+    return found
+
+
+def _never_heard_of(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"no job or supervisor is or was called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
 async def _shutdown(call: Call, now: bool, wait: bool, timeout: float | None) -> Shutdown:
     call.record()
     call.tree.shutdown("told to shut down", by=call.by, kill=now)
@@ -735,8 +761,10 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "pause": _order,
     "resume": _order,
     "cancel": _order,
+    "limits": _limits,
     "logs": _logs,
     "events": _events,
+    "history": _history,
     "exec": sessions.execute,
     "attach": sessions.attach,
     "input": sessions.pass_on,

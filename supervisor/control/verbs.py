@@ -164,11 +164,22 @@ ALL = (
     Verb("resume", "end a pause", _NAMES, changes=True),
     Verb(
         "cancel",
-        "end the run in hand of a `once` or `every` job: no failure, no retry",
+        "end the run in hand of a `once` or `every` job, also where it waits: no failure, no retry",
         Param("names", list[str], "jobs, or runs such as nightly#7", positional="NAME|RUN"),
         _WAIT,
         _TIMEOUT,
         changes=True,
+    ),
+    Verb(
+        "limits",
+        "show how breakers, rates and bulkheads stand, and who waits",
+        Param(
+            "names",
+            list[str],
+            "limits, or jobs that have some to themselves; * and ? are globs; none: all",
+            (),
+            positional="NAME",
+        ),
     ),
     Verb(
         "logs",
@@ -185,6 +196,12 @@ ALL = (
         Param("since", int | None, "begin after the event with this number", None, metavar="SEQ"),
         Param("snapshot", bool, "begin with the rows of `status` that the events then change", False),
         streams=True,
+    ),
+    Verb(
+        "history",
+        "show how the last runs of a job ended, those of earlier daemons included",
+        Param("name", str, "the job; also one that is no more", positional="NAME"),
+        Param("lines", int, "how many runs", 20, short="-n", metavar="N"),
     ),
     Verb(
         "exec",
@@ -235,7 +252,7 @@ ALL = (
 
 VERBS = {verb.name: verb for verb in ALL}
 
-LATER = ("submit", "queue", "limits", "history", "why", "top")
+LATER = ("submit", "queue", "why", "top")
 """Verbs of the contract that are not built yet: refused by name."""
 
 FOREIGN = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, MutableMapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from supervisor.atomic import write_atomic_sync
 from supervisor.config import Config
 from supervisor.errors import SupervisorError
 
@@ -64,14 +65,13 @@ def _make_private(directory: Path, ignored: bool) -> None:
         raise NotToBeHad(f"{directory} belongs to uid {found.st_uid}: run as that user, or choose another [daemon] state_dir")
     if found.st_mode & 0o077:
         directory.chmod(0o700)
-    if ignored:
-        with suppress(FileExistsError), (directory / ".gitignore").open("x") as file:
-            file.write("*\n")
+    if ignored and not (directory / ".gitignore").exists():
+        write_atomic_sync(directory / ".gitignore", "*\n", durable=False)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock at `path`. The file is never deleted: whoever holds it is the daemon, whatever else lies about."""
+    """Hold the lock at `path`. The file is never deleted or replaced: whoever holds it is the daemon, whatever lies about."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         try:

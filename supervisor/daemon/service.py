@@ -3,12 +3,14 @@
 signals                     outermost: never deaf, not at the start and not at the end
   lock                      one daemon for a state directory
     log                     written to the very end
-      control socket        answers until the tree is gone
-        tree                the jobs
+      history               hears of the last end
+        control socket      answers until the tree is gone
+          tree              the jobs
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -31,8 +33,11 @@ from supervisor.daemon.claim import NotToBeHad, Places, claimed, have_standard_s
 from supervisor.daemon.selection import select
 from supervisor.errors import ControlError, EssentialEnded, RestartIntensityExceeded, SpecError
 from supervisor.events import Journal, ReloadRefused
+from supervisor.history import History, keep_history
 from supervisor.log import Log, open_log
 from supervisor.nodes import Order
+from supervisor.spec import split_name
+from supervisor.stalls import watching_for_stalls
 from supervisor.state import Phase
 from supervisor.systemd import Notifier
 from supervisor.tree import Supervisor, open_supervisor
@@ -40,6 +45,9 @@ from supervisor.unix import SocketTaken
 
 DONE, FAILED, USAGE, FAULT_OF_OURS, NO_PLACE, WRONG_FILE = 0, 1, 2, 70, 73, 78
 """Exit codes, as sysexits.h has them where it has them."""
+
+HISTORY = "history.db"
+"""In the state directory: what became of every run."""
 
 INSTANCE = "instance"
 """In the state directory: what a daemon notes of itself for the one after it."""
@@ -54,10 +62,14 @@ def run(path: str, only: Sequence[str] = ()) -> int:
     """Run a daemon in the foreground until it is told to stop, or gives up. Returns the exit code.
 
     Call `hold_signals` before, as early as possible. They stay blocked afterwards: one that arrives at the very end has
-    nothing left to end.
+    nothing left to end. Where it fails it ends the process, whatever threads are left.
     """
     have_standard_streams()
-    return trio.run(serve, path, only)
+    code = trio.run(serve, path, only)
+    if code == FAILED:  # perhaps for a thread that does not end; Python would wait for those of executors, and for others
+        atexit._run_exitfuncs()
+        os._exit(code)
+    return code
 
 
 async def serve(path: str, only: Sequence[str] = (), environ: MutableMapping[str, str] = os.environ) -> int:
@@ -89,7 +101,9 @@ class Daemon:
         self._stop_asked: tuple[float, str] | None = None
         self._hup, self._hups = trio.open_memory_channel[str](1)
         self._reload_lock = trio.Lock()
+        self._reloaded = trio.Event()
         self._log: Log
+        self._history: History
         self._tree: Supervisor | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------------
@@ -119,6 +133,8 @@ class Daemon:
         self._log.attach(journal)
         try:
             async with trio.open_nursery() as servers:
+                keep = partial(keep_history, journal, config.state_dir / HISTORY, ends=partial(self._ends, config))
+                self._history = await servers.start(keep)
                 async with open_supervisor(
                     config,
                     echo=self._log.echo,
@@ -135,12 +151,21 @@ class Daemon:
             return self._judge(error)
         return self._bid_farewell(self._tree)
 
+    def _ends(self, at_first: Config, name: str) -> bool:
+        """Whether a run of this name comes to an end by itself; one that no configuration knows is executed once."""
+        config = at_first if self._tree is None else self._tree.config
+        base, worker = split_name(name)
+        if (job := config.jobs.get(base)) is None:
+            return name not in config.supervisors
+        return not job.service and (worker is not None or job.workers == 1)  # a group of workers only holds those that do
+
     async def _serve(self, servers: trio.Nursery, tree: Supervisor) -> None:
         """Start what others need of a running tree; returns when they may rely on it."""
         path = Path(tree.config.daemon.socket or "")
-        await _start_control(servers, tree, path, self)
+        await self._start_control(servers, tree, path)
         servers.start_soon(self._reload_when_asked, tree)
         servers.start_soon(self._tell_the_manager, tree)
+        servers.start_soon(self._watch_for_stalls, tree)
         if self._notifier.watchdog_interval is not None:
             servers.start_soon(self._feed_the_watchdog, self._notifier.watchdog_interval)
         self._announce(tree.config)
@@ -148,6 +173,16 @@ class Daemon:
         self._notifier.ready(self._status(tree))
         if self._stop_asked is not None:
             tree.shutdown(self._stop_asked[1])
+
+    async def _start_control(self, servers: trio.Nursery, tree: Supervisor, path: Path) -> None:
+        """Serve the control socket. Raises NotToBeHad where the path is taken or cannot be bound."""
+        try:
+            await servers.start(partial(serve_control, tree, path, reload=self.reload, history=self._history))
+        except Exception as error:
+            causes = list(_leaves(error))
+            if all(isinstance(cause, (SocketTaken, OSError)) for cause in causes):
+                raise NotToBeHad(f"no control socket: {causes[0]}") from error
+            raise
 
     def _announce(self, config: Config) -> None:
         for warning in config.warnings:
@@ -175,6 +210,12 @@ class Daemon:
         while phase is not Phase.KILLING:
             phase = await tree.phase.wait_value(partial(is_not, phase))
             self._notifier.stopping(phase.value, tree.config.daemon.grace)
+
+    async def _watch_for_stalls(self, tree: Supervisor) -> None:
+        while True:
+            with watching_for_stalls(tree.config.daemon.stall_after, tree.journal):
+                await self._reloaded.wait()
+            self._reloaded = trio.Event()
 
     async def _feed_the_watchdog(self, interval: float) -> None:
         while True:
@@ -262,7 +303,9 @@ class Daemon:
     async def _reload(self, tree: Supervisor, by: str) -> tuple[Plan, Sequence[Order]]:
         config = await self._load_whole()
         self._log.apply(config.log)
-        return tree.apply(config, by=by)
+        applied = tree.apply(config, by=by)
+        self._reloaded.set()
+        return applied
 
     async def _load_whole(self) -> Config:
         """The file, and what it needs of the machine: for a running daemon both must be in order. Raises SpecError."""
@@ -280,17 +323,6 @@ class Daemon:
             configuration.load, self._path, self._environ, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )
         return self._places.settle(select(config, self._only))
-
-
-async def _start_control(servers: trio.Nursery, tree: Supervisor, path: Path, daemon: Daemon) -> None:
-    """Serve the control socket. Raises NotToBeHad where the path is taken or cannot be bound."""
-    try:
-        await servers.start(partial(serve_control, tree, path, reload=daemon.reload))
-    except Exception as error:
-        causes = list(_leaves(error))
-        if all(isinstance(cause, (SocketTaken, OSError)) for cause in causes):
-            raise NotToBeHad(f"no control socket: {causes[0]}") from error
-        raise
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
-from supervisor.kinds.context import Context, Outcome, Reporter, Resources, Run, inherited
+from supervisor.kinds.context import Attempt, Context, Outcome, Reporter, Resources, Run, inherited
 from supervisor.kinds.job import JobSpec
 
 Runner = Callable[[JobSpec, Run, Resources], Awaitable[Outcome]]
@@ -18,12 +18,14 @@ class Kind:
     """A kind of job, loaded when it is first used.
 
     Its `run(spec, run, resources)` lives as long as the job does: it ends politely when `run` is stopping, at once when it
-    is cancelled, and leaves nothing behind. `killable` is False where cancellation cannot end it (a thread).
+    is cancelled, and leaves nothing behind. `killable` is False where cancellation cannot end it (a thread). `takes` is what
+    each of its runs needs one of, where `[daemon]` may limit how many of them there are.
     """
 
     name: str
     module: str
     killable: bool = True
+    takes: Literal["thread", "process"] | None = None
 
     @property
     def run(self) -> Runner:
@@ -35,9 +37,10 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("task", "supervisor.kinds.task"),
-        Kind("thread", "supervisor.kinds.thread", killable=False),
+        Kind("thread", "supervisor.kinds.thread", killable=False, takes="thread"),
+        Kind("asyncio", "supervisor.kinds.asyncio_loop", takes="thread"),
         Kind("command", "supervisor.kinds.command"),
     )
 }
 
-__all__ = ["KINDS", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "Runner", "inherited"]
+__all__ = ["KINDS", "Attempt", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "Runner", "inherited"]

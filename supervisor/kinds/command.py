@@ -27,6 +27,7 @@ from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture, journal, record
 from supervisor.spec import shown, split_name
 from supervisor.state import Spent
+from supervisor.wall import written
 
 log = structlog.get_logger("supervisor")
 
@@ -96,7 +97,7 @@ async def _launch(
     environ, identity = await _surroundings(spec, resources)
     return Launch(
         argv=_argv(command),
-        env={**environ, **run.environ, "SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)},
+        env={**environ, **run.environ, **_marks(run)},
         cwd=spec.cwd or str(resources.base),
         stdout=output,
         stderr=output,
@@ -130,6 +131,12 @@ async def _with_extras(
         tty=_terminal(capture, launch.user) if spec.tty else None,
         sockets=[(name, await _socket(name, resources, kept, handed)) for name in spec.sockets],
     )
+
+
+def _marks(run: Run) -> dict[str, str]:
+    """What tells a child whose run it is, and for which moment of the schedule, where it is for one."""
+    told = {"SUPERVISOR_JOB": split_name(run.job)[0], "SUPERVISOR_WORKER": str(run.worker)}
+    return told if run.scheduled_at is None else {**told, "SUPERVISOR_SCHEDULED_AT": written(run.scheduled_at)}
 
 
 async def _surroundings(spec: JobSpec, resources: Resources) -> tuple[dict[str, str], Identity | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
     from supervisor.sockets import Sockets
+    from supervisor.store import Store
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +87,13 @@ class Resources:
     """What the kinds share: opened before the tree, closed after it.
 
     `environ` is what children inherit, `env` and `env_file` what `[daemon]` adds (never shown); `base` is their working
-    directory unless they say otherwise.
+    directory unless they say otherwise. `store` is the file `state.db` of the state directory, made when it is first used.
     """
 
     children: Children
     outputs: Outputs
     sockets: Sockets
+    store: Store
     environ: Mapping[str, str] = field(repr=False)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: tuple[str, ...] = ()
@@ -105,6 +108,7 @@ class Run:
     """
 
     __slots__ = (
+        "_follower",
         "_hooks",
         "_phase",
         "_ready_cause",
@@ -113,20 +117,30 @@ class Run:
         "_watch",
         "abandoned",
         "attach",
+        "attempt",
         "environ",
         "heard",
         "id",
         "is_ready",
         "job",
+        "kind",
         "outcome",
+        "overdue",
         "pid",
+        "scheduled_at",
         "send_signal",
+        "until",
     )
+
+    followed = False
+    """Whether more is to come, if what runs now fails: it is an attempt, and not the last one."""
 
     def __init__(self, job: str, number: int, reporter: Reporter, abandoned: trio.Event) -> None:
         self.job = job
         self.id = f"{job}#{number}"
         self.pid: int | None = None
+        self.scheduled_at: float | None = None
+        """The moment of its schedule that it is made for, on the wall clock; None where it is made for none."""
         self.is_ready = False
         self.abandoned = abandoned
         """Set when the tree gives up waiting for what cannot be killed: end now, whatever is left."""
@@ -140,6 +154,15 @@ class Run:
         """What its child process finds in its environment for the sake of this run."""
         self.heard = -math.inf
         """When it last said that it is alive, on Trio's clock."""
+        self.attempt = 1
+        """Which attempt it is at; only a job with `retry` has more than one."""
+        self.until: float | None = None
+        """When it will be asked to end because it takes too long, on Trio's clock."""
+        self.overdue = False
+        """Whether that is why it is asked to end: what cannot hear it is cancelled at once."""
+        self.kind: str | None = None
+        """What runs now, where that is not what its job is: a fallback."""
+        self._follower: Callable[[Phase], None] | None = None
         self._reporter = reporter
         self._spawning = False
         self._ready_cause: str | None = None
@@ -176,10 +199,16 @@ class Run:
         self._phase = phase
         if self._watch is not None:
             self._watch.value = phase
+        if self._follower is not None:
+            self._follower(phase)
         if self.stopping:
             hooks, self._hooks = self._hooks, []
             for hook in hooks:
                 hook()
+
+    def follow(self, follower: Callable[[Phase], None]) -> None:
+        """Call `follower` (synchronous, must not raise) with each further phase, before the stop hooks."""
+        self._follower = follower
 
     def on_stopping(self, hook: Callable[[], None]) -> None:
         """Call `hook` (synchronous, must not raise) when the run is asked to end; at once if it already was."""
@@ -187,6 +216,11 @@ class Run:
             hook()
         else:
             self._hooks.append(hook)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it is asked to end because it takes too long; None where nothing limits it."""
+        return None if self.until is None else max(0.0, self.until - trio.current_time())
 
     async def wait_stopping(self) -> None:
         """Wait until the run is asked to end."""
@@ -229,6 +263,67 @@ class Run:
         self._reporter.output_lost(self, count, cause)
 
 
+def _of_the_run(name: str) -> Any:
+    """An attribute of an attempt that is its run's."""
+    return property(lambda self: getattr(self.whole, name), lambda self, value: setattr(self.whole, name, value))
+
+
+class Attempt(Run):
+    """One attempt of a run with policies, as its kind sees it.
+
+    Its phase, its hooks and its outcome are its own; its process, and whatever it reports, are the run's.
+    """
+
+    __slots__ = ("followed", "whole")
+
+    whole: Run
+
+    def __init__(self, whole: Run, until: float | None, followed: bool) -> None:
+        self.whole = whole
+        self.followed = followed
+        super().__init__(whole.job, 0, _Passing(whole), whole.abandoned)
+        self.id = whole.id
+        self.environ = whole.environ
+        self.attempt = whole.attempt
+        self.scheduled_at = whole.scheduled_at
+        self.until = until
+        self.advance(whole.current_phase)
+
+    def heartbeat(self) -> None:
+        self.whole.heartbeat()
+
+    attach = _of_the_run("attach")
+    pid = _of_the_run("pid")
+    send_signal = _of_the_run("send_signal")
+
+
+class _Passing:
+    """Passes on to a run what its attempts report."""
+
+    def __init__(self, whole: Run) -> None:
+        self._whole = whole
+
+    def ready(self, run: Run, cause: str) -> None:
+        self._whole.ready(cause)
+
+    def spawned(self, run: Run, pid: int) -> None:
+        self._whole.spawned(pid)
+
+    def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
+        self._whole._reporter.stuck(run, cause, pids)
+
+    def progress(self, run: Run, done: float, total: float | None) -> None:
+        self._whole.progress(done, total)
+
+    def output_lost(self, run: Run, count: int, cause: str) -> None:
+        self._whole.output_lost(count, cause)
+
+
+def does_not_end(run: Run) -> str:
+    """What there is to say of a run whose thread goes on after it should have ended."""
+    return f"thread {run.id} does not end, and a thread cannot be killed"
+
+
 class RunFacts:
     """What every kind of context knows of its run, wherever the function runs."""
 
@@ -247,15 +342,26 @@ class RunFacts:
         return self._run.worker
 
     @property
+    def scheduled_at(self) -> datetime.datetime | None:
+        """The moment of its schedule that this run is made for, in UTC, however late it began; None where it is for none."""
+        at = self._run.scheduled_at
+        return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
+
+    @property
     def run(self) -> str:
         """The id of this run, such as `api#3`."""
         return self._run.id
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of this run it is, counted from 1 (`retry`)."""
+        return self._run.attempt
 
 
 class Context(RunFacts):
     """What a job's function gets for a parameter annotated `Context`: its run, and the way to end well.
 
-    In a thread, the same names block instead of being awaited.
+    In a thread, the same names block instead of being awaited; in asyncio, they are awaited there.
     """
 
     @property
@@ -278,6 +384,11 @@ class Context(RunFacts):
             await self._run.wait_stopping()
             return False
         return not self.stopping
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left before it is asked to end because it takes too long (`timeout`, `deadline`); None: no such limit."""
+        return self._run.left
 
     def ready(self) -> None:
         """Say that the job is ready (`ready = { notify = true }`): what comes `after` it may start."""

@@ -20,13 +20,15 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
 
 Fault = tuple[tuple[str | int, ...], str]
 """The keys below the job that a fault belongs to, and what it is."""
 
 _PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
-_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*(?:Thread)?Context(\s*\|\s*None)?\]?")
+_CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*(?:Thread|Asyncio)?Context(\s*\|\s*None)?\]?")
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
@@ -46,7 +48,7 @@ def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
-    """The parameter annotated `Context` or `ThreadContext`, which the supervisor passes itself; None without one."""
+    """The parameter annotated `Context`, or by the name of a kind's own, which the supervisor passes itself; None without."""
     try:
         parameters = signature(function).parameters
     except (TypeError, ValueError):  # a builtin without a signature
@@ -60,14 +62,30 @@ def _is_context(annotation: Any) -> bool:
     if arguments := typing.get_args(annotation):
         return any(map(_is_context, arguments))
     ours = getattr(annotation, "__module__", "").split(".")[0] == "supervisor"
-    return ours and getattr(annotation, "__name__", "") in ("Context", "ThreadContext")
+    return ours and getattr(annotation, "__name__", "") in ("Context", "ThreadContext", "AsyncioContext")
 
 
-def inspect_call(call: str, args: Mapping[str, str], kind: str | None) -> dict[str, Any]:
-    """Import a callable and compare it with a job. `args` are the names of its arguments with the types of their values."""
+def taken(function: Callable[..., Any], offered: Mapping[str, T]) -> dict[str, T]:
+    """What of `offered` the function has parameters for, by name."""
+    try:
+        parameters = signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return {}
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return dict(offered)
+    named = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    return {name: value for name, value in offered.items() if name in named}
+
+
+def inspect_call(call: str, args: Mapping[str, str], kind: str | None, offered: bool = False) -> dict[str, Any]:
+    """Import a callable and compare it with a job. `args` are the names of its arguments with the types of their values.
+
+    `offered`: it is called with those that it has parameters for, not with all.
+    """
     found = _find(call)
     if isinstance(found, str):
         return {"faults": [(("call",), found)]}
+    args = taken(found, args) if offered else args
     faults = [*unfit(found, kind)]
     parameter = context_parameter(found)
     with contextlib.suppress(TypeError, ValueError):  # a builtin without a signature
@@ -119,8 +137,8 @@ def unfit(function: Any, kind: str | None) -> Iterable[Fault]:
         yield ("call",), "a class: expected a function"
     elif kind == "thread" and kind_of(function) == "task":
         yield ("kind",), 'kind "thread" runs a plain function, this one is `async def`'
-    elif kind == "task" and kind_of(function) == "thread":
-        yield ("kind",), 'kind "task" runs an `async def`, this is a plain function: use kind = "thread"'
+    elif kind in ("task", "asyncio") and kind_of(function) == "thread":
+        yield ("kind",), f'kind "{kind}" runs an `async def`, this is a plain function: use kind = "thread"'
 
 
 def _misfits(of: inspect.Signature, context: str | None, args: Mapping[str, str]) -> Iterable[Fault]:
@@ -169,7 +187,7 @@ def main() -> None:
         sys.path[:] = request["path"]
         for job in request["jobs"]:
             print(json.dumps({"begin": job["name"]}), file=results, flush=True)
-            found = inspect_call(job["call"], job["args"], job["kind"])
+            found = inspect_call(job["call"], job["args"], job["kind"], job["offered"])
             print(json.dumps({"end": job["name"], **found}), file=results, flush=True)
         os._exit(0)  # not waiting for threads that a module may have started
 

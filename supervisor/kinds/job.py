@@ -9,14 +9,19 @@ import msgspec
 from msgspec import Meta
 
 from supervisor.output import Overload, Rotate
+from supervisor.policies import ORDER
+from supervisor.policies.spec import BreakerSpec, BulkheadSpec, RateSpec, RetrySpec
 from supervisor.probes import Health, Ready
 from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
-# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, and what a change of it does
-# (nothing said: it applies to every job, and changes live).
+# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, what a change of it does, and
+# why only a run that `ends` can have it (nothing said: it applies to every job, and changes live).
 _RESTARTS = {"reload": "restart"}
 _COMMAND = {"for": "command"}
+_SCHEDULED = {"for": "every or cron"}
 _COMMAND_RESTARTS = {"for": "command", "reload": "restart"}
+_ENDING = {"ends": "a service has no end: use restart"}
+_RUNS = {"ends": "only for runs that end: once, every, cron. The code of a service can use `supervisor.policies` itself"}
 
 MOST_WORKERS = 1000
 """Workers of one job; more is a slip of the finger."""
@@ -41,8 +46,12 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         ),
     ] = None
     kind: Annotated[
-        Literal["task", "thread", "command"] | None,
-        Meta(description="how it runs; inferred from `command`, and for `call` from the function", extra=_RESTARTS),
+        Literal["task", "thread", "asyncio", "command"] | None,
+        Meta(
+            description="how it runs; inferred from `command`, and for `call` from the function. asyncio: an `async def` that "
+            "needs asyncio, in an event loop and a thread of its own",
+            extra=_RESTARTS,
+        ),
     ] = None
     args: Annotated[
         dict[str, Any] | None,
@@ -72,8 +81,48 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             extra=_RESTARTS,
         ),
     ] = None
+    cron: Annotated[
+        str | None,
+        Meta(
+            description='run at times of the calendar: "minute hour day month weekday" as in a crontab, six fields with the '
+            "seconds first, or @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually",
+            extra=_RESTARTS,
+        ),
+    ] = None
+    timezone: Annotated[
+        str,
+        Meta(
+            description='the time zone of `cron`: an IANA name such as "Europe/Berlin", or "local", the system\'s',
+            extra={"for": "cron"},
+        ),
+    ] = "UTC"
     start: Annotated[Literal["auto", "manual"], Meta(description="auto: with its supervisor; manual: when told to")] = "auto"
-    run_on_start: Annotated[bool, Meta(description="a job with `every`: also run at once", extra={"for": "every"})] = False
+    run_on_start: Annotated[bool, Meta(description="also run at once when its schedule begins", extra=_SCHEDULED)] = False
+    overlap: Annotated[
+        Literal["skip", "queue", "replace", "parallel"],
+        Meta(
+            description="what becomes of a run that is due while the last is in hand: skip, it is left out; queue, one waits, "
+            "and later ones merge with it; replace, the one in hand is stopped first; parallel, it begins beside, at most "
+            "`workers` at once",
+            extra=_SCHEDULED,
+        ),
+    ] = "skip"
+    jitter: Annotated[
+        Seconds,
+        Meta(
+            description="each run is delayed by chance, by up to this much, so that many jobs do not begin at once; the "
+            "schedule itself stays in step",
+            extra=_SCHEDULED,
+        ),
+    ] = Seconds(0)
+    catch_up: Annotated[
+        Literal["none", "last", "all"],
+        Meta(
+            description="what becomes of runs that were missed, while the daemon was down, the clock was set or the machine "
+            "slept: none; last, one run for all of them; all, each of them, one after another, at most 100",
+            extra=_SCHEDULED,
+        ),
+    ] = "none"
 
     # restart
     success_exit_codes: Annotated[
@@ -122,6 +171,50 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             description="what `supervisor reload NAME` sends to the main process, so that it reads its own configuration "
             "again; without it, `reload NAME` is a restart",
             extra=_COMMAND,
+        ),
+    ] = None
+
+    # policies
+    timeout: Annotated[
+        Seconds | None,
+        Meta(
+            gt=0,
+            description="how long one attempt may take: then it is asked to end, has its `grace`, is killed, and has failed",
+            extra=_ENDING,
+        ),
+    ] = None
+    deadline: Annotated[
+        Seconds | None,
+        Meta(
+            gt=0,
+            description="how long a whole run may take, with all its attempts and waits; it ends as by `timeout`",
+            extra=_ENDING,
+        ),
+    ] = None
+    retry: Annotated[
+        RetrySpec | None, Meta(description="another attempt after a failed one, within the same run", extra=_ENDING)
+    ] = None
+    breaker: Annotated[
+        str | BreakerSpec | None,
+        Meta(
+            description="after many failures nothing is tried for a while: the failures of this job, or of all that share it",
+            extra=_RUNS,
+        ),
+    ] = None
+    rate: Annotated[
+        str | RateSpec | None,
+        Meta(description='how many attempts may begin in a time, of this job, or of all that share it: "10/s"', extra=_RUNS),
+    ] = None
+    bulkhead: Annotated[
+        str | BulkheadSpec | None,
+        Meta(description="how many attempts at the same time, of this job, or of all that share it", extra=_RUNS),
+    ] = None
+    fallback: Annotated[
+        str | None,
+        Meta(
+            description='"module:function", called when the run has failed for good. If it returns, the run has completed. It '
+            "gets by name what it has parameters for: `failure` (the exception), and the `args` of the job",
+            extra=_RUNS,
         ),
     ] = None
 
@@ -276,12 +369,22 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     @property
     def service(self) -> bool:
         """Whether it has no end: neither `once` nor a schedule."""
-        return not self.once and self.every is None
+        return not self.once and not self.scheduled
 
     @property
     def scheduled(self) -> bool:
         """Whether its runs come from a schedule."""
-        return self.every is not None
+        return self.every is not None or self.cron is not None
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether several of its scheduled runs may be in hand at once."""
+        return self.scheduled and self.overlap == "parallel"
+
+    @property
+    def policies(self) -> bool:
+        """Whether there are layers round its runs."""
+        return any(getattr(self, name) is not None for name in ORDER)
 
     @property
     def restart_type(self) -> RestartType:
@@ -289,6 +392,13 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         if self.scheduled:
             return RestartType.TEMPORARY
         return self.restart or (RestartType.TRANSIENT if self.once else RestartType.PERMANENT)
+
+    def one_run(self) -> JobSpec:
+        """One run of a schedule, as a job: it runs when it is told to, once, and is not tried again."""
+        return msgspec.structs.replace(
+            self, every=None, cron=None, once=True, restart=RestartType.TEMPORARY, overlap="skip", run_on_start=False,
+            jitter=Seconds(0), catch_up="none", workers=1, start="manual",
+        )  # fmt: skip
 
     @property
     def where(self) -> str:

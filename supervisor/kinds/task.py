@@ -13,7 +13,11 @@ COMPLETED = Outcome(reason="completed", failed=False)
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
-    """Await the function. A service that takes no `Context` cannot hear a stop, so it is cancelled as soon as it is asked."""
+    """Await the function.
+
+    Where it takes no `Context` it cannot hear a stop: a service is then cancelled as soon as it is asked, and so is whatever
+    has taken too long.
+    """
     function = load(spec.call or "", "task")
     args = dict(spec.args or {})
     hears = context_parameter(function)
@@ -22,8 +26,12 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     if spec.ready is None:
         run.ready("started")
     with trio.CancelScope() as deaf:
-        if not hears and spec.service:
-            run.on_stopping(lambda: deaf.cancel(reason=f"{run.id} was asked to stop and takes no Context"))
+        if not hears:
+            run.on_stopping(lambda: _cancel(deaf, run) if spec.service or run.overdue else None)
         with bound_contextvars(job=run.job, run=run.id):
             await function(**args)
     return COMPLETED
+
+
+def _cancel(scope: trio.CancelScope, run: Run) -> None:
+    scope.cancel(reason=f"{run.id} was asked to stop and takes no Context")

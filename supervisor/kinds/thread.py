@@ -44,6 +44,13 @@ class ThreadContext(RunFacts):
         """Sleep, but not past a stop: False when it ended early because the run was asked to end."""
         return not self._stopping.wait(seconds)
 
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left before it is asked to end because it takes too long (`timeout`, `deadline`); None: no such limit."""
+        if self._run.until is None:
+            return None
+        return trio.from_thread.run_sync(lambda: self._run.left, trio_token=self._token)
+
     def ready(self) -> None:
         """Say that the job is ready (`ready = { notify = true }`)."""
         trio.from_thread.run_sync(self._run.ready, "it said so", trio_token=self._token)

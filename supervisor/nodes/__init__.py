@@ -1,13 +1,19 @@
 """The nodes of the tree: a supervisor, and the children it keeps. Only `tree.py` knows them.
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
-    job          a job: its schedule, and the fence round its runs
+    job          a job: its schedule, and its runs
+    schedule     when its runs are due, and what becomes of those that are due while one is in hand
+    alarm        the tree's one alarm on the wall clock
+    fence        the boundary round foreign code
+    attempts     the policies round a run: its attempts, and what is between them
+    limits       what limits the runs of jobs, and outlives them
     oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness, and what follows
     asking       from a probe in the file to a question that can be asked of a run
     health       whether a run is well
     hearing      what a child says of itself over its NOTIFY_SOCKET
     recycling    what runs hold in memory
+    room         how many runs may be in threads and in processes at the same time
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     workers      the workers of a job with several: a supervisor of its own
     commands     what an operator may ask of a child
@@ -21,12 +27,32 @@ readiness waits are tasks of their own that report back through the inbox, and t
 
 from __future__ import annotations
 
+from supervisor.nodes.alarm import Alarm
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
+from supervisor.nodes.limits import Limits
 from supervisor.nodes.node import Node, Order
 from supervisor.nodes.oneoff import OneOff
 from supervisor.nodes.recycling import Scales
+from supervisor.nodes.room import Rooms
+from supervisor.nodes.schedule import Schedule, rhythm
 from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.nodes.workers import WorkersNode, scale
 
-__all__ = ["COMMANDS", "JobNode", "Node", "OneOff", "Order", "Scales", "SupervisorNode", "WorkersNode", "obey", "scale"]
+__all__ = [
+    "COMMANDS",
+    "Alarm",
+    "JobNode",
+    "Limits",
+    "Node",
+    "OneOff",
+    "Order",
+    "Rooms",
+    "Scales",
+    "Schedule",
+    "SupervisorNode",
+    "WorkersNode",
+    "obey",
+    "rhythm",
+    "scale",
+]

@@ -13,7 +13,8 @@ from supervisor.kinds import Context, Resources, Run
 from supervisor.kinds.command import spawn_beside
 from supervisor.kinds.function import context_parameter, kind_of, load
 from supervisor.kinds.thread import ThreadContext
-from supervisor.nodes.job import JobNode, in_one_line, split_foreign
+from supervisor.nodes.fence import in_one_line, split_foreign
+from supervisor.nodes.job import JobNode
 from supervisor.probes import Probe, questions
 from supervisor.probes.questions import NoAnswer, Question
 from supervisor.spec import shown

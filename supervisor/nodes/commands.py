@@ -47,8 +47,10 @@ def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
         return f"{child.name} is run once, and forgotten at its end: use {ONE_OFF_REFUSES[verb]}"
     elif spec.service and verb in SERVICE_REFUSES:
         return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
-    elif not spec.service and verb == "scale":
+    elif verb == "scale" and not (spec.service or spec.overlaps):
         return f"{child.name} is no service: it makes one run at a time"
+    elif verb in ("start", "restart") and isinstance(supervisor, WorkersNode) and supervisor.schedule is not None:
+        return f"{child.name} runs when {supervisor.name} gives it a run: use run-now {supervisor.name}"
     if verb in STARTS:
         if supervisor.tree.ending:
             return f"the daemon is stopping: {supervisor.tree.ending}"
@@ -81,7 +83,7 @@ def _start(supervisor: SupervisorNode, child: Node, order: Order, with_after: bo
     order.after_run = child.runs if life is None or _ending(supervisor, child, life) else child.runs - 1
     if child.stopping:
         child.again = child.again or child.goal_cause
-    if life is not None and isinstance(child, JobNode) and child.spec.scheduled:
+    if life is not None and child.schedule is not None:
         child.answer(("start",), True, "its schedule runs")
     elif life is not None and not _ending(supervisor, child, life) and child.whole:
         child.answer(("start",), True, "already running" + (f", pid {child.row.pid}" if child.row.pid else ""))
@@ -99,9 +101,13 @@ def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = Fal
     child.set_goal(Goal.DOWN, _said("stopped", order), order.by)
     child.again = None
     child.restarting = None
-    if isinstance(child, JobNode):
-        child.requested = False
-    elif child.life is not None and isinstance(child, SupervisorNode):
+    child.requested = False
+    if child.schedule is not None:
+        child.schedule.disarm()
+        child.schedule.forget()
+    if child.life is not None:
+        child.life.requested = False
+    if child.life is not None and isinstance(child, SupervisorNode):
         child.turn_down(f"overtaken: {child.goal_cause}", own=False)  # also where it was closing already
     if child.life is None:
         child.turn_down(f"{child.name} is stopped: {child.goal_cause}")
@@ -125,8 +131,7 @@ def _restart(supervisor: SupervisorNode, child: Node, order: Order, at_once: boo
         child.again = cause
     elif child.life is not None:
         child.renew(cause)
-    if isinstance(child, JobNode) and child.spec.scheduled:
-        child.disarm()
+    child.disarm()
 
 
 def _reload(supervisor: SupervisorNode, child: Node, order: Order) -> None:
@@ -160,10 +165,15 @@ def _each(group: WorkersNode, do: Callable[[Node], tuple[bool, str]]) -> tuple[b
 
 
 def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
+    if isinstance(child, WorkersNode):
+        _run_beside(supervisor, child, order)
+        return
     assert isinstance(child, JobNode)
-    if child.life is not None:
+    if child.life is not None and child.spec.overlap == "skip":
         order.resolve(False, f'{child.life.run.id} is in hand, and overlap is "skip"')
         return
+    if child.schedule is not None and child.spec.overlap == "replace":
+        child.schedule.replace(_said("another run was asked for", order))
     child.overtake(order)
     order.after_run = child.runs
     child.revive()
@@ -173,23 +183,43 @@ def _run_now(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     supervisor.hasten_self()
 
 
+def _run_beside(supervisor: SupervisorNode, group: WorkersNode, order: Order) -> None:
+    """A run on a worker that is free, beside those in hand; also where the schedule itself is down."""
+    worker = group.free
+    if worker is None or group.stopping:
+        order.resolve(False, f"{group.name} is stopping" if group.stopping else f'{group.busy}, and overlap is "parallel"')
+        return
+    order.after_run = worker.runs
+    worker.overtake(order)
+    group.give_run(worker)
+    if group.life is None:
+        group.revive()
+        group.requested = True
+    supervisor.hasten_self()
+
+
 def _pause(supervisor: SupervisorNode, child: Node, order: Order) -> None:
-    assert isinstance(child, JobNode)
     child.paused = True
-    goes_on = child.life is not None and child.life.asked is None
+    if child.schedule is not None:
+        child.schedule.pause()
+    _look_again(child)
+    goes_on = isinstance(child, JobNode) and child.life is not None and child.life.asked is None
     order.resolve(True, "paused" + (f"; {child.row.run} goes on" if goes_on else ""))
 
 
 def _resume(supervisor: SupervisorNode, child: Node, order: Order) -> None:
-    assert isinstance(child, JobNode)
-    if child.paused and child.anchor is not None:
-        supervisor.move_tick(child, trio.current_time())
+    if child.paused and child.schedule is not None:
+        child.schedule.resume()
     child.paused = False
+    _look_again(child)
     order.resolve(True, "resumed")
 
 
 def _cancel(supervisor: SupervisorNode, child: Node, order: Order, run: str | None = None) -> None:
     life = child.life
+    if isinstance(child, WorkersNode):
+        _cancel_each(child, order, run)
+        return
     if life is None or run not in (None, life.run.id):
         order.resolve(False, "no run in hand" if run is None else f"{run} is not in hand")
         return
@@ -198,6 +228,20 @@ def _cancel(supervisor: SupervisorNode, child: Node, order: Order, run: str | No
         return
     child.overtake(order)
     supervisor.ask(child, life, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
+
+
+def _cancel_each(group: WorkersNode, order: Order, run: str | None) -> None:
+    if run is not None or not group.in_hand:
+        order.resolve(False, "no run in hand" if run is None else f"{run} is not in hand: the runs are those of its workers")
+        return
+    group.overtake(order)
+    group.cancel_runs(order, Ask(_said("cancelled", order), Outcome(reason="cancelled", failed=False)))
+
+
+def _look_again(child: Node) -> None:
+    """Have a job whose runs may overlap say what has changed."""
+    if isinstance(child, WorkersNode):
+        child.post(child.touch_all)
 
 
 def _scale(supervisor: SupervisorNode, child: Node, order: Order, workers: int) -> None:

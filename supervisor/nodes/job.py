@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 from msgspec import structs
 
 from supervisor import events, restart
-from supervisor.config.shapes import duration
-from supervisor.errors import InternalError, RunFailed, SpawnFailed
+from supervisor.errors import RunFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.kinds.job import for_worker
+from supervisor.nodes.fence import stopped_at_fence
 from supervisor.nodes.node import Hold, Node
+from supervisor.nodes.schedule import Due, Schedule, same_times
 from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
-from supervisor.state import Goal, State, Why
+from supervisor.state import Goal, State
 
 if TYPE_CHECKING:
     from supervisor.nodes.workers import WorkersNode
     from supervisor.tree import Supervisor
 
-log = structlog.get_logger("supervisor")
-
-PASSING = (trio.Cancelled, KeyboardInterrupt, InternalError)
-"""What no boundary round foreign code may stop."""
-
 
 class JobNode(Node):
     """A job."""
 
-    __slots__ = ("_failures", "_kind", "_probe_thread", "anchor", "next_tick", "paused", "requested")
+    __slots__ = ("_failures", "_kind", "_probe_thread", "due")
 
     spec: JobSpec
 
     def __init__(self, tree: Supervisor, name: str, spec: JobSpec, goal: Goal) -> None:
         super().__init__(tree, name, spec, goal)
         self.spec = self.adapted(spec)
-        self.paused = False
-        self.requested = False
-        self.anchor: float | None = None
-        self.next_tick: float | None = None
+        self.due: Due | None = None
+        """The tick that the run is for that was asked for."""
+        self.schedule = Schedule(self) if self.spec.scheduled else None
         self._failures: restart.Window | None = None
         self._kind: str | None = None
         self._probe_thread: trio.CapacityLimiter | None = None
@@ -68,7 +61,12 @@ class JobNode(Node):
 
     @property
     def killable(self) -> bool:  # type: ignore[override]
-        return KINDS[self.kind].killable
+        now = self.life.run.kind if self.life is not None else None
+        return KINDS[now or self.kind].killable
+
+    @property
+    def takes(self) -> str | None:  # type: ignore[override]
+        return KINDS[self.kind].takes
 
     @property
     def restart_type(self) -> RestartType:
@@ -88,8 +86,8 @@ class JobNode(Node):
 
     @property
     def satisfied(self) -> bool:
-        if self.spec.scheduled:
-            return self.next_tick is not None and not self.paused
+        if self.schedule is not None:
+            return self.schedule.armed and not self.paused
         if self.spec.once:
             return self.succeeded
         return self.life is not None and self.life.ready_at is not None and self.life.asked is None
@@ -99,6 +97,11 @@ class JobNode(Node):
         return self.goal is Goal.UP and self.spec.start == "auto"
 
     @property
+    def busy(self) -> str:
+        """Why another run cannot begin now; empty where it can."""
+        return f"{self.life.run.id} is still running" if self.life is not None else ""
+
+    @property
     def in_hand(self) -> bool:
         """Whether it has a run that is to come to an end by itself."""
         return self.life is not None and not self.spec.service
@@ -106,6 +109,10 @@ class JobNode(Node):
     async def body(self, run: Run) -> Outcome:
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
+            if self.spec.policies:
+                from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
+
+                return await Attempts(self, run).run()
             return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
         except BaseException as error:
             return stopped_at_fence(run, error)
@@ -117,7 +124,8 @@ class JobNode(Node):
         spec = for_worker(spec, number or 0)
         if number is None:
             return spec
-        return structs.replace(spec, after=(), give_up=None, essential=False, significant=False, start="auto")
+        spec = structs.replace(spec, after=(), give_up=None, essential=False, significant=False, start="auto")
+        return spec.one_run() if spec.scheduled else spec
 
     def become_worker(self, group: WorkersNode) -> None:
         """Go on, under the name of a worker, as a child of the group that has taken its place."""
@@ -141,8 +149,9 @@ class JobNode(Node):
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
         self._kind = None
-        if old.every != self.spec.every:
+        if not same_times(old, self.spec):
             self.disarm()
+            self.schedule = (self.schedule or Schedule(self)) if self.spec.scheduled else None
         if old.start != self.spec.start:
             self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
 
@@ -152,95 +161,20 @@ class JobNode(Node):
 
     # schedule
 
-    def arm(self, now: float) -> None:
-        """Begin the schedule here: the ticks are whole intervals from now, the first one now with `run_on_start`."""
-        assert self.spec.every is not None
-        self.anchor = now
-        self.next_tick = now if self.spec.run_on_start else now + self.spec.every
+    def wake_at(self, moment: float) -> None:
+        """Have its schedule looked at then."""
+        if self.parent is not None:
+            self.parent.remind(self, moment)
 
-    @property
-    def rhythm(self) -> str:
-        """The schedule in words."""
-        return f"runs every {duration(self.spec.every or 0)}"
-
-    def disarm(self) -> None:
-        """No more ticks."""
-        self.anchor = self.next_tick = None
-
-    def advance(self, now: float) -> None:
-        """Go on to the first tick after now, in step with the anchor."""
-        assert self.anchor is not None and self.spec.every is not None
-        passed = math.floor((now - self.anchor) / self.spec.every)
-        self.next_tick = self.anchor + (passed + 1) * self.spec.every
-        if self.next_tick <= now:  # the division was rounded down
-            self.next_tick = self.anchor + (passed + 2) * self.spec.every
+    def take_due(self) -> Due | None:
+        """The tick that the run is for that begins now; None where it is for none."""
+        due, self.due = self.due, None
+        return due if self.schedule is None else self.schedule.begin()
 
     def hold_of_its_own(self, now: float) -> Hold | None:
-        if self.requested or not self.spec.scheduled:
-            return None
-        if self.next_tick is None:
-            self.arm(now)
-        assert self.next_tick is not None
-        if now < self.next_tick:
-            return Hold(self.rhythm, Why.SCHEDULED, self.next_tick)
-        return None
+        return None if self.requested or self.schedule is None else self.schedule.hold()
 
 
 def gave_up(limit: GiveUp, reason: str) -> str:
     """What there is to say when a failure was one too many."""
     return f"{limit.failures} failures within {limit.within:g} s, the last: {reason}"
-
-
-def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
-    """The run boundary: an exception of foreign code becomes an outcome. Cancellation and Ctrl-C are raised again."""
-    passing, own = split_foreign(error)
-    if own is None:
-        raise error
-    run.outcome = _failure(run, own)
-    if passing is not None:
-        raise passing from None
-    return run.outcome
-
-
-def split_foreign(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """What must pass through a boundary round foreign code, and what stops at it.
-
-    A Cancelled passes where the run is being cancelled. Elsewhere it was kept from another time: an error like any other.
-    """
-    cancelled = trio.current_effective_deadline() == -math.inf
-    passing = PASSING if cancelled else tuple(kind for kind in PASSING if kind is not trio.Cancelled)
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(passing)
-    return (error, None) if isinstance(error, passing) else (None, error)
-
-
-def _failure(run: Run, error: BaseException) -> Outcome:
-    """The outcome of a run that raised. Its traceback goes to the log, once; expected failures have none to show."""
-    error = _unwrapped(error)
-    raised = error.__cause__ if isinstance(error, RunFailed) else error
-    if raised is not None and not isinstance(error, SpawnFailed):
-        log.error("job raised", job=run.job, run=run.id, exc_info=raised)
-    return Outcome(reason=in_one_line(error), failed=True)
-
-
-def in_one_line(error: BaseException) -> str:
-    """An exception of foreign code as a reason."""
-    error = _unwrapped(error)
-    if isinstance(error, RunFailed):
-        return str(error)
-    first_line = _text(error).partition("\n")[0][:200]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-
-
-def _unwrapped(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
-def _text(error: BaseException) -> str:
-    """What an exception of foreign code says; its `__str__` is foreign code too, and may give what is no UTF-8."""
-    try:
-        return str(error).encode("utf-8", "backslashreplace").decode()
-    except Exception as worse:
-        return f"its text cannot be had: {type(worse).__name__}"

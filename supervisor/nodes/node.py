@@ -15,11 +15,15 @@ from supervisor.state import Answer, Goal, JobStatus, State, Why
 
 if TYPE_CHECKING:
     from supervisor.nodes.attendance import Attendance
+    from supervisor.nodes.schedule import Due, Schedule
     from supervisor.nodes.supervisor import SupervisorNode
     from supervisor.tree import Supervisor
 
 STARTS = ("start", "restart", "reload", "run-now", "scale")
 """What asks for a new run, or for a run to be there."""
+
+STUCK_AFTER = 5.0
+"""Seconds after a kill at which what is still there is called stuck."""
 
 
 class Order:
@@ -58,26 +62,34 @@ class Ask(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """Why a child does not run although nothing of it is alive; `until` is on Trio's clock. `rest`: nor will it by itself."""
+    """Why a child does not run although nothing of it is alive; `until` is on Trio's clock. `rest`: nor will it by itself.
+
+    `next_at` is for people, where it is a moment of the wall clock.
+    """
 
     cause: str
     why: Why = Why.PLAIN
     until: float | None = None
     rest: bool = False
+    next_at: str | None = None
 
 
 class Life:
     """One run of a child, from start to gone."""
 
     __slots__ = (
-        "asked", "asked_at", "attended", "began", "gone", "killed_after", "number", "old_at", "over", "probed", "ready_at",
-        "run", "rung_due", "scope", "starting",
+        "asked", "asked_at", "attended", "began", "due", "gone", "killed_after", "number", "old_at", "over", "probed",
+        "ready_at", "requested", "run", "rung_due", "scope", "starting",
     )  # fmt: skip
 
     def __init__(self, run: Run, number: int) -> None:
         self.run = run
         self.number = number
         self.asked: Ask | None = None
+        self.requested = False
+        """Whether an operator asked for this one run: it does not end because its job is down."""
+        self.due: Due | None = None
+        """The tick of a schedule that it is made for."""
         self.ready_at: float | None = None
         self.gone = trio.Event()
         self.began = trio.current_time()
@@ -106,10 +118,12 @@ class Node:
     # A thousand children are common: slots halve what a node weighs.
     __slots__ = (
         "again", "delays", "due_at", "finished", "goal", "goal_cause", "hastened", "hold", "life", "moving_to", "name", "noted",
-        "orders", "parent", "removing", "restarting", "runs", "spec", "succeeded", "tree",
+        "orders", "parent", "paused", "removing", "requested", "restarting", "runs", "schedule", "spec", "succeeded", "tree",
     )  # fmt: skip
 
     killable = True
+    takes: str | None = None
+    """What each of its runs needs one of: a thread, a process. None where that is never limited."""
     one_off = False
     """Whether no configuration names it: it leaves at its end."""
 
@@ -119,6 +133,10 @@ class Node:
         self.spec = spec
         self.parent: SupervisorNode | None = None
         self.goal = goal
+        self.schedule: Schedule | None = None
+        self.paused = False
+        self.requested = False
+        """Whether an operator asked for a run that has not begun yet."""
         self.goal_cause = "starts with its supervisor" if goal is Goal.UP else "starts when told to"
         self.life: Life | None = None
         self.runs = 0
@@ -234,6 +252,11 @@ class Node:
         """Record that something happened to it."""
         self.tree.journal.emit(kind, name=self.name, **fields)
 
+    def disarm(self) -> None:
+        """No more ticks of its schedule."""
+        if self.schedule is not None:
+            self.schedule.disarm()
+
     def set_goal(self, goal: Goal, cause: str, by: str | None) -> None:
         """Want it up or down from now on."""
         self.goal_cause = cause
@@ -298,7 +321,7 @@ class Node:
 
     def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
         """See `Reporter`."""
-        self.emit(events.Stuck, run=run.id, cause=cause, pids=pids)
+        self.emit(events.Stuck, run=run.id, cause=cause, pids=pids, followed=run.followed)
         self.tree.stuck = True
         self.tree.look_whether_only_stuck()
 

@@ -14,17 +14,17 @@ from supervisor import events, restart
 from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.kinds.context import does_not_end
 from supervisor.nodes import attendance
 from supervisor.nodes.job import JobNode
-from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
+from supervisor.nodes.node import STARTS, STUCK_AFTER, Ask, Hold, Life, Node
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
+from supervisor.wall import written
 
 if TYPE_CHECKING:
+    from supervisor.nodes.schedule import Schedule
     from supervisor.tree import Supervisor
-
-STUCK_AFTER = 5.0
-"""Seconds after a kill at which what is still there is called stuck."""
 
 NEVER_READY = -1.0
 
@@ -265,17 +265,20 @@ class SupervisorNode(Node):
             if child is None:
                 self.touch_all()
             elif child.parent is self:
-                self._skip_tick(child, now)
+                if child.schedule is not None:
+                    child.schedule.look()
                 self._replace_old(child, now)
                 self.touch(child)
 
-    def _skip_tick(self, child: Node, now: float) -> None:
-        """A tick while a run is in hand makes no run (`overlap = "skip"`), and says so."""
-        if not isinstance(child, JobNode) or child.life is None or child.paused:
-            return
-        if child.next_tick is not None and child.next_tick <= now:
-            child.emit(events.Skipped, cause=f"{child.life.run.id} is still running")
-            self.move_tick(child, now)
+    def remind(self, child: Node, when: float) -> None:
+        """Have the schedule of a child looked at then."""
+        self._at(when, child)
+
+    def look(self, child: Node) -> None:
+        """A tick of a child's schedule may have come."""
+        if child.schedule is not None:
+            child.schedule.look()
+            self.touch(child)
 
     def _set_age(self, child: JobNode, life: Life) -> None:
         """Say when a run is to be replaced, and be there. Those that began together do not go together."""
@@ -290,11 +293,6 @@ class SupervisorNode(Node):
         if child.life is not None and child.life.old_at <= now:
             assert isinstance(child, JobNode) and child.spec.recycle is not None
             self.tree.order("restart", [child.name], cause=f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
-
-    def move_tick(self, child: JobNode, now: float) -> None:
-        child.advance(now)
-        if child.next_tick is not None:
-            self._at(child.next_tick, child)
 
     # ---- settling: what should this child be doing? ----
 
@@ -334,7 +332,7 @@ class SupervisorNode(Node):
             return Ask(f"moves to {child.moving_to.name or 'the root'}")
         if child.again is not None:
             return Ask(child.again)
-        if child.goal is Goal.DOWN and not (isinstance(child, JobNode) and child.requested):
+        if child.goal is Goal.DOWN and not (child.life is not None and child.life.requested):
             return Ask(child.goal_cause)
         if self.closing is not None and self.precedence.may_stop(child.name, self.alive):
             return Ask(self.closing.cause)
@@ -351,13 +349,17 @@ class SupervisorNode(Node):
 
     def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
         """Why it should not start now; None when it should."""
+        hold = self._reason_of_its_own(child, now)
+        return self.tree.rooms.hold(child, hold) if self.tree.rooms else hold
+
+    def _reason_of_its_own(self, child: Node, now: float) -> Hold | None:
         if self.closing is not None:
             return Hold(self.closing.cause, rest=True)
         if self.tree.ending:
             return Hold(self.tree.ending, rest=True)
-        if (child.goal is Goal.DOWN or child.finished) and not (isinstance(child, JobNode) and child.requested):
+        if (child.goal is Goal.DOWN or child.finished) and not child.requested:
             return Hold(child.goal_cause, rest=True)
-        if isinstance(child, JobNode) and child.paused and not child.requested:
+        if child.paused and not child.requested and not isinstance(child, SupervisorNode):
             return Hold("paused", Why.PAUSED)
         if self.group is not None and child.name in self.group.affected:
             return Hold(self.group.cause, Why.BACKOFF, self.group.until)
@@ -381,8 +383,7 @@ class SupervisorNode(Node):
         """Leave it where it is, and say why where that is news. Who waits for a start that does not come is told."""
         if hold.rest:
             child.hold = None
-            if isinstance(child, JobNode):
-                child.disarm()
+            child.disarm()
             if child.row.state is State.WAITING:
                 child.emit(events.Stopped, cause=hold.cause)
             if self.closing is None or self.tree.ending or self.down() is not None:
@@ -392,9 +393,9 @@ class SupervisorNode(Node):
             child.hold = hold
             if hold.until is not None:
                 self._at(hold.until, child)
-            child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=self.tree.wall_time(hold.until))
+            child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=hold.next_at or self.tree.wall_time(hold.until))
         if child.orders and hold.why in (Why.PAUSED, Why.SCHEDULED):
-            if isinstance(child, JobNode) and child.spec.scheduled:
+            if child.schedule is not None:
                 paused = "its schedule is paused: use resume" if child.paused else ""
                 child.answer(("start",), True, paused or "its schedule runs")
                 child.answer(("restart", "reload"), True, paused or "its schedule begins anew")
@@ -405,30 +406,31 @@ class SupervisorNode(Node):
 
     def _start(self, child: Node, now: float) -> None:
         assert self._nursery is not None
-        cause = self._start_cause(child)
-        if isinstance(child, JobNode):
-            child.requested = child.requested and child.goal is Goal.DOWN
-            if child.next_tick is not None and child.next_tick <= now:
-                self.move_tick(child, now)
         child.runs += 1
         life = child.life = Life(Run(child.name, child.runs, child, self.tree.abandoned), child.runs)
+        life.requested, child.requested = child.requested, False
         if isinstance(child, JobNode):
+            life.due = child.take_due()
+            life.run.scheduled_at = None if life.due is None else life.due.at
             attendance.begin(self, self._nursery, child, life)
             self._set_age(child, life)
-        child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None)
+        for_at = None if life.due is None else written(life.due.at)
+        cause = self._start_cause(child, life)
+        child.emit(events.Starting, run=life.run.id, cause=cause, restart=child.restarting is not None, for_at=for_at)
         child.due_at = child.hold = None
         child.hastened = False
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
+        self.tree.rooms.enter(child)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
 
-    def _start_cause(self, child: Node) -> str:
-        if isinstance(child, JobNode) and child.requested:
+    def _start_cause(self, child: Node, life: Life) -> str:
+        if life.due is not None:
+            return life.due.cause
+        if life.requested:
             return "a run was asked for"
-        if child.restarting:
-            return f"restart: {child.restarting}"
-        return child.rhythm if isinstance(child, JobNode) and child.spec.scheduled else child.goal_cause
+        return f"restart: {child.restarting}" if child.restarting else child.goal_cause
 
     async def _live(self, child: Node, life: Life) -> None:
         """One run of a child, from start to gone."""
@@ -461,6 +463,11 @@ class SupervisorNode(Node):
             child.emit(events.Unready, run=life.run.id, cause=cause)
             self._note(child)
 
+    def on_scheduled(self, child: Node, life: Life, cause: str, why: Why, next_at: str | None) -> None:
+        """A job whose runs may overlap has one more or less in hand, or another next one."""
+        if child.life is life and not child.stopping:
+            child.emit(events.Scheduled, cause=cause, why=why, next_at=next_at)
+
     def on_not_ready(self, child: JobNode, life: Life, reason: str) -> None:
         """A run has not become ready in time, or never will."""
         if child.life is life and life.asked is None and life.ready_at is None:
@@ -471,32 +478,41 @@ class SupervisorNode(Node):
         life.gone.set()
         child.life = None
         self.alive.discard(child.name)
+        self.tree.rooms.leave(child)
         verdict = life.asked.verdict if life.asked else None
         outcome = outcome if verdict is None else replace(verdict, spent=outcome.spent, output=outcome.output)
         judged = life.asked is None or (verdict is not None and verdict.failed)
-        failure, why = restart.judge(child.restart_type, outcome.failed) if judged else (False, Why.PLAIN)
+        no_failure = (False, Why.PLAIN if verdict is None else Why.CANCELLED)
+        failure, why = restart.judge(child.restart_type, outcome.failed) if judged else no_failure
         self._record_end(child, life, outcome, failure, why)
         child.over(outcome)
         again, child.again = child.again, None
-        if isinstance(child, JobNode):
-            child.requested = False
+        if (schedule := self._schedule_of(child)) is not None:
+            asked = life.asked is not None and life.asked.why is not Why.DRAINING
+            cut_short = bool(self.tree.ending) and (asked or life.killed_after is not None)
+            schedule.ended(life.due, outcome.reason if failure else None, cut_short)
         if again is not None:
             pass  # whatever it ended as: an operator has decided already
         elif judged:
             now = trio.current_time()
             self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
-        elif verdict is not None and not (isinstance(child, JobNode) and child.spec.scheduled):
+        elif verdict is not None and child.schedule is None:
             child.finished = True  # cancelled: no failure, and not tried again
         self.tree.look_whether_only_stuck()
         self.touch(child)
         if self.precedence.orders and (self.closing is not None or self.group is not None or child.removing):
             self.touch_all()
 
+    def _schedule_of(self, child: Node) -> Schedule | None:
+        """The schedule that the runs of a child are made for."""
+        return child.schedule
+
     def _record_end(self, child: Node, life: Life, outcome: Outcome, failure: bool, why: Why) -> None:
         exit_ = Exit(reason=outcome.reason, at=events.wall_now(), code=outcome.code, signal=outcome.signal)
         cause = life.asked.cause if life.asked else outcome.reason
         child.emit(
             events.Ended, run=life.run.id, exit=exit_, failed=failure, cause=cause, why=why,
+            duration=round(trio.current_time() - life.began, 6), attempts=life.run.attempt,
             spent=outcome.spent, output=outcome.output,
         )  # fmt: skip
         killed = _killed(life.killed_after)
@@ -511,7 +527,7 @@ class SupervisorNode(Node):
 
     def _decide(self, child: Node, outcome: Outcome, failure: bool, ready_for: float, now: float) -> None:
         """What follows from an end that nobody asked for."""
-        if isinstance(child, JobNode) and child.spec.scheduled:
+        if child.schedule is not None:
             return
         if not restart.restarts(child.restart_type, failure):
             child.finished = True
@@ -656,7 +672,9 @@ class SupervisorNode(Node):
         if life.killed_after is None:
             self._kill_run(child, life, now)
         elif child.row.word != Why.STUCK.value:
-            life.run.stuck(f"still there {STUCK_AFTER:g} s after it was killed")
+            life.run.stuck(
+                does_not_end(life.run) if child.takes == "thread" else f"still there {STUCK_AFTER:g} s after it was killed"
+            )
 
     def _kill_run(self, child: Node, life: Life, now: float) -> None:
         assert life.asked is not None
@@ -664,7 +682,7 @@ class SupervisorNode(Node):
         life.killed_after = now - life.asked_at
         self.tree.was_late(child.name)
         if not child.killable:
-            life.run.stuck(f"thread {life.run.id} does not end, and a thread cannot be killed")
+            life.run.stuck(does_not_end(life.run))
             return
         child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
         life.scope.cancel(reason=life.asked.cause)
@@ -828,6 +846,7 @@ class SupervisorNode(Node):
         child.due_at = child.restarting = child.hold = None
         self._pending.discard(child.name)
         self._dirty.pop(child.name, None)
+        self.tree.rooms.leave(child)
         target, child.moving_to = child.moving_to, None
         if target is not None and child.removing is None:
             child.emit(events.Changed, kind=child.kind, supervisor=target.name or None, description=child.description)
@@ -845,8 +864,8 @@ def moments(child: Node) -> Iterator[float | None]:
     yield child.hold and child.hold.until
     yield None if child.life is None else child.life.rung_due
     yield None if child.life is None else child.life.old_at
-    if isinstance(child, JobNode):
-        yield child.next_tick
+    if child.schedule is not None:
+        yield child.schedule.wakes_at
 
 
 def _killed(after: float | None) -> str:

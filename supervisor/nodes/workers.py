@@ -3,6 +3,8 @@
 A job that runs once is a plain `JobNode`, and pays for none of this. One with several `workers` is a group that has the
 job's name, goal and row; its children `NAME:0`, `NAME:1` and so on are plain jobs again. To those above, the group is the
 job: what `give_up`, `essential` and `significant` say is said of it, and the failures of its workers stay in it.
+
+With `overlap = "parallel"` the workers of a schedule are down until they are given a tick: each makes one run of it.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from supervisor import events
 from supervisor.errors import RestartIntensityExceeded
 from supervisor.kinds import JobSpec, Outcome, Run
 from supervisor.nodes.job import JobNode, gave_up
-from supervisor.nodes.node import Life, Node, Order
+from supervisor.nodes.node import Ask, Life, Node, Order
+from supervisor.nodes.schedule import Due, Schedule, same_times
 from supervisor.nodes.supervisor import SupervisorNode, moments
 from supervisor.spec import ChildSpec, RestartType, SupervisorSpec, split_name
-from supervisor.state import Goal
+from supervisor.state import Goal, Why
 
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
@@ -54,6 +57,9 @@ class WorkersNode(SupervisorNode):
         self._awaited: set[str] = set()
         """Workers that a `scale` has added and that are not ready yet."""
         self._told = ""
+        self.schedule = Schedule(self) if spec.scheduled else None
+        self._shown: tuple[object, ...] = ()
+        self._cancelled: list[Life] = []
 
     # what a job is to its supervisor
 
@@ -93,6 +99,8 @@ class WorkersNode(SupervisorNode):
 
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
+        if self.schedule is not None and not same_times(old, self.spec):
+            self.schedule.disarm()
         self._template = JobNode(self.tree, f"{self.name}:0", self.spec, Goal.UP)
         if old.start != self.spec.start:
             self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
@@ -118,7 +126,7 @@ class WorkersNode(SupervisorNode):
                 child = self._add(at)
             elif child.removing:  # on its way out: it is called back
                 child.removing = None
-                child.set_goal(Goal.UP, f"scaled to {wanted}", None)
+                child.set_goal(self._goal, f"scaled to {wanted}", None)
             else:
                 continue
             added.add(child.name)
@@ -130,8 +138,13 @@ class WorkersNode(SupervisorNode):
         self.post(self.touch_all)
         return added
 
+    @property
+    def _goal(self) -> Goal:
+        """What is wanted of a worker: by a schedule, that it waits for a run."""
+        return Goal.UP if self.schedule is None else Goal.DOWN
+
     def _add(self, at: int) -> Node:
-        worker = JobNode(self.tree, f"{self.name}:{at}", self.spec, Goal.UP)
+        worker = JobNode(self.tree, f"{self.name}:{at}", self.spec, self._goal)
         self.tree.add(worker, self.name)
         self.adopt(worker)
         return worker
@@ -173,6 +186,8 @@ class WorkersNode(SupervisorNode):
 
     def want_all_up(self, cause: str, by: str | None) -> None:
         """An operator wants all of them up, also those that were stopped alone."""
+        if self.schedule is not None:
+            return
         for worker in self.workers:
             worker.want_up(cause, by)
             self._note(worker)
@@ -200,7 +215,7 @@ class WorkersNode(SupervisorNode):
 
     def renew(self, cause: str) -> None:
         """Renew the workers one at a time, the next when the last is ready. Those that are down come up at once."""
-        if self.stopping or self.closing is not None:
+        if self.stopping or self.closing is not None or self.schedule is not None:
             super().renew(cause)
             return
         for worker in self.workers:
@@ -220,7 +235,10 @@ class WorkersNode(SupervisorNode):
         if self.closing is None:
             self._roll_on()
             self._look_whether_scaled()
-            self._look_whether_completed()
+            if self.schedule is None:
+                self._look_whether_completed()
+            else:
+                self._follow(self.schedule)
         return bool(self._dirty)
 
     def _roll_on(self) -> None:
@@ -287,6 +305,8 @@ class WorkersNode(SupervisorNode):
 
     @property
     def summary(self) -> str:
+        if self.schedule is not None:
+            return self.schedule.rhythm
         ready = sum(worker.satisfied for worker in self.workers)
         if self.wanted == 1:
             return "its one worker is ready" if ready else "its one worker is not ready"
@@ -295,11 +315,92 @@ class WorkersNode(SupervisorNode):
         return f"{ready} of {self.wanted} workers are ready"
 
     def _announce(self) -> None:
+        if self.schedule is not None:
+            super()._announce()
+            return
         since, told = self._ready_since, self._told
         self._told = self.summary
         super()._announce()
         if self._ready_since is since and self._told != told and self.closing is None:
             self._tell()
+
+    # the runs of a schedule that may overlap
+
+    @property
+    def in_hand(self) -> list[Node]:
+        """The workers that have a run."""
+        return [worker for worker in self.workers if worker.life is not None]
+
+    @property
+    def free(self) -> JobNode | None:
+        """A worker that can be given a run; None where all are busy."""
+        given = (worker for worker in self.workers if isinstance(worker, JobNode))
+        return next((worker for worker in given if worker.life is None and not worker.requested), None)
+
+    @property
+    def busy(self) -> str:
+        """Why another run cannot begin now; empty where it can."""
+        return "" if self.free is not None else f"all of {plural(self.wanted)} have a run in hand"
+
+    def wake_at(self, moment: float) -> None:
+        """Have the schedule looked at then."""
+        self._at(moment, None)
+
+    def look_at_clock(self) -> None:
+        """A tick may have come."""
+        if self.schedule is not None:
+            self.schedule.look()
+
+    def _fire_timers(self) -> None:
+        super()._fire_timers()
+        self.look_at_clock()
+
+    def _end(self) -> None:
+        self.disarm()
+        super()._end()
+
+    def _schedule_of(self, child: Node) -> Schedule | None:
+        return self.schedule
+
+    def _follow(self, schedule: Schedule) -> None:
+        """Give the ticks that wait to workers that are free."""
+        if self.goal is Goal.UP and not schedule.armed:
+            schedule.arm()
+        while schedule.waiting and (worker := self.free) is not None:
+            self.give_run(worker, schedule.begin())
+        self._look_whether_cancelled()
+        if self.goal is Goal.UP:
+            self._show(schedule)
+        elif not any(worker.requested or worker.life is not None for worker in self.workers):
+            self._close_by_itself(Outcome(reason="completed", failed=False))  # what was asked for has run
+
+    def give_run(self, worker: JobNode, due: Due | None = None) -> None:
+        """Have a worker make one run, for a tick or because somebody asked for it."""
+        worker.revive()
+        worker.due, worker.requested = due, True
+        self.post(self.touch, worker)
+
+    def cancel_runs(self, order: Order, ask: Ask) -> None:
+        """End all runs in hand. Others than those the order does not wait for."""
+        self._cancelled = [worker.life for worker in self.in_hand if worker.life is not None]
+        for worker in self.in_hand:
+            self.post(self.ask, worker, worker.life, ask)
+        self.orders.append(order)
+
+    def _look_whether_cancelled(self) -> None:
+        if self._cancelled and all(life.gone.is_set() for life in self._cancelled):
+            self.answer(("cancel",), True, f"{', '.join(life.run.id for life in self._cancelled)}: cancelled")
+            self._cancelled = []
+
+    def _show(self, schedule: Schedule) -> None:
+        """Say how many runs are in hand, and when the next is due, where that is news."""
+        runs = len(self.in_hand)
+        why = Why.PAUSED if self.paused else Why.PLAIN if runs else Why.SCHEDULED
+        cause = "paused" if self.paused else schedule.summary
+        shown = (why, f"{cause}; {runs} of {self.wanted} runs in hand", schedule.tick, self._ready_since)
+        if shown != self._shown and self.parent is not None and self.life is not None:
+            self._shown = shown
+            self.parent.post(self.parent.on_scheduled, self, self.life, shown[1], why, schedule.next_at)
 
 
 def scale(child: Node, wanted: int) -> WorkersNode:

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from supervisor.policies.spec import Breaker, Bulkhead, LimitSpec, RateLimit, Retry
+from supervisor.policies.spec import BreakerSpec, BulkheadSpec, LimitSpec, RateSpec, RetrySpec
 
 ORDER = ("fallback", "deadline", "retry", "breaker", "rate", "bulkhead", "timeout")
 """The fixed order. Retry outside the breaker: each attempt is judged. Rate and bulkhead inside retry: a place is not held
 while backing off."""
 
-__all__ = ["ORDER", "Breaker", "Bulkhead", "LimitSpec", "RateLimit", "Retry"]
+__all__ = ["ORDER", "BreakerSpec", "BulkheadSpec", "LimitSpec", "RateSpec", "RetrySpec"]

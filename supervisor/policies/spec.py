@@ -9,8 +9,12 @@ from msgspec import Meta
 from supervisor.spec import Rate, Seconds, Spec
 
 
-class Retry(Spec, frozen=True, kw_only=True):
-    """Another attempt after a failed one: after `initial * factor ** n` seconds, at most `max`, each cut by `jitter`."""
+class RetrySpec(Spec, frozen=True, kw_only=True):
+    """Another attempt after a failed one: after `initial * factor ** n` seconds, at most `max`, each cut by `jitter`.
+
+    A failure that says when to come back (`retry_after`) is answered then. It is the usual truncated exponential backoff;
+    full and equal jitter are those of "Exponential Backoff And Jitter" in the AWS Architecture Blog.
+    """
 
     attempts: Annotated[int, Meta(ge=1, description="how many attempts in all, the first one included")] = 5
     initial: Annotated[Seconds, Meta(description="wait before the second attempt")] = Seconds(1)
@@ -37,7 +41,7 @@ class Retry(Spec, frozen=True, kw_only=True):
     ] = ()
 
 
-class Breaker(Spec, frozen=True, kw_only=True):
+class BreakerSpec(Spec, frozen=True, kw_only=True):
     """A circuit breaker: after so many failures nothing is tried for a while, then one attempt at a time."""
 
     failures: Annotated[int, Meta(ge=1, description="so many failures open it")] = 5
@@ -48,7 +52,7 @@ class Breaker(Spec, frozen=True, kw_only=True):
     successes: Annotated[int, Meta(ge=1, description="so many trials must succeed in a row to close it")] = 2
 
 
-class RateLimit(Spec, frozen=True, kw_only=True):
+class RateSpec(Spec, frozen=True, kw_only=True):
     """A token bucket: it fills at `rate`, holds `burst`, and each attempt takes one token or waits for one."""
 
     SHORT: ClassVar[str] = "rate"
@@ -61,7 +65,7 @@ class RateLimit(Spec, frozen=True, kw_only=True):
     ] = None
 
 
-class Bulkhead(Spec, frozen=True, kw_only=True):
+class BulkheadSpec(Spec, frozen=True, kw_only=True):
     """Bounded concurrency: so many at the same time; others wait, or are turned away."""
 
     SHORT: ClassVar[str] = "concurrency"
@@ -89,5 +93,5 @@ class LimitSpec(Spec, frozen=True, kw_only=True):
         Seconds | None, Meta(description="how long one may wait for a place or its turn; as long as it takes unless you say")
     ] = None
     breaker: Annotated[
-        Breaker | None, Meta(description="for `breaker`: the failures of all the jobs that name it count together")
+        BreakerSpec | None, Meta(description="for `breaker`: the failures of all the jobs that name it count together")
     ] = None
