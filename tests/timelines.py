@@ -16,6 +16,7 @@ from supervisor.events import Event, Journal
 from supervisor.spec import Seconds
 from supervisor.state import Why
 from supervisor.tree import open_supervisor
+from supervisor.wall import written
 from tests.forest import FakeWall
 from tests.forest import moment as moment_of
 
@@ -27,8 +28,8 @@ async def timeline(file: Path, until: float, commands: list[tuple[float, str, st
     """
     told: list[tuple[float, str, str]] = []
     begin = trio.current_time()
-    journal = Journal()
     wall = FakeWall(moment_of("2026-01-01 00:00") - begin)
+    journal = Journal(now=lambda: written(wall.now()))
 
     runs = set()
 
