@@ -11,6 +11,7 @@ The public names; each is imported when it is first asked for, so that a control
     errors spec state events        the plain base: what can go wrong, what a file can say, what is, what happens
     restart                         who is restarted, when, or who gives up
     atomic store last_runs          files that are written whole; SQLite for what must outlive the daemon
+    concurrency                     what Trio leaves to libraries: join, race, JoinSet, map_concurrent, select, CancelToken
     policies                        the layers round a piece of work: retry, timeout, breaker, limits
     children output probes kinds    what a run is
     config tree                     the file, and the tree that runs it
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
     from typing import Any
 
     from supervisor.atomic import write_atomic
+    from supervisor.concurrency import (
+        CancelToken,
+        Deadline,
+        JoinSet,
+        as_completed,
+        join,
+        map_concurrent,
+        race,
+        select,
+        try_join,
+    )
     from supervisor.config import Config
     from supervisor.control.aclient import AsyncClient
     from supervisor.control.client import Client
@@ -65,15 +77,18 @@ _HOME = {
     "BreakerOpen": "errors",
     "Bulkhead": "policies.bulkhead",
     "BulkheadFull": "errors",
+    "CancelToken": "concurrency",
     "CircuitBreaker": "policies.breaker",
     "Client": "control.client",
     "Config": "config",
     "Context": "kinds.context",
     "ControlError": "errors",
+    "Deadline": "concurrency",
     "DeadlineExceeded": "errors",
     "Goal": "state",
     "JobSpec": "kinds.job",
     "JobStatus": "state",
+    "JoinSet": "concurrency",
     "Phase": "state",
     "RateLimited": "errors",
     "RateLimiter": "policies.rate",
@@ -88,11 +103,17 @@ _HOME = {
     "ThreadContext": "kinds.thread",
     "TimedOut": "errors",
     "Unreachable": "control.wire",
+    "as_completed": "concurrency",
     "deadline": "policies.timing",
     "fallback": "policies.fallback",
+    "join": "concurrency",
+    "map_concurrent": "concurrency",
     "open_supervisor": "tree",
+    "race": "concurrency",
     "retry": "policies.retrying",
+    "select": "concurrency",
     "timeout": "policies.timing",
+    "try_join": "concurrency",
     "write_atomic": "atomic",
 }
 
@@ -103,15 +124,18 @@ __all__ = [
     "BreakerOpen",
     "Bulkhead",
     "BulkheadFull",
+    "CancelToken",
     "CircuitBreaker",
     "Client",
     "Config",
     "Context",
     "ControlError",
+    "Deadline",
     "DeadlineExceeded",
     "Goal",
     "JobSpec",
     "JobStatus",
+    "JoinSet",
     "Phase",
     "RateLimited",
     "RateLimiter",
@@ -126,11 +150,17 @@ __all__ = [
     "ThreadContext",
     "TimedOut",
     "Unreachable",
+    "as_completed",
     "deadline",
     "fallback",
+    "join",
+    "map_concurrent",
     "open_supervisor",
+    "race",
     "retry",
+    "select",
     "timeout",
+    "try_join",
     "write_atomic",
 ]
 

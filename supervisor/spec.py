@@ -92,6 +92,11 @@ class Rate(float):
             return cls(value)
         raise ValueError('expected a rate above 0 such as "100/s", "30/m" or "10/h", or a number of times a second')
 
+    def __str__(self) -> str:
+        """As a file would say it, in the first unit in which it is 1 or more: `30/m`, and not 0.5 a second."""
+        unit = next((unit for unit in "smh" if self * Seconds.parse(f"1{unit}") > 1 - 1e-9), "d")
+        return f"{self * Seconds.parse(f'1{unit}'):.6g}/{unit}"
+
 
 class FileMode(int):
     """Permission bits, written in octal: `"0022"`, or the TOML integer 0o022."""
@@ -282,6 +287,10 @@ class Expanded(str):
         self = super().__new__(cls, value)
         self.shown = shown
         return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """For another process it is a string like any."""
+        return str, (str(self),)
 
 
 def shown(value: str) -> str:

@@ -22,6 +22,7 @@ from supervisor.events import (
     fold,
 )
 from supervisor.kinds import Attempt, Context, Run
+from supervisor.kinds.thread import ThreadContext
 from supervisor.policies import BreakerSpec, RetrySpec
 from supervisor.spec import RestartType, Seconds
 from supervisor.state import State
@@ -263,6 +264,13 @@ async def test_a_stop_between_attempts_ends_the_run_and_no_attempt_follows(autoj
     assert f.times(Starting, "a") == [0.0] and f.times(AttemptStarting, "a") == []
 
 
+async def test_a_stopped_attempt_that_ends_well_has_completed(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": job(slow(3), **ONCE, retry=retrying(), fallback=lasting(1))}) as f:
+        await trio.sleep(5)
+        await f.tree.stop("a")
+        assert end_of(f) == (8.0, "completed")
+
+
 async def test_a_cancel_in_the_middle_of_an_attempt_is_no_failure_and_not_tried_again(autojump_clock, tmp_path):
     async with forest(tmp_path, {"a": job(slow(3), **ONCE, retry=retrying(), breaker=BreakerSpec(failures=1))}) as f:
         await trio.sleep(5)
@@ -344,17 +352,33 @@ async def test_a_thread_that_does_not_end_with_its_last_attempt_keeps_the_job_st
         blocking.gate.set()
 
 
-async def test_a_thread_knows_what_is_left_of_its_time(autojump_clock, tmp_path):
-    from supervisor.kinds.thread import ThreadContext
+async def test_a_daemon_that_ends_gives_up_a_thread_that_does_not(autojump_clock, tmp_path):
+    blocking = Blocking()
+    try:
+        async with forest(tmp_path, {"a": job(blocking, **ONCE, timeout=10, grace=5, retry=retrying(2))}) as f:
+            await trio.sleep(20)
+            f.tree.shutdown("a test")
+            await f.tree.wait_stopped()
+            assert f.tree.survivors == ("a (thread a#1 does not end, and a thread cannot be killed)",)
+    finally:
+        blocking.gate.set()
 
+
+async def test_a_thread_knows_what_is_left_of_its_time(tmp_path):
     seen = []
 
     def work(ctx: ThreadContext) -> None:
         seen.append((ctx.attempt, ctx.deadline))
 
-    await run_of(tmp_path, work, timeout=10)
-    await run_of(tmp_path, work, rate=None, retry=retrying())
-    assert seen == [(1, 10.0), (1, None)]
+    jobs = {
+        "a": job(work, **ONCE, start="manual", timeout=1000),
+        "b": job(work, **ONCE, start="manual", retry=retrying()),
+    }
+    async with forest(tmp_path, jobs) as f:
+        await f.tree.run_now("a")
+        await f.tree.run_now("b")
+    (attempt, left), other = seen
+    assert (attempt, other) == (1, (1, None)) and 900 < left <= 1000  # no virtual time: a thread takes its own
 
 
 # ---- fallback ----

@@ -111,9 +111,16 @@ async def test_between_attempts_there_is_no_process(tmp_path):
         assert ended.attempts == 1
 
 
-async def test_a_draining_daemon_lets_the_attempt_in_hand_finish_but_makes_no_other(tmp_path):
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"retry": AT_ONCE}, "exited with code 3; not tried again: a test"),
+        ({"fallback": "builtins:print"}, "exited with code 3"),
+    ],
+)
+async def test_a_draining_daemon_lets_the_attempt_in_hand_finish_and_nothing_follows(tmp_path, more, reason):
     os.mkfifo(gate := tmp_path / "gate")
-    spec = {"command": ["sh", "-c", f"read line < {gate}; exit 3"], **ONCE, "grace": "60s", "retry": AT_ONCE}
+    spec = {"command": ["sh", "-c", f"read line < {gate}; exit 3"], **ONCE, "grace": "60s", **more}
     async with tree(tmp_path, a=spec) as f:
         await f.until(Spawned)
         f.tree.shutdown("a test")
@@ -121,7 +128,7 @@ async def test_a_draining_daemon_lets_the_attempt_in_hand_finish_but_makes_no_ot
             await trio.lowlevel.checkpoint()
         await trio.to_thread.run_sync(gate.write_text, "go\n")
         ended = await f.until(Ended)
-        assert ended.exit.reason == "exited with code 3; not tried again: a test"
+        assert ended.exit.reason == reason
 
 
 async def test_a_fallback_answers_for_a_command_too(tmp_path, monkeypatch):
@@ -135,6 +142,35 @@ async def test_a_fallback_answers_for_a_command_too(tmp_path, monkeypatch):
         ended = await f.until(Ended)
         assert (ended.exit.reason, ended.failed) == ("completed by its fallback after: exited with code 7", False)
     assert (tmp_path / "answer").read_text() == "exited with code 7, 7"
+
+
+LOOPS = """
+import asyncio
+from pathlib import Path
+from supervisor import Context
+
+async def deaf():
+    await asyncio.sleep(1000)
+
+async def hears(ctx: Context, path: str):
+    Path(path).write_text(f"{ctx.attempt} {0 < ctx.deadline <= 500}")
+    if ctx.attempt == 1:
+        raise ConnectionError("no net")
+"""
+
+
+async def test_attempts_of_asyncio_code(tmp_path, monkeypatch):
+    (tmp_path / "loops.py").write_text(LOOPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    deaf = {"call": "loops:deaf", "timeout": "200ms", "grace": "1h"}
+    hears = {"call": "loops:hears", "args": {"path": str(tmp_path / "seen")}, "timeout": "500s"}
+    keys = {"kind": "asyncio", **ONCE, "retry": {"attempts": 2, **AT_ONCE}}
+    async with tree(tmp_path, deaf=deaf | keys, hears=hears | keys) as f:
+        ended = await f.until(Ended, name="deaf")
+        assert (ended.exit.reason, ended.attempts) == ("timed out after 0.2 s", 2)
+        ended = await f.until(Ended, name="hears")
+        assert (ended.exit.reason, ended.attempts) == ("completed", 2)
+    assert (tmp_path / "seen").read_text() == "2 True"
 
 
 FILE = """

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from interleaving import cancelled_at_every_step, shuffle_tasks
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+import supervisor
+from benchmarks.concurrency import TABLES, run_one
 from supervisor.concurrency import (
     CancelToken,
     Deadline,
@@ -693,6 +695,18 @@ async def test_a_failure_that_nobody_was_handed_comes_out_of_the_block(autojump_
             await trio.sleep(2)
 
 
+@pytest.mark.parametrize("error", [StopAsyncIteration, trio.EndOfChannel])
+async def test_a_failure_that_looks_like_an_end_is_a_failure(error):
+    async def fail(item):
+        await checkpoint()
+        raise error
+
+    with pytest.raises((RuntimeError, trio.EndOfChannel)):
+        async with map_concurrent(fail, [1], limit=1) as results:
+            async for _ in results:
+                pass
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_a_source_that_fails_does_so_after_what_it_gave(autojump_clock, kind, ordered):
@@ -1100,3 +1114,21 @@ async def use(construct, works, seen):
                 pass
     else:
         await {"try_join": try_join, "race": race}[construct](*works)
+
+
+# -- the house
+
+
+@pytest.mark.parametrize(
+    "name", ["CancelToken", "Deadline", "JoinSet", "as_completed", "join", "map_concurrent", "race", "select", "try_join"]
+)
+def test_the_names_are_public(name):
+    assert name in supervisor.__all__
+    assert getattr(supervisor, name) is getattr(supervisor.concurrency, name)
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_the_benchmark_measures_every_way(monkeypatch, what):
+    monkeypatch.setattr("benchmarks.concurrency.SHORT", 0)
+    for way in TABLES[what]:
+        assert run_one(what, way, 32) > 0

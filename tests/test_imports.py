@@ -48,7 +48,8 @@ def imported(*argv):
 
 
 @pytest.mark.parametrize(
-    "argv", [["status"], ["status", "--json"], ["tree"], ["restart", "idle"], ["events"], ["logs", "-n", "5"], ["version"]]
+    "argv",
+    [["status"], ["status", "--json"], ["tree"], ["restart", "idle"], ["events"], ["logs", "-n", "5"], ["limits"], ["version"]],
 )
 async def test_a_control_command_imports_nothing_heavy(tmp_path, argv):
     import trio
@@ -79,3 +80,11 @@ def test_help_and_mistakes_load_click_but_not_the_daemon(argv):
 def test_the_package_and_its_blocking_client_import_no_trio(module):
     code = f"import sys; sys.path[:0] = {sys.path!r}; import {module}; assert not {{'trio', 'structlog'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-I", "-c", code], check=True)
+
+
+def test_a_tree_without_policies_loads_none_of_them():
+    code = f"import sys; sys.path[:0] = {sys.path!r}; import supervisor.tree; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, check=True)
+    loaded = {name for name in result.stdout.decode().split() if name.startswith("supervisor.policies.")}
+    assert loaded == {"supervisor.policies.spec", "supervisor.policies.failures"}
+    assert b"supervisor.nodes.attempts" not in result.stdout

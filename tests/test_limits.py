@@ -76,7 +76,7 @@ async def test_a_schedule_whose_breaker_is_open_says_so(autojump_clock, tmp_path
     weather = Weather(bad=True)
     async with forest(tmp_path, {"a": job(weather.work, every=5, breaker=breaker(3))}) as f:
         await trio.sleep_until(11)
-        assert f.tree.status("a")[0].cause == "runs every 5s"
+        assert f.tree.status("a")[0].cause == "runs every 5s; the last run failed: RuntimeError: boom"
         await trio.sleep_until(16)
         row = f.tree.status("a")[0]
         assert row.word == "scheduled" and row.next_at is not None
@@ -130,6 +130,17 @@ async def test_the_failures_of_those_who_share_a_breaker_count_together(autojump
         assert causes == {"runs every 10s; breaker open: 4 failures within 60 s, the last: RuntimeError: boom; trial in 30s"}
 
 
+async def test_whoever_shares_a_breaker_says_so_as_soon_as_it_opens_and_closes(autojump_clock, tmp_path):
+    weather = Weather(bad=True)
+    jobs = {"a": job(weather.work, every=10, breaker="net"), "b": job(crash, every=1000, breaker="net")}
+    async with forest(tmp_path, jobs, limits={"net": LimitSpec(breaker=breaker(1))}) as f:
+        await trio.sleep_until(12)
+        assert "breaker open: 1 failures" in f.tree.status("b")[0].cause
+        weather.bad = False
+        await trio.sleep_until(42)
+        assert f.tree.status("b")[0].cause == "runs every 1000s"
+
+
 async def test_a_breaker_lets_one_trial_through_at_a_time(autojump_clock, tmp_path):
     weather = Weather(bad=True)
 
@@ -148,6 +159,21 @@ async def test_a_breaker_lets_one_trial_through_at_a_time(autojump_clock, tmp_pa
         ]
 
 
+async def test_runs_that_overlap_share_what_their_job_has(autojump_clock, tmp_path):
+    async def slow() -> None:
+        await trio.sleep(12)
+        raise RuntimeError("boom")
+
+    spec = job(slow, every=5, overlap="parallel", workers=3, breaker=breaker(2), bulkhead=BulkheadSpec(concurrency=2))
+    async with forest(tmp_path, {"a": spec}) as f:
+        await trio.sleep_until(16)
+        assert [cause for _, _, cause in waits(f)] == ["waits for a place in its bulkhead: 2 in use, 0 before it"]
+        await trio.sleep_until(23)
+        assert [change[1:] for change in changes(f)] == [("jobs.a", "closed", "open")]
+        assert "breaker open: 2 failures" in f.tree.journal.table["a"].cause
+        assert [row.name for row in f.tree.limit_status()] == ["a"]
+
+
 # ---- rate ----
 
 
@@ -158,8 +184,8 @@ async def test_attempts_begin_no_faster_than_the_rate(autojump_clock, tmp_path):
         await trio.sleep(10)
         assert sorted(f.word(name) for name in "abc") == ["completed", "starting", "starting"]
         assert sorted(cause for _, _, cause in waits(f)) == [
-            "waits for rate slow: 0 before it, about 60 s",
-            "waits for rate slow: 1 before it, about 120 s",
+            "waits for rate slow: 0 before it, about 1m",
+            "waits for rate slow: 1 before it, about 2m",
         ]
         waiting = [row for row in f.tree.status() if row.state is State.STARTING]
         assert all(row.cause.startswith("waits for rate slow") and row.next_at is not None for row in waiting)
@@ -175,12 +201,12 @@ async def test_who_would_wait_too_long_for_its_turn_is_rejected_at_once(autojump
         await trio.sleep_until(75)
         assert ends(f, "a") == [
             (11.0, "completed"),
-            (20.0, "rate limit of 0.0166667 a second: its turn is in 50 s, and it may wait 20 s"),
-            (30.0, "rate limit of 0.0166667 a second: its turn is in 40 s, and it may wait 20 s"),
-            (40.0, "rate limit of 0.0166667 a second: its turn is in 30 s, and it may wait 20 s"),
+            (20.0, "rate limit of 1/m: its turn is in 50 s, and it may wait 20 s"),
+            (30.0, "rate limit of 1/m: its turn is in 40 s, and it may wait 20 s"),
+            (40.0, "rate limit of 1/m: its turn is in 30 s, and it may wait 20 s"),
             (71.0, "completed"),  # begun at 50, it waited until 70
         ]
-        assert waits(f) == [(50.0, "a", "waits for its rate: 0 before it, about 20 s")]
+        assert waits(f) == [(50.0, "a", "waits for its rate: 0 before it, about 20s")]
 
 
 async def test_a_place_in_the_queue_is_given_up_by_a_cancel_and_the_next_moves_up(autojump_clock, tmp_path):
@@ -282,8 +308,8 @@ async def test_a_wait_is_told_once_and_the_next_attempt_begins_anew(autojump_clo
     async with forest(tmp_path, {"a": spec}) as f:
         await trio.sleep(200)
         assert waits(f) == [
-            (1.0, "a", "waits for its rate: 0 before it, about 59 s"),
-            (62.0, "a", "waits for its rate: 0 before it, about 58 s"),
+            (1.0, "a", "waits for its rate: 0 before it, about 59s"),
+            (62.0, "a", "waits for its rate: 0 before it, about 58s"),
         ]
         assert f.times(AttemptStarting, "a") == [1.0, 60.0, 62.0, 120.0]
         assert ends(f, "a") == [(120.0, "RuntimeError: boom")]

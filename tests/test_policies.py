@@ -157,7 +157,7 @@ async def test_only_after_the_failures_that_are_meant(failure, given):
 
 async def test_nothing_is_given_in_place_of_a_cancellation(autojump_clock):
     with trio.move_on_after(1) as scope:
-        assert await fallback(0).call(trio.sleep_forever)
+        assert await fallback(0, on=BaseException).call(trio.sleep_forever)
     assert scope.cancelled_caught
 
 

@@ -177,7 +177,7 @@ async def test_who_would_wait_for_too_long_is_rejected_at_once_with_the_time_to_
         nursery.start_soon(limiter.acquire)
         await wait_all_tasks_blocked()
         assert limiter.delay == 4
-        message = "^rate limit api of 0.5 a second: its turn is in 4 s, and it may wait 3 s$"
+        message = "^rate limit api of 30/m: its turn is in 4 s, and it may wait 3 s$"
         with pytest.raises(RateLimited, match=message) as caught:
             await limiter.call(trio.sleep, 1)
         assert (trio.current_time(), caught.value.retry_after) == (0, 1)
@@ -332,6 +332,11 @@ async def test_a_failure_of_the_function_is_its_own(autojump_clock):
 def test_a_spec_says_the_same():
     spec = RateSpec(rate=Rate(2), burst=3, within=Seconds(4))
     assert RateLimiter.from_spec(spec).spec == spec
+
+
+@pytest.mark.parametrize("text", ["1/s", "100/s", "30/m", "1/m", "7/m", "10/h", "1/h", "1/d", "0.5/d", "59/m", "23/d"])
+def test_a_rate_is_told_as_a_file_says_it(text):
+    assert str(Rate.parse(text)) == text
 
 
 @pytest.mark.parametrize("wrong", [{"rate": 0}, {"rate": "often"}, {"burst": 0}, {"within": -1}])

@@ -8,7 +8,7 @@ once, and at most one is under way on each branch.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
 
 import trio
@@ -17,11 +17,15 @@ from outcome import Error, Value
 from supervisor.concurrency.crew import Function, Outcome, captured, failures, open_crew, taken
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
 D = TypeVar("D")
 
-Source: TypeAlias = trio.abc.ReceiveChannel[T] | trio.Event | Function[T]
-"""A receive channel; an event, which is ready once; or an async function that is called for each value, and raises
-`trio.EndOfChannel` when there will be no more. Cancelled, the function must not have taken anything."""
+Values: TypeAlias = trio.abc.ReceiveChannel[T] | Function[T]
+Source: TypeAlias = Values[T] | trio.Event
+"""A receive channel; an event, which is ready once, with None; or an async function that is called for each value, and raises
+`trio.EndOfChannel` or StopAsyncIteration when there will be no more. Cancelled, the function must not have taken anything."""
 
 _NOTHING: Final = object()
 
@@ -218,11 +222,23 @@ class Select(Generic[T]):
 
 
 def _ends(outcome: Outcome[Any]) -> bool:
-    return isinstance(outcome, Error) and isinstance(outcome.error, trio.EndOfChannel)
+    return isinstance(outcome, Error) and isinstance(outcome.error, trio.EndOfChannel | StopAsyncIteration)
+
+
+@overload
+def select(a: Values[A], b: Values[B], /, *, biased: bool = False) -> AbstractAsyncContextManager[Select[A | B]]: ...
+@overload
+def select(
+    a: Values[A], b: Values[B], c: Values[C], /, *, biased: bool = False
+) -> AbstractAsyncContextManager[Select[A | B | C]]: ...
+@overload
+def select(*sources: Values[T], biased: bool = False) -> AbstractAsyncContextManager[Select[T]]: ...
+@overload
+def select(*sources: Source[T], biased: bool = False) -> AbstractAsyncContextManager[Select[T | None]]: ...
 
 
 @asynccontextmanager
-async def select(*sources: Source[T], biased: bool = False) -> AsyncIterator[Select[T]]:
+async def select(*sources: Source[Any], biased: bool = False) -> AsyncIterator[Select[Any]]:
     """Take from whichever source is ready, until all are closed.
 
         async with select(numbers, letters) as ready:
@@ -238,7 +254,7 @@ async def select(*sources: Source[T], biased: bool = False) -> AsyncIterator[Sel
         raise ValueError("select needs at least one source: of none, nothing can come")
     if any(source in sources[:place] for place, source in enumerate(sources)):
         raise ValueError("select was given one source twice")
-    chooser: Select[T] | None = None
+    chooser: Select[Any] | None = None
     async with open_crew(lambda: chooser.give_back() if chooser else ()) as nursery:
         chooser = Select(nursery, sources, biased)
         yield chooser

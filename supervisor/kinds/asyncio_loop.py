@@ -6,6 +6,7 @@ The loop is made by hand and is nobody else's: the process's event loop policy a
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ class AsyncioContext(RunFacts):
         super().__init__(run)
         self._stopping = stopping
         self._token = token
+        self._ahead = trio.current_time() - time.monotonic()
 
     @property
     def phase(self) -> Phase:
@@ -58,6 +60,12 @@ class AsyncioContext(RunFacts):
                 await self._stopping.wait()
         return not self.stopping
 
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left before it is asked to end because it takes too long (`timeout`, `deadline`); None: no such limit."""
+        until = self._run.until
+        return None if until is None else max(0.0, until - self._ahead - time.monotonic())
+
     def ready(self) -> None:
         """Say that the job is ready (`ready = { notify = true }`). Never blocks, as the next two."""
         self._tell(self._run.ready, "it said so")
@@ -78,7 +86,8 @@ class AsyncioContext(RunFacts):
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """Run the function to its end, and then what it has left in its loop: tasks are cancelled, threads are waited for.
 
-    Asked to end, it hears that from its Context; a service that takes none is cancelled. Cancelled, it is cancelled, once.
+    Asked to end, it hears that from its Context; where it takes none, a service or what takes too long is cancelled. Cancelled,
+    it is cancelled, once.
     Returns only when its thread has ended: what ignores that is stuck, until it ends or is `abandoned`.
     """
     hosted = _Hosted(spec, run)
@@ -114,8 +123,8 @@ class _Hosted:
         if hears:
             self._args[hears] = AsyncioContext(run, self._stopping, self._token)
             run.on_stopping(lambda: self._call_soon(self._stopping.set))
-        elif spec.service:
-            run.on_stopping(self.cancel)
+        else:
+            run.on_stopping(lambda: self.cancel() if spec.service or run.overdue else None)
 
     async def live(self) -> None:
         """The thread, from start to end. A limiter of its own, as that of a thread job."""

@@ -132,6 +132,9 @@ class Run:
         "until",
     )
 
+    followed = False
+    """Whether more is to come, if what runs now fails: it is an attempt, and not the last one."""
+
     def __init__(self, job: str, number: int, reporter: Reporter, abandoned: trio.Event) -> None:
         self.job = job
         self.id = f"{job}#{number}"
@@ -178,11 +181,6 @@ class Run:
         if self._watch is None:
             self._watch = AsyncValue(self._phase)
         return self._watch
-
-    @property
-    def followed(self) -> bool:
-        """Whether more of it comes when what runs now has ended: it is an attempt, and not the last one."""
-        return False
 
     @property
     def current_phase(self) -> Phase:
@@ -276,14 +274,13 @@ class Attempt(Run):
     Its phase, its hooks and its outcome are its own; its process, and whatever it reports, are the run's.
     """
 
-    __slots__ = ("more", "whole")
+    __slots__ = ("followed", "whole")
 
     whole: Run
 
-    def __init__(self, whole: Run, until: float | None, more: bool) -> None:
+    def __init__(self, whole: Run, until: float | None, followed: bool) -> None:
         self.whole = whole
-        self.more = more
-        """Whether something is to follow it, if it fails."""
+        self.followed = followed
         super().__init__(whole.job, 0, _Passing(whole), whole.abandoned)
         self.id = whole.id
         self.environ = whole.environ
@@ -291,10 +288,6 @@ class Attempt(Run):
         self.scheduled_at = whole.scheduled_at
         self.until = until
         self.advance(whole.current_phase)
-
-    @property
-    def followed(self) -> bool:
-        return self.more and not self.whole.stopping
 
     def heartbeat(self) -> None:
         self.whole.heartbeat()

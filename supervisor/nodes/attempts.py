@@ -158,7 +158,7 @@ class Attempts:
         wait, longest = rate.delay, rate.spec.within
         if wait > SHORT and (longest is None or wait <= longest):
             whose = f"rate {rate.name}" if rate.name else "its rate"
-            cause = f"waits for {whose}: {len(rate.waiting)} before it, about {wait:.3g} s"
+            cause = f"waits for {whose}: {len(rate.waiting)} before it, about {_about(wait)}"
             self._tell_wait(rate.name, cause, trio.current_time() + wait)
         await rate.acquire(who=self._run.id)
 
@@ -183,7 +183,7 @@ class Attempts:
         if self._has_waited:
             self._has_waited = False
             self._tell_start("its turn has come")
-        attempt = self._in_hand = Attempt(run, self._until(), self._more())
+        attempt = self._in_hand = Attempt(run, self._until(), self._followed())
         self._cut.deadline, self._late = math.inf, None
         try:
             self._last = await self._lived(KINDS[self._node.kind], self._spec, attempt)
@@ -204,7 +204,7 @@ class Attempts:
         until = min(timeout, self._deadline)
         return None if until == math.inf else until
 
-    def _more(self) -> bool:
+    def _followed(self) -> bool:
         """Whether something may follow the attempt that begins, if it fails."""
         return self._spec.fallback is not None or (self._retry is not None and self._run.attempt < self._retry.attempts)
 
@@ -268,7 +268,7 @@ class Attempts:
         await trio.sleep_until(attempt.until)
         self._late = late = self._too_late(attempt.until)
         if isinstance(late, DeadlineExceeded):
-            attempt.more = self._spec.fallback is not None
+            attempt.followed = self._spec.fallback is not None
         attempt.overdue = True
         self._tell_overdue(attempt, str(late))
         attempt.advance(Phase.STOPPING)
@@ -316,7 +316,7 @@ class Attempts:
         spec = JobSpec(call=call, args=args, once=True, grace=self._spec.grace)
         self._run.kind = kind_of(function)
         self._late = None
-        self._in_hand = Attempt(self._run, None, more=False)
+        self._in_hand = Attempt(self._run, None, followed=False)
         try:
             return await self._lived(KINDS[self._run.kind], spec, self._in_hand)
         finally:

@@ -12,8 +12,6 @@ from supervisor.errors import RunFailed
 from supervisor.kinds import KINDS, JobSpec, Outcome, Run
 from supervisor.kinds.function import kind_of, load
 from supervisor.kinds.job import for_worker
-from supervisor.nodes import limits
-from supervisor.nodes.attempts import Attempts
 from supervisor.nodes.fence import stopped_at_fence
 from supervisor.nodes.node import Hold, Node
 from supervisor.nodes.schedule import Due, Schedule, same_times
@@ -112,6 +110,8 @@ class JobNode(Node):
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
             if self.spec.policies:
+                from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
+
                 return await Attempts(self, run).run()
             return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
         except BaseException as error:
@@ -172,16 +172,7 @@ class JobNode(Node):
         return due if self.schedule is None else self.schedule.begin()
 
     def hold_of_its_own(self, now: float) -> Hold | None:
-        hold = None if self.requested or self.schedule is None else self.schedule.hold()
-        return hold and hold._replace(cause=hold.cause + self.caution)
-
-    @property
-    def caution(self) -> str:
-        """What to expect of the next run, to append to a sentence; empty where there is nothing to say."""
-        if self.spec.breaker is None:
-            return ""
-        caution = limits.caution(self.tree.limits.of(self.name, self.spec).breaker)
-        return caution and f"; {caution}"
+        return None if self.requested or self.schedule is None else self.schedule.hold()
 
 
 def gave_up(limit: GiveUp, reason: str) -> str:

@@ -14,14 +14,15 @@ from supervisor import events
 from supervisor.config import Config
 from supervisor.config.shapes import duration
 from supervisor.kinds import JobSpec
+from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.policies import BreakerSpec, BulkheadSpec, LimitSpec, RateSpec
-from supervisor.policies.breaker import BreakerState, CircuitBreaker
-from supervisor.policies.bulkhead import Bulkhead
-from supervisor.policies.rate import RateLimiter
 from supervisor.spec import Spec, split_name
 from supervisor.state import BreakerStatus, BulkheadStatus, LimitStatus, RateStatus
 
 if TYPE_CHECKING:
+    from supervisor.policies.breaker import BreakerState, CircuitBreaker
+    from supervisor.policies.bulkhead import Bulkhead
+    from supervisor.policies.rate import RateLimiter
     from supervisor.tree import Supervisor
 
 LIMITING = ("breaker", "rate", "bulkhead")
@@ -81,6 +82,16 @@ class Limits:
 
     # ---- what is seen of them ----
 
+    def caution(self, name: str, spec: JobSpec) -> str:
+        """What there is to say of the next run of a job because of its breaker; empty where that is closed."""
+        breaker = None if spec.breaker is None else self.of(name, spec).breaker
+        if breaker is None or breaker.trial_at is None:
+            return ""
+        if breaker.state.value == "half-open":
+            return f"breaker half-open: {breaker.successes} of {breaker.spec.successes} trials have succeeded"
+        left = math.ceil(breaker.trial_at - trio.current_time())
+        return f"breaker open: {breaker.cause}; trial {f'in {duration(left)}' if left > 0 else 'at the next attempt'}"
+
     def status(self, *patterns: str) -> list[LimitStatus]:
         """How they stand, of these names and globs (a limit's, or a job's), or all. LookupError for what matches nothing."""
         rows = [self._row(name, True, layers) for name, layers in self._shared.items() if name in self._users]
@@ -117,7 +128,7 @@ class Limits:
     def _tell(self, name: str, job: str, was: BreakerState, now: BreakerState, cause: str) -> None:
         """A breaker has changed its mind: tell everybody, and have the jobs that it keeps from running say so."""
         breaker = (self._own[job] if job else self._shared[name]).breaker
-        trial_at = breaker.trial_at if breaker is not None and now is BreakerState.OPEN else None
+        trial_at = breaker.trial_at if breaker is not None and now.value == "open" else None
         self._tree.journal.emit(
             events.BreakerChanged,
             limit=f"jobs.{job}" if job else f"limits.{name}",
@@ -125,7 +136,9 @@ class Limits:
         )  # fmt: skip
         for user in [job] if job else self._users.get(name, ()):
             node = self._tree.nodes.get(user)
-            if node is not None and node.parent is not None:
+            if isinstance(node, SupervisorNode):
+                node.post(node.touch_all)
+            elif node is not None and node.parent is not None:
                 node.parent.post(node.parent.touch, node)
 
     # ---- making ----
@@ -144,10 +157,15 @@ class Limits:
         bulkhead: BulkheadSpec | None,
     ) -> Layers:
         """What a limit, by its name, or a job has: what there was before with new numbers, or new ones."""
+        if breaker is None and rate is None and bulkhead is None:
+            return NOTHING
+        from supervisor.policies.breaker import CircuitBreaker  # loaded only where there are limits
+        from supervisor.policies.bulkhead import Bulkhead
+        from supervisor.policies.rate import RateLimiter
+
+        make_breaker = partial(CircuitBreaker.from_spec, on_change=partial(self._tell, name, job))
         return Layers(
-            breaker=_made_as(
-                breaker, old.breaker, partial(CircuitBreaker.from_spec, on_change=partial(self._tell, name, job)), name
-            ),
+            breaker=_made_as(breaker, old.breaker, make_breaker, name),
             rate=_made_as(rate, old.rate, RateLimiter.from_spec, name),
             bulkhead=_made_as(bulkhead, old.bulkhead, Bulkhead.from_spec, name),
         )
@@ -192,14 +210,3 @@ def _bulkhead_row(bulkhead: Bulkhead) -> BulkheadStatus:
     return BulkheadStatus(
         concurrency=bulkhead.spec.concurrency, in_use=bulkhead.in_use, may_wait=bulkhead.spec.waiting, waiting=bulkhead.waiting
     )
-
-
-def caution(breaker: CircuitBreaker | None) -> str:
-    """What there is to say of a job beforehand, whose next attempt this breaker judges; empty where it is closed."""
-    if breaker is None or breaker.state is BreakerState.CLOSED:
-        return ""
-    if breaker.state is BreakerState.HALF_OPEN:
-        return f"breaker half-open: {breaker.successes} of {breaker.spec.successes} trials have succeeded"
-    assert breaker.trial_at is not None
-    left = math.ceil(breaker.trial_at - trio.current_time())
-    return f"breaker open: {breaker.cause}; trial {f'in {duration(left)}' if left > 0 else 'at the next attempt'}"

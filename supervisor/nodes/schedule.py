@@ -87,8 +87,11 @@ class Schedule:
 
     @property
     def summary(self) -> str:
-        """When it runs, and what became of the last run where that went wrong."""
-        return f"{self.rhythm}; the last run failed: {self._failure}" if self._failure is not None else self.rhythm
+        """When it runs, and what to expect of it: what its breaker says, else what became of the last run if it failed."""
+        trouble = self.node.tree.limits.caution(self.node.name, self._spec)
+        if not trouble and self._failure is not None:
+            trouble = f"the last run failed: {self._failure}"
+        return f"{self.rhythm}; {trouble}" if trouble else self.rhythm
 
     def arm(self) -> None:
         """Begin here: ticks come from now on, after those that were missed, and the first one now with `run_on_start`."""

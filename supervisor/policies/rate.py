@@ -182,5 +182,5 @@ class RateLimiter(Layer):
             next(iter(self._queue)).alarm.deadline = self._bucket.due
 
     def _rejected(self, delay: float, longest: float) -> RateLimited:
-        limit = f"rate limit{self.name and ' '}{self.name} of {self.spec.rate:g} a second"
+        limit = f"rate limit{self.name and ' '}{self.name} of {self.spec.rate}"
         return RateLimited(f"{limit}: its turn is in {delay:.3g} s, and it may wait {longest:g} s", delay - longest)

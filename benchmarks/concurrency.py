@@ -1,0 +1,277 @@
+"""Tasks and channels: ours beside a bare nursery and a bare channel, asyncio's TaskGroup, and anyio.
+
+    python -m benchmarks.concurrency                the tables, and JSON in benchmarks/results/
+
+A task is one checkpoint. A channel is read to its end while producers send; a single channel has as many producers as the
+select has channels. Each measurement is a process of its own, so that none inherits another's heap; the sweeps are
+interleaved, and a ratio is the median of those within a sweep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+
+import click
+import trio
+
+from benchmarks.children import HERE, Failed
+from benchmarks.drivers.driver import clean_environment
+from benchmarks.drivers.ours import REPOSITORY
+from benchmarks.report import machine, markdown_table, shown, table
+from supervisor.concurrency import JoinSet, as_completed, map_concurrent, select, try_join
+
+LONG = 300.0
+SHORT = 20_000
+"""Measurements of fewer tasks than this are repeated until as many have run, and the median counts."""
+
+IN_FLIGHT = 100
+BUFFER = 100
+
+checkpoint = trio.lowlevel.checkpoint
+
+
+# -- tasks ------------------------------------------------------------------------------------------------------------------
+
+
+async def nursery(count: int) -> None:
+    async with trio.open_nursery() as tasks:
+        for _ in range(count):
+            tasks.start_soon(checkpoint)
+
+
+async def joinset(count: int) -> None:
+    async with JoinSet[None]() as tasks:
+        for _ in range(count):
+            tasks.spawn(checkpoint)
+        async for _ in tasks:
+            pass
+
+
+async def try_joined(count: int) -> None:
+    await try_join(*[checkpoint] * count)
+
+
+async def completed(count: int) -> None:
+    async with as_completed([checkpoint] * count) as outcomes:
+        async for _ in outcomes:
+            pass
+
+
+async def one_item(_: int) -> None:
+    await checkpoint()
+
+
+async def mapped(count: int) -> None:
+    async with map_concurrent(one_item, range(count), limit=IN_FLIGHT) as results:
+        async for _ in results:
+            pass
+
+
+async def asyncio_group(count: int) -> None:
+    async def yielding() -> None:
+        await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(yielding())
+
+
+async def anyio_group(count: int) -> None:
+    anyio = import_module("anyio")
+    async with anyio.create_task_group() as group:
+        for _ in range(count):
+            group.start_soon(anyio.lowlevel.checkpoint)
+
+
+# -- channels ---------------------------------------------------------------------------------------------------------------
+
+
+async def produce(channel: trio.MemorySendChannel[int], count: int) -> None:
+    with channel:
+        for number in range(count):
+            await channel.send(number)
+
+
+async def one_channel(count: int, producers: int, buffer: int) -> None:
+    send, receive = trio.open_memory_channel[int](buffer)
+    async with trio.open_nursery() as tasks:
+        with send:
+            for _ in range(producers):
+                tasks.start_soon(produce, send.clone(), count // producers)
+        async for _ in receive:
+            pass
+
+
+async def selected(count: int, channels: int, buffer: int, biased: bool = False) -> None:
+    async with trio.open_nursery() as tasks:
+        sources = []
+        for _ in range(channels):
+            send, receive = trio.open_memory_channel[int](buffer)
+            tasks.start_soon(produce, send, count // channels)
+            sources.append(receive)
+        async with select(*sources, biased=biased) as ready:
+            async for _ in ready:
+                pass
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------------
+
+Work = Callable[[int], Awaitable[None]]
+FLOOR = "the floor"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One who does it: how, and what must be installed."""
+
+    work: Work
+    asyncio: bool = False
+    library: str = ""
+
+
+SPAWNING = {
+    FLOOR: Way(nursery),
+    "JoinSet": Way(joinset),
+    "try_join": Way(try_joined),
+    "as_completed": Way(completed),
+    f"map_concurrent, {IN_FLIGHT} at a time": Way(mapped),
+    "asyncio.TaskGroup": Way(asyncio_group, asyncio=True),
+    "anyio task group on trio": Way(anyio_group, library="anyio"),
+}
+
+
+def _selecting(channels: int, buffer: int) -> dict[str, Way]:
+    ways = {FLOOR: partial(one_channel, producers=channels, buffer=buffer)}
+    ways["select"] = partial(selected, channels=channels, buffer=buffer)
+    ways["select, biased"] = partial(selected, channels=channels, buffer=buffer, biased=True)
+    return {name: Way(work) for name, work in ways.items()}
+
+
+TABLES: dict[str, dict[str, Way]] = {
+    "spawn and finish a task": SPAWNING,
+    **{
+        f"take a message, {channels} channels of {buffer}": _selecting(channels, buffer)
+        for channels in (2, 16)
+        for buffer in (0, BUFFER)
+    },
+}
+"""By what is done: who does it. The floor is a bare nursery, or a single channel."""
+
+
+@dataclass
+class Result:
+    """Seconds a task or message, one for each sweep; or why there are none."""
+
+    what: str
+    way: str
+    count: int
+    seconds: list[float] = field(default_factory=list)
+    error: str = ""
+
+
+def run_one(what: str, name: str, count: int) -> float:
+    """Seconds a task or message, in this process."""
+    way = TABLES[what][name]
+
+    async def main() -> float:
+        took = []
+        for _ in range(max(1, SHORT // count)):
+            began = time.perf_counter()
+            await way.work(count)
+            took.append((time.perf_counter() - began) / count)
+        return median(took)
+
+    return asyncio.run(main()) if way.asyncio else trio.run(main)
+
+
+def measure(result: Result) -> float:
+    """The same, of a fresh process."""
+    environment = clean_environment() | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "benchmarks.concurrency", "--one", result.what, result.way, str(result.count)]
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-concurrency-") as folder:
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=LONG, text=True)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"it was not done after {LONG:g} s") from error
+    if done.returncode:
+        raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
+    return float(json.loads(done.stdout))
+
+
+def sweep(tasks: tuple[int, ...], messages: int, runs: int) -> list[Result]:
+    """All ways of all tables, one after another, `runs` times."""
+    results = []
+    for what, ways in TABLES.items():
+        for name, way in ways.items():
+            if way.library and find_spec(way.library) is None:
+                click.echo(f"{name} is left out: {way.library} is not installed", err=True)
+            else:
+                results += [Result(what, name, count) for count in (tasks if ways is SPAWNING else (messages,))]
+    for run in range(runs):
+        for result in results:
+            click.echo(f"sweep {run + 1}: {result.what}: {result.way}, {result.count}", err=True)
+            try:
+                result.seconds.append(measure(result))
+            except Failed as error:
+                result.error = str(error)
+    return results
+
+
+# -- telling ----------------------------------------------------------------------------------------------------------------
+
+
+def ratio_of(result: Result, results: list[Result]) -> float | None:
+    """It to the floor: the median of the ratios within a sweep. Above 1 it takes longer."""
+    (floor,) = (each for each in results if (each.what, each.way, each.count) == (result.what, FLOOR, result.count))
+    pairs = list(zip(result.seconds, floor.seconds, strict=False))
+    return median(mine / bare for mine, bare in pairs) if pairs else None
+
+
+def report(results: list[Result], layout: Callable[[list[str], list[list[str]]], str]) -> str:
+    """For people."""
+    rows = []
+    for result in results:
+        if result.seconds:
+            seconds, ratio = median(result.seconds), ratio_of(result, results)
+            told = [shown(seconds, 1e6), shown(1 / seconds, 1), "-" if ratio is None else f"{ratio:.2f}"]
+            rows.append([result.what, result.way, f"{result.count}", *told])
+    failures = [f"FAILED: {each.what}: {each.way}, {each.count}: {each.error}" for each in results if each.error]
+    return "\n\n".join([machine(), layout(["what", "by", "N", "us each", "1/s", "it / floor"], rows), *failures])
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("-t", "--tasks", type=click.IntRange(1), multiple=True, default=(1_000, 100_000), help="How many tasks.")
+@click.option("-n", "--messages", type=click.IntRange(16), default=100_000, help="How many messages.")
+@click.option("-r", "--runs", type=click.IntRange(1), default=5, help="How many interleaved sweeps.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the JSON.")
+@click.option("--one", nargs=3, type=(str, str, int), metavar="WHAT WAY COUNT", hidden=True)
+def main(
+    tasks: tuple[int, ...], messages: int, runs: int, markdown: bool, file: Path | None, one: tuple[str, str, int] | None
+) -> None:
+    """Measure what the constructs of supervisor.concurrency cost."""
+    if one:
+        click.echo(json.dumps(run_one(*one)))
+        return
+    results = sweep(tasks, messages, runs)
+    click.echo(report(results, markdown_table if markdown else table))
+    file = file or HERE / "results" / time.strftime("concurrency-%Y%m%dT%H%M%S.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": machine(), "results": [asdict(each) for each in results]}, indent=1) + "\n")
+    click.echo(f"\nall samples: {file}", err=True)
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.concurrency")
