@@ -29,7 +29,7 @@ from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal
-from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds import JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
 from supervisor.last_runs import LastRuns
@@ -725,10 +725,12 @@ def _ancestry(name: str, parents: Mapping[str, str]) -> list[str]:
 
 def _stale(spec: ChildSpec) -> str:
     """What to say of a job whose code in this process is not what its file says by now; empty where it is."""
-    if not isinstance(spec, JobSpec) or spec.call is None or (file := outdated(spec.call)) is None:
+    if not isinstance(spec, JobSpec) or spec.call is None or spec.spawns or (file := outdated(spec.call)) is None:
         return ""
-    instead = ', or give it kind = "process"' if "process" in KINDS else ""
-    return f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon{instead}"
+    return (
+        f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon, "
+        'or give it kind = "process"'
+    )
 
 
 def _no_limit(name: str, known: Sequence[str]) -> str:

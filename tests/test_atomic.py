@@ -137,28 +137,35 @@ async def test_cancelled_before_it_begins_it_does_nothing(file):
     assert others(file) == []
 
 
-async def test_cancelled_in_the_middle_it_says_truly_whether_it_was_written(file, monkeypatch):
-    monkeypatch.setattr("supervisor.atomic.PIECE", 1 << 10)
-    content = b"x" * (64 << 20)
+@pytest.mark.parametrize("last", range(1, 5))
+async def test_cancelled_in_the_middle_it_says_truly_that_it_was_not_written(file, monkeypatch, last):
+    """The writing thread waits where it looks for the `last` time, until it has been cancelled."""
+    real, looks = trio.from_thread.check_cancelled, iter(range(1, 5))
+    entered, go_on = threading.Event(), threading.Event()
+
+    def look():
+        if next(looks) == last:
+            entered.set()
+            assert go_on.wait(50)
+        real()
+
+    monkeypatch.setattr("trio.from_thread.check_cancelled", look)
     written = False
     async with trio.open_nursery() as nursery:
 
         async def write():
             nonlocal written
-            await write_atomic(file, content)
+            await write_atomic(file, b"x" * (2 * PIECE + 1))
             written = True
 
         nursery.start_soon(write)
-        await trio.to_thread.run_sync(wait_for_a_draft, file)
+        await trio.to_thread.run_sync(entered.wait, 50)
+        assert others(file) == [".file.0.draft"]
         nursery.cancel_scope.cancel(reason="the test says so")
+        go_on.set()
     assert not written
     assert file.read_bytes() == OLD
     assert others(file) == []
-
-
-def wait_for_a_draft(file: Path) -> None:
-    while not others(file):
-        pass
 
 
 # -- several writers, and killed ones -----------------------------------------------------------------------------------

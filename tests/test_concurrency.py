@@ -695,6 +695,18 @@ async def test_a_failure_that_nobody_was_handed_comes_out_of_the_block(autojump_
             await trio.sleep(2)
 
 
+@pytest.mark.parametrize("error", [StopAsyncIteration, trio.EndOfChannel])
+async def test_a_failure_that_looks_like_an_end_is_a_failure(error):
+    async def fail(item):
+        await checkpoint()
+        raise error
+
+    with pytest.raises((RuntimeError, trio.EndOfChannel)):
+        async with map_concurrent(fail, [1], limit=1) as results:
+            async for _ in results:
+                pass
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_a_source_that_fails_does_so_after_what_it_gave(autojump_clock, kind, ordered):

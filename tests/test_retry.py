@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import threading
 from contextlib import contextmanager
@@ -388,3 +389,18 @@ async def test_an_http_call_that_stays_busy_fails_with_what_the_server_said():
         with pytest.raises(Answered) as caught:
             await retry(attempts=2, hint=told_by_the_server).call(trio.to_thread.run_sync, get, port)
     assert caught.value.status == 503 and len(asked) == 2
+
+
+async def test_failures_that_are_over_leave_nothing_for_the_garbage_collector():
+    class Failure(Exception):
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        await retry(initial=0).call(Body(Failure(), Failure()))
+        with pytest.raises(ValueError):
+            await retry(initial=0).call(Body(Failure(), ValueError(), ValueError(), ValueError(), ValueError()))
+        assert not [each for each in gc.get_objects() if isinstance(each, Failure)]
+    finally:
+        gc.enable()

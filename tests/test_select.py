@@ -297,17 +297,20 @@ async def test_a_token_is_a_source_by_its_wait():
         assert await ready.next() == (token.wait, None)
 
 
-async def test_a_function_ends_as_a_channel_does():
+@pytest.mark.parametrize("end", [trio.EndOfChannel, StopAsyncIteration])
+async def test_a_function_ends_as_a_channel_does_or_as_an_iterator(end):
     left = [1, 2, 3]
 
     async def pop():
         await checkpoint()
         if not left:
-            raise trio.EndOfChannel
+            raise end
         return left.pop(0)
 
     async with select(pop) as ready:
         assert [value async for _, value in ready] == [1, 2, 3]
+        with pytest.raises(trio.EndOfChannel):
+            await ready.next()
 
 
 async def test_what_a_source_raises_is_raised_and_the_source_stays():

@@ -53,7 +53,10 @@ class Mapped(Generic[T, R]):
             outcome = await taken(self._next, self._arrivals)
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
-        return outcome.unwrap()
+        try:
+            return outcome.unwrap()
+        except StopAsyncIteration as error:  # a failure like any other, and no end
+            raise RuntimeError("what map_concurrent calls raised StopAsyncIteration") from error
 
     def _next(self) -> Outcome[R] | None:
         self._pull()

@@ -25,7 +25,7 @@ D = TypeVar("D")
 Values: TypeAlias = trio.abc.ReceiveChannel[T] | Function[T]
 Source: TypeAlias = Values[T] | trio.Event
 """A receive channel; an event, which is ready once, with None; or an async function that is called for each value, and raises
-`trio.EndOfChannel` when there will be no more. Cancelled, the function must not have taken anything."""
+`trio.EndOfChannel` or StopAsyncIteration when there will be no more. Cancelled, the function must not have taken anything."""
 
 _NOTHING: Final = object()
 
@@ -222,7 +222,7 @@ class Select(Generic[T]):
 
 
 def _ends(outcome: Outcome[Any]) -> bool:
-    return isinstance(outcome, Error) and isinstance(outcome.error, trio.EndOfChannel)
+    return isinstance(outcome, Error) and isinstance(outcome.error, trio.EndOfChannel | StopAsyncIteration)
 
 
 @overload

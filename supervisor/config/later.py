@@ -24,5 +24,5 @@ KEYS = {
 }
 """By the name of the spec that will hold them."""
 
-WORDS = {("JobSpec", "kind"): ("process",)}
+WORDS: dict[tuple[str, str], tuple[str, ...]] = {}
 """Values that a key will know."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar, overload
 
 from supervisor.policies.failures import Failures, leaves, matcher
 from supervisor.policies.layer import Layer, P, T
@@ -19,13 +19,22 @@ class fallback(Layer, Generic[F]):
     does. Where the function in its place fails, its exception comes out, with the first as its `__context__`.
     """
 
-    def __init__(
-        self, instead: F | Callable[[Exception], Awaitable[F]] | Callable[[Exception], F], *, on: Failures = Exception
-    ) -> None:
-        self._instead: Any = instead
+    @overload
+    def __init__(self, instead: Callable[[Exception], Awaitable[F]], *, on: Failures = ...) -> None: ...
+    @overload
+    def __init__(self, instead: Callable[[Exception], F], *, on: Failures = ...) -> None: ...
+    @overload
+    def __init__(self, instead: F, *, on: Failures = ...) -> None: ...
+    def __init__(self, instead: Any, *, on: Failures = Exception) -> None:
+        self._instead = instead
         self._on = matcher(on)
 
-    async def call(  # type: ignore[override]  # its own type of result, too
+    def __call__(  # type: ignore[override]  # what it gives has a type of its own
+        self, function: Callable[P, Awaitable[T]], /
+    ) -> Callable[P, Coroutine[Any, Any, T | F]]:
+        return super().__call__(function)
+
+    async def call(  # type: ignore[override]
         self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T | F:
         try:
@@ -33,11 +42,11 @@ class fallback(Layer, Generic[F]):
         except Exception as error:
             if not all(map(self._on, leaves(error))):
                 raise
-            return await self._given(error)
+            given: F = await self._given(error)
+            return given
 
-    async def _given(self, error: Exception) -> F:
-        found: Any = self._instead(error) if callable(self._instead) else self._instead
-        if callable(self._instead) and inspect.isawaitable(found):
-            found = await found
-        result: F = found
-        return result
+    async def _given(self, error: Exception) -> Any:
+        if not callable(self._instead):
+            return self._instead
+        given = self._instead(error)
+        return await given if inspect.isawaitable(given) else given

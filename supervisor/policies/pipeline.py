@@ -34,8 +34,6 @@ def compose(
     bulkhead: Layer | None = None,
     timeout: Layer | None = None,
 ) -> Callable[P, Awaitable[T | F]]: ...
-@overload
-def compose(body: Callable[P, Awaitable[Any]], **layers: Layer | None) -> Callable[P, Awaitable[Any]]: ...
 def compose(body: Callable[P, Awaitable[Any]], **layers: Layer | None) -> Callable[P, Awaitable[Any]]:
     """`body` under these policies, nested as `ORDER` has them, whatever order they are given in. Without any, `body` itself."""
     if unknown := layers.keys() - set(ORDER):

@@ -90,11 +90,15 @@ class retry(Layer):
             try:
                 return await function(*args, **kwargs)
             except Exception as error:
-                if not await self._goes_on(attempt, error):
-                    _note(error, attempt, earlier)
-                    raise
-                reason = in_one_line(error)
+                failure = error
+            try:
+                if not await self._goes_on(attempt, failure):
+                    _note(failure, attempt, earlier)
+                    raise failure
+                reason = in_one_line(failure)
                 earlier[reason] = earlier.pop(reason, 0) + 1
+            finally:
+                del failure  # its traceback holds this frame: together they would live until the garbage is collected
         raise AssertionError("there is no end to counting")
 
     async def _goes_on(self, attempt: int, error: Exception) -> bool:
