@@ -203,7 +203,7 @@ def _ready(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -
         return
     _probe((*path, "ready"), ready, reading)
     if ready.log is not None and "call" in given and not _spawns(path, spec, reading):
-        message = f"only for {CHILD}: a function says `ctx.ready()`, with {{ notify = true }}"
+        message = f"only for a job with {A_CHILD}: a function says `ctx.ready()`, with {{ notify = true }}"
         reading.fault((*path, "ready", "log"), message)
     if ready.log is not None:
         _regular_expression((*path, "ready", "log"), ready.log, reading)
@@ -313,7 +313,7 @@ def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     if recycle.age is None and recycle.memory is None:
         reading.fault(path, "expected `age`, `memory` or both")
     if recycle.memory is not None and "call" in given and not _spawns(path[:-1], spec, reading):
-        reading.fault((*path, "memory"), f"only for {CHILD}: the memory of other functions is the daemon's")
+        reading.fault((*path, "memory"), f"only for a job with {A_CHILD}: the memory of other functions is the daemon's")
 
 
 def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:

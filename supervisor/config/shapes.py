@@ -288,6 +288,12 @@ class Anything(Shape):
         return {}
 
 
+CHILD = ("child",)
+"""What a key `needs` that concerns a process of the job's own, and the same in words."""
+
+A_CHILD = '`command` or kind = "process"'
+
+
 class Field(NamedTuple):
     """What a spec says of one key. `extra` is the Meta's: whom the key is `for`, and what a `reload` of it does."""
 
@@ -359,8 +365,6 @@ class Table(Shape, Generic[SpecType]):
 
     def _read_field(self, key: str, value: Any, path: Path, reading: Reading) -> Any:
         if (field := self.fields.get(key)) is not None:
-            if isinstance(value, str) and value in later.WORDS.get((self.spec.__name__, key), ()):
-                return reading.fault(path, f"{quoted(value)} is not supported yet")
             return field.shape.read(value, path, reading)
         if key in self.later:
             return reading.fault(path, "not supported yet")
