@@ -13,7 +13,7 @@ from itertools import islice, pairwise
 from urllib.parse import urlsplit
 
 from supervisor.config.reading import Reading, did_you_mean, quoted
-from supervisor.config.shapes import CHILD, duration, table_of
+from supervisor.config.shapes import A_CHILD, CHILD, duration, table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
 from supervisor.policies import ORDER, LimitSpec, RetrySpec
@@ -125,8 +125,8 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
 
 
 def _meets(path: Path, spec: JobSpec, given: frozenset[str], needs: tuple[str, ...], reading: Reading) -> bool:
-    """Whether it has one of these keys; `child`: whether its runs are processes of their own, as far as can be told."""
-    return _spawns(path, spec, reading) if needs == ("child",) else not given.isdisjoint(needs)
+    """Whether it has one of these keys; `CHILD`: whether its runs are processes of their own, as far as can be told."""
+    return _spawns(path, spec, reading) if needs == CHILD else not given.isdisjoint(needs)
 
 
 def _spawns(path: Path, spec: JobSpec, reading: Reading) -> bool:

@@ -25,9 +25,6 @@ from supervisor.spec import NAME, Bytes, Expanded, FileMode, Paths, Seconds, Spe
 Schema = dict[str, Any]
 SpecType = TypeVar("SpecType", bound=Spec)
 
-CHILD = 'a job with `command` or kind = "process"'
-"""What a job with a process of its own is to somebody who writes a file."""
-
 _NO_BOUNDS = msgspec.Meta()
 _EXPANDABLE = r"^\$\{.+\}$"
 
@@ -310,16 +307,14 @@ class Field(NamedTuple):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The keys of which a job must have one for this one to do anything, or `child`; empty where any job will do."""
+        """The keys of which a job must have one for this one to do anything, or `CHILD`; empty where any job will do."""
         return tuple(self.extra["for"].split(" or ")) if "for" in self.extra else ()
 
     @property
     def whom(self) -> str:
         """Which jobs it is for, to be said after "only for"; empty where any job will do."""
-        if self.needs == ("child",):
-            return CHILD
         if self.needs:
-            return f"a job with {' or '.join(f'`{key}`' for key in self.needs)}"
+            return f"a job with {A_CHILD if self.needs == CHILD else ' or '.join(f'`{key}`' for key in self.needs)}"
         return "runs that end: `once`, `every`, `cron`" if "ends" in self.extra else ""
 
 
