@@ -92,6 +92,16 @@ async def test_only_threads_are_counted(tmp_path, doors):
         await until(f, "a:running b:waiting task:running command:running hosted:waiting")
 
 
+async def test_processes_are_counted_by_themselves(tmp_path, doors):
+    (tmp_path / "napping.py").write_text("def nap(ctx: 'Context'):\n    ctx.wait_stopping()\n")
+    spec = JobSpec(call="napping:nap", kind="process", output="null")
+    async with forest(tmp_path, {"a": spec, "b": spec, "t": job(doors.function("t"))}, processes=1) as f:
+        await until(f, "a:running b:waiting t:running")
+        assert f.tree.status("b")[0].cause == "waits for a process: 1 of 1 in use ([daemon] processes)"
+        await f.tree.stop("a")
+        await until(f, "a:stopped b:running t:running")
+
+
 async def test_without_a_limit_nobody_waits(tmp_path, doors):
     jobs = {f"job-{at}": job(doors.function(f"job-{at}")) for at in range(50)}
     async with forest(tmp_path, jobs) as f:
