@@ -86,6 +86,15 @@ class ExitStatus(RunFailed):
         super().__init__(message)
 
 
+class RaisedElsewhere(RunFailed):
+    """Code in another process raised: what it said, and the names that its exception goes by."""
+
+    def __init__(self, message: str, names: Collection[str], retry_after: float | None = None) -> None:
+        self.failure_names = names
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
 class TimedOut(RunFailed):
     """One attempt took longer than its `timeout` (seconds)."""
 

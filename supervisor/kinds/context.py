@@ -36,6 +36,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     spent: Spent | None = None
     output: tuple[str, ...] = ()
     """The last lines of a child process that failed by itself."""
+    names: tuple[str, ...] = ()
+    """What a failure goes by in `retry`, where it is an exception that was raised in another process."""
+    retry_after: float | None = None
+    """In how many seconds that exception asks to be tried again."""
 
 
 class Reporter(Protocol):

@@ -13,13 +13,14 @@ import pickle
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import structlog
 import trio
-from msgspec import MsgspecError, Struct, structs
+from msgspec import Meta, MsgspecError, Struct, structs
 from msgspec.json import Decoder
 
 from supervisor.errors import RunFailed, SpawnFailed
@@ -66,6 +67,7 @@ class Worker:
         self._says_started = False
         self._returned = False
         self._failure = ""
+        self._raised: Failed | None = None
         self._nonsense = trio.CancelScope()
 
     def __enter__(self) -> Self:
@@ -111,7 +113,14 @@ class Worker:
 
     def _call(self, spec: JobSpec) -> bytes:
         """The order to call the function for this run."""
-        facts = {"job": split_name(self._run.job)[0], "worker": self._run.worker, "run": self._run.id}
+        left = self._run.left
+        facts = {
+            "job": split_name(self._run.job)[0],
+            "worker": self._run.worker,
+            "run": self._run.id,
+            "attempt": self._run.attempt,
+            "until": None if left is None else time.monotonic() + left,
+        }
         order = {"is": "call", "call": str(spec.call), "service": spec.service, "wanted": self._wanted, "facts": facts}
         try:
             return frame(order, pickle.dumps(spec.args) if spec.args else b"")
@@ -179,6 +188,7 @@ class Worker:
             case Returned():
                 self._returned, self.result = True, body if self._wanted else None
             case Failed(reason, traceback):
+                self._raised = message
                 self._failure = reason.partition("\n")[0][:LONGEST_REASON] or "it failed"
                 if traceback:
                     log.error("job raised", job=self._run.job, run=self._run.id, exception=traceback)
@@ -186,7 +196,8 @@ class Worker:
     def _judged(self, outcome: Outcome) -> Outcome:
         """How the run ended, as the process and its last word say together."""
         if self._failure:
-            return structs.replace(outcome, reason=self._failure, failed=True)
+            names, retry_after = (self._raised.names, self._raised.retry_after) if self._raised is not None else ((), None)
+            return structs.replace(outcome, reason=self._failure, failed=True, names=names, retry_after=retry_after)
         if self._returned and not outcome.failed:  # perhaps of our own signal, on its way out
             return structs.replace(outcome, reason="completed")
         return outcome
@@ -265,6 +276,8 @@ class Failed(Struct, tag="failed", tag_field="is"):
 
     reason: str
     traceback: str
+    names: tuple[str, ...] = ()
+    retry_after: Annotated[float, Meta(ge=0)] | None = None
 
 
 Message = Started | Ready | Heartbeat | Progress | Log | Returned | Failed

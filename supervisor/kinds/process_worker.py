@@ -26,6 +26,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import supervisor
+from supervisor.errors import RunFailed
 from supervisor.kinds.function import CallableNotFound, context_parameter, load
 
 if TYPE_CHECKING:
@@ -198,7 +199,15 @@ class Context:
         """Which of the job's workers this is, counted from 0."""
         self.run: str = facts["run"]
         """The id of this run, such as `api#3`."""
+        self.attempt: int = facts["attempt"]
+        """Which attempt of this run it is, counted from 1 (`retry`)."""
+        self._until: float | None = facts["until"]
         self.log = Log(worker)
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left before it is asked to end because it takes too long (`timeout`, `deadline`); None: no such limit."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
 
     @property
     def phase(self) -> Phase:
@@ -315,14 +324,40 @@ def result(value: Any) -> bytes:
         raise TypeError(f"the function returned what is no JSON: {error}") from None
 
 
-def told(error: BaseException) -> dict[str, str]:
-    """What is told of a call that failed: why, and the traceback where there is one to show."""
+def told(error: BaseException) -> dict[str, Any]:
+    """What is told of a call that failed: why, its names, and the traceback where there is one to show."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if isinstance(error, CallableNotFound):
         return {"reason": text(error), "traceback": traced(error.__cause__) if error.__cause__ else ""}
     kind, said = type(error).__name__, text(error).partition("\n")[0][:200]
-    return {"reason": f"{kind}: {said}" if said else kind, "traceback": traced(error)}
+    ours = isinstance(error, RunFailed)  # raised on purpose: it says it all
+    heard = {"reason": said if ours else f"{kind}: {said}" if said else kind, "traceback": "" if ours else traced(error)}
+    after = getattr(error, "retry_after", None)
+    return {
+        **heard,
+        "names": sorted(names(error)),
+        "retry_after": after if isinstance(after, (int, float)) and 0 <= after < float("inf") else None,
+    }
+
+
+def names(error: BaseException) -> set[str]:
+    """What an exception goes by: each of its classes, by where it is defined and by where a package above has it.
+
+    Of a group, what all in it go by.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return set.intersection(*map(names, error.exceptions))
+    found = set()
+    for kind in type(error).__mro__:
+        if kind.__module__ in ("builtins", "supervisor.errors"):
+            found.add(kind.__qualname__)
+        parts = kind.__module__.split(".")
+        for end in range(1, len(parts) + 1):
+            module = ".".join(parts[:end])
+            if end == len(parts) or getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
+                found.add(f"{module}:{kind.__qualname__}")
+    return found
 
 
 def text(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from supervisor import events
 from supervisor.config.shapes import duration
-from supervisor.errors import DeadlineExceeded, ExitStatus, RunFailed, TimedOut
+from supervisor.errors import DeadlineExceeded, ExitStatus, RaisedElsewhere, Retry, RunFailed, TimedOut
 from supervisor.kinds import KINDS, Attempt, JobSpec, Kind, Outcome, Run
 from supervisor.kinds.function import kind_of, load, taken
 from supervisor.nodes.fence import failure_of, foreign, in_one_line, split_foreign
@@ -223,9 +223,7 @@ class Attempts:
         if self._late is not None:
             return self._late
         assert result is not None  # nobody kills what is in time
-        if isinstance(result, Outcome) and result.failed:
-            return ExitStatus(result.reason, code=result.code, signal=result.signal)
-        return result
+        return _failure_of(result) if isinstance(result, Outcome) and result.failed else result
 
     def _stopped(self, raised: BaseException) -> Exception:
         """The run boundary: what is foreign code's own is its failure, what must pass is raised again."""
@@ -325,12 +323,21 @@ class Attempts:
     def _outcome_of(self, failure: Exception) -> Outcome:
         """The outcome of a run whose last failure this is."""
         known = self._run.outcome
-        if isinstance(failure, ExitStatus) and failure is self._last and known is not None:
+        if isinstance(failure, (ExitStatus, RaisedElsewhere)) and failure is self._last and known is not None:
             return known
         outcome = failure_of(self._run, failure)
         if isinstance(failure, DeadlineExceeded) and isinstance(failure.__cause__, Exception):
             return replace(outcome, reason=f"{outcome.reason}; the last failure: {in_one_line(failure.__cause__)}")
         return outcome
+
+
+def _failure_of(outcome: Outcome) -> RunFailed:
+    """A bad outcome as an exception, for the layers that judge it."""
+    if "supervisor.errors:Retry" in outcome.names:
+        return Retry(outcome.reason, after=outcome.retry_after)
+    if outcome.names:
+        return RaisedElsewhere(outcome.reason, outcome.names, outcome.retry_after)
+    return ExitStatus(outcome.reason, code=outcome.code, signal=outcome.signal)
 
 
 def _about(seconds: float) -> str:
