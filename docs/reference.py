@@ -19,7 +19,7 @@ _HEADS = {name: f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in T
 _EFFECTS = {
     "a change is applied live": "live",
     "a change restarts the job": "restarts the job",
-    "a change restarts every job with `command`": "restarts every command",
+    "a change restarts every job that is a child process": "restarts every child process",
     "a change restarts the jobs that use it": "restarts its jobs",
     "a change needs a restart of the daemon": "needs a new daemon",
 }
@@ -46,8 +46,7 @@ def _section(name: str, known: dict[str, Topic]) -> Iterator[str]:
 
 def _row(key: str, topic: Topic) -> str:
     facts = topic.facts
-    ends = " *(only for runs that end)*" if topic.field and "ends" in topic.field.extra else ""
-    only = f" *(only with {topic.field.only})*" if topic.field and topic.field.needs else ends
+    only = f" *(only for {topic.field.whom})*" if topic.field and topic.field.whom else ""
     default = facts.get("default", "")
     shown = "required" if default.startswith("none,") else default if default in ("", "none") else f"`{default}`"
     cells = (f"`{key}`", topic.description + only, facts["type"].partition(":")[0], shown, _EFFECTS[facts["reload"]])

@@ -288,6 +288,10 @@ class Expanded(str):
         self.shown = shown
         return self
 
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        """For another process it is a string like any."""
+        return str, (str(self),)
+
 
 def shown(value: str) -> str:
     """`value` as status, logs and events may show it: the text of the file, never an expansion."""

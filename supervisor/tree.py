@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
+import math
 import os
 import random
 import secrets
@@ -29,7 +30,7 @@ from supervisor.children import Child, Usage, open_children
 from supervisor.config import Config, Plan
 from supervisor.errors import ControlError, SupervisorError
 from supervisor.events import Journal
-from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds import JobSpec, Outcome, Resources, Run, inherited
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
 from supervisor.last_runs import LastRuns
@@ -725,10 +726,12 @@ def _ancestry(name: str, parents: Mapping[str, str]) -> list[str]:
 
 def _stale(spec: ChildSpec) -> str:
     """What to say of a job whose code in this process is not what its file says by now; empty where it is."""
-    if not isinstance(spec, JobSpec) or spec.call is None or (file := outdated(spec.call)) is None:
+    if not isinstance(spec, JobSpec) or spec.call is None or spec.spawns or (file := outdated(spec.call)) is None:
         return ""
-    instead = ', or give it kind = "process"' if "process" in KINDS else ""
-    return f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon{instead}"
+    return (
+        f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon, "
+        'or give it kind = "process"'
+    )
 
 
 def _no_limit(name: str, known: Sequence[str]) -> str:
@@ -843,7 +846,7 @@ async def _house(
     def warn(text: str) -> None:
         journal.emit(events.Warned, text=text)
 
-    with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
+    with trio.CancelScope(shield=True) as shield, _importable([str(config.base), *config.daemon.path]):
         async with (
             open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
@@ -862,10 +865,21 @@ async def _house(
             )
             tree = Supervisor(config, resources, journal, spread, wall)
             await tree._load_last_runs()
+            if _cancelled_outside(shield):
+                tree.shutdown("cancelled while it was opened")  # nobody is left to say so
             task_status.started(tree)
             await tree._run(last_resort)
     journal.end()
     block.cancel(reason="the tree has ended")
+
+
+def _cancelled_outside(shield: trio.CancelScope) -> bool:
+    """Whether what is outside of a shield, in which we are, has been cancelled."""
+    shield.shield = False
+    try:
+        return trio.current_effective_deadline() == -math.inf
+    finally:
+        shield.shield = True
 
 
 @contextmanager

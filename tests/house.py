@@ -1,4 +1,4 @@
-"""Runs of commands by themselves: what they live in, with a reporter that notes what it is told."""
+"""Runs of child processes by themselves: what they live in, with a reporter that notes what it is told."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Notes:
         self.pid = None
         self.cause = None
         self.lost = []
+        self.far = []
         self.is_ready = trio.Event()
 
     def ready(self, run, cause):
@@ -38,7 +39,7 @@ class Notes:
         raise AssertionError(cause)
 
     def progress(self, run, done, total):
-        raise AssertionError("a command has no progress")
+        self.far.append((done, total))
 
     def output_lost(self, run, count, cause):
         self.lost.append((count, cause))
@@ -89,7 +90,7 @@ class Life:
     async def _live(self, house: House, spec: JobSpec) -> None:
         with self.scope:
             try:
-                self.outcome = await KINDS["command"].run(spec, self.run, house.resources)
+                self.outcome = await KINDS[spec.kind or "command"].run(spec, self.run, house.resources)
             except RunFailed as error:
                 self.error = error
         self.over.set()

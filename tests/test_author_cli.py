@@ -167,11 +167,11 @@ def test_explain_tells_type_default_place_and_reload_of_a_key(run):
     ]
 
 
-def test_a_change_of_the_daemons_env_restarts_every_command_and_explain_says_so(run, tmp_path):
-    assert "a change restarts every job with `command`" in run(author.explain, "daemon.env").output
-    jobs = {"child": {"command": "true"}, "function": {"call": "m:f"}}
+def test_a_change_of_the_daemons_env_restarts_every_child_and_explain_says_so(run, tmp_path):
+    assert "a change restarts every job that is a child process" in run(author.explain, "daemon.env").output
+    jobs = {"child": {"command": "true"}, "function": {"call": "m:f"}, "worker": {"call": "m:f", "kind": "process"}}
     old, new = (config.from_mapping({"daemon": {"env": {"A": value}}, "jobs": jobs}, tmp_path, {}) for value in "12")
-    assert config.diff(old, new) == config.Plan(restarted=("child",))
+    assert config.diff(old, new) == config.Plan(restarted=("child", "worker"))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_change_of_the_daemons_env_restarts_every_command_and_explain_says_so(
         ("defaults.command", "a change restarts the job"),
         ("strategy", 'one of "one_for_one", "one_for_all" or "rest_for_one"'),
         ("daemon.socket", "a change needs a restart of the daemon"),
-        ("stop_signal", "only for a job with `command`"),
+        ("stop_signal", 'only for a job with `command` or kind = "process"'),
         ("give_up.failures", "none, it must be given"),
         ("grace", "daemon.grace"),
         ("cron", "minute hour day month weekday"),

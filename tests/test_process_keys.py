@@ -115,9 +115,73 @@ def test_what_is_refused(keys, fault):
 @pytest.mark.parametrize(
     "key", ["env_file = 'x'", "user = 'root'", "sockets = []", "tty = true", "stop_command = 'x'", "reload_signal = 'HUP'"]
 )
-def test_they_are_for_commands_only(key):
+def test_they_are_for_child_processes_only(key):
     [fault] = faults(f'[jobs.a]\ncall = "m:f"\n{key}')
-    assert fault.endswith("only for a job with `command`, this job has `call`")
+    assert fault.endswith('only for a job with `command` or kind = "process"')
+
+
+def worker(keys: str = "", name: str = "a") -> str:
+    return f'[jobs.{name}]\ncall = "m:f"\nkind = "process"\n{keys}\n'
+
+
+def test_a_function_in_a_process_has_every_key_of_a_child():
+    keys = """
+    env = { A = "1" }
+    env_file = "env"
+    clear_env = true
+    cwd = "there"
+    user = 0
+    umask = "0027"
+    nice = 3
+    rlimits = { nofile = 64 }
+    no_new_privileges = true
+    stdin = "pipe"
+    sockets = ["web"]
+    output = "out.log"
+    rotate = { keep = 1 }
+    parse = "json"
+    max_line = 100
+    on_overload = "drop"
+    success_exit_codes = [0, 3]
+    stop_signal = "INT"
+    stop_to = "group"
+    stop_command = "x"
+    reload_signal = "HUP"
+    watch = ["*.py"]
+    recycle = { memory = "1GB" }
+    ready = { log = "up" }
+    """
+    loaded = load('[sockets.web]\nlisten = "*:0"\n' + worker(keys))
+    spec, here = loaded.jobs["a"], Path.cwd()
+    assert (spec.cwd, spec.output, spec.env_file) == (f"{here}/there", f"{here}/out.log", (f"{here}/env",))
+    assert spec.watch == (f"{here}/*.py",) and spec.stop_signal == "INT" and spec.env == {"A": "1"}
+
+
+def test_a_kind_that_is_misspelt_is_the_only_fault():
+    [fault] = faults('[jobs.a]\ncall = "m:f"\nkind = "proces"\nnice = 3\nrecycle = { memory = 1 }\nready = { log = "x" }')
+    assert fault.startswith("jobs.a.kind: expected ") and fault.endswith('got "proces"; did you mean "process"?')
+
+
+def test_defaults_of_children_reach_functions_in_processes_and_no_others():
+    keys = '[defaults]\nnice = 3\nwatch = ["*.py"]\nrecycle = { memory = 1 }\nready = { log = "x" }\n'
+    loaded = load(keys + worker() + '[jobs.b]\ncall = "m:f"\n' + job("", "c"))
+    assert [spec.nice for spec in loaded.jobs.values()] == [3, None, 3]
+    assert [spec.recycle is not None for spec in loaded.jobs.values()] == [True, False, True]
+    assert [spec.ready is not None for spec in loaded.jobs.values()] == [True, False, True]
+    by_default = load(f'{keys}kind = "process"\n[jobs.b]\ncall = "m:f"\n' + job("", "c")).jobs
+    assert [(spec.kind, spec.nice) for spec in by_default.values()] == [("process", 3), (None, 3)]
+
+
+def test_what_the_machine_lacks_of_them_is_told_for_functions_in_processes_too():
+    Path("m.py").write_text("def f(): pass\nasync def g(): pass")
+    assert missing(worker('cwd = "/no/such"\nuser = "nobdy"\nstop_command = "/no/stop"')) == [
+        'jobs.a.cwd: no such directory: "/no/such"',
+        'jobs.a.user: no user "nobdy"; did you mean "nobody"?',
+    ]
+    assert missing(worker().replace("m:f", "m:g")) == [
+        'jobs.a.kind: kind "process" runs a plain function, this one is `async def`'
+    ]
+    assert missing(worker()) == []
 
 
 def test_a_word_is_not_taken_for_a_file():

@@ -617,6 +617,15 @@ async def test_a_state_directory_that_cannot_be_used_is_told_and_the_schedule_go
     assert run_for(f) == ["2026-01-01T01:00:00.000Z"]
 
 
+async def test_a_tree_that_is_cancelled_while_the_last_runs_are_read_ends_at_once(tmp_path):
+    with trio.CancelScope() as scope:
+        scope.cancel(reason="a test")
+        async with forest(tmp_path, {"a": job(serve, cron="@hourly", catch_up="all", run_on_start=True)}) as f:
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert f.tree.has_ended and f.happened(Starting) == []
+
+
 async def test_waiting_is_told_once_for_each_tick(autojump_clock, tmp_path):
     async with forest(tmp_path, {"a": job(lasting(1), cron="* * * * *"), "b": job(lasting(1), every=60)}) as f:
         await trio.sleep(130)

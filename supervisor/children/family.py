@@ -33,7 +33,7 @@ import trio
 from supervisor.children import guardian
 from supervisor.children.cgroup import Cgroup, guarantee
 from supervisor.children.guard import Guard
-from supervisor.children.launch import NOT_PERMITTED, Launch, Launcher, why
+from supervisor.children.launch import CHANNEL, NOT_PERMITTED, Launch, Launcher, why
 from supervisor.children.process import file_limit_raised, nothing_ignored, noticed, subreaper
 from supervisor.children.procfs import descendants, listed, open_children_list, reap, session_of
 from supervisor.children.record import sweep
@@ -263,7 +263,7 @@ class Children:
     async def spawn(self, launch: Launch) -> Child:
         """Start a program in a session of its own.
 
-        The child inherits exactly the descriptors 0, 1, 2 and those of its sockets, default signal dispositions and an empty
+        The child inherits exactly 0, 1, 2, its sockets and its channel, default signal dispositions and an empty
         mask; its environment is that of `launch` and the marks of `instance` and `run`. In a crowd, spawns take turns with
         everything else, in order of arrival. Cancelled: there is no child. Raises SpawnFailed, whose text says what to do.
         """
@@ -276,8 +276,11 @@ class Children:
         marks = {"SUPERVISOR_INSTANCE": self.instance, **({"SUPERVISOR_RUN": launch.run} if launch.run else {})}
         if launch.needs_launcher:
             return await self._spawn_by_launcher(launch, marks)
+        if launch.channel is not None:
+            marks[CHANNEL] = str(launch.channel)
+        passed = [] if launch.channel is None else [launch.channel]
         async with self._gate:
-            return self._spawn(launch, launch.argv, env={**launch.env, **marks}, cwd=launch.cwd)
+            return self._spawn(launch, launch.argv, env={**launch.env, **marks}, cwd=launch.cwd, pass_fds=passed)
 
     async def _spawn_by_launcher(self, launch: Launch, marks: dict[str, str]) -> Child:
         async with self._gate:

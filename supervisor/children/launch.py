@@ -20,6 +20,9 @@ from supervisor.errors import SpawnFailed
 
 NOT_PERMITTED = "not permitted to the user that the daemon runs as (uid {})"
 
+CHANNEL = "SUPERVISOR_CHANNEL"
+"""Where a program that is given a channel finds its number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -28,8 +31,9 @@ class Launch:
     `stdin` None is empty, `stdout` and `stderr` None are ours. `nice` is absolute. `user`, `group` and `groups` are names or
     numbers; with a user its own groups are the default. `rlimits` maps names such as "nofile" to (soft, hard), -1 being no
     limit. `sockets` are pairs (name, descriptor), which the program gets as LISTEN_FDS. `tty` is the slave of a pseudo
-    terminal that becomes the controlling terminal; whoever wants it as standard input too says so. What stands after `nice`
-    is done by a launcher inside the child, which costs an interpreter's start: some ten milliseconds, paid by nobody else.
+    terminal that becomes the controlling terminal; whoever wants it as standard input too says so. What stands between `nice`
+    and `channel` is done by a launcher inside the child, which costs an interpreter's start: some ten milliseconds, paid by
+    nobody else. `channel` is one more descriptor for the program, which finds its number in $SUPERVISOR_CHANNEL.
     """
 
     argv: Sequence[str]
@@ -47,6 +51,7 @@ class Launch:
     no_new_privileges: bool = False
     sockets: Sequence[tuple[str, int]] = ()
     tty: int | None = None
+    channel: int | None = None
     run: str = ""
 
     @property
@@ -54,6 +59,11 @@ class Launch:
         """Whether something is asked for that only the child itself can do."""
         identity = self.user is not None or self.group is not None or bool(self.groups)
         return identity or bool(self.rlimits or self.sockets) or self.no_new_privileges or self.tty is not None
+
+    @property
+    def handed(self) -> list[int]:
+        """The descriptors that the launcher lays out for the program, from 3 on."""
+        return [fd for _, fd in self.sockets] + ([] if self.channel is None else [self.channel])
 
 
 class Launcher:
@@ -66,14 +76,15 @@ class Launcher:
         self._order: dict[str, Any] = {
             "argv": [os.fsencode(word) for word in launch.argv],
             "paths": [os.fsencode(path) for path in _paths(launch)],
-            "env": {os.fsencode(name): os.fsencode(value) for name, value in {**env, **_listen(launch)}.items()},
+            "env": {os.fsencode(name): os.fsencode(value) for name, value in {**env, **_told(launch)}.items()},
             "cwd": os.fsencode(launch.cwd or str(Path.cwd())),
             "user": launch.user,
             "group": launch.group,
             "groups": list(launch.groups),
             "rlimits": [(name, _limit_number(name), *limits[name]) for name in limits],
             "no_new_privileges": launch.no_new_privileges,
-            "sockets": [fd for _, fd in launch.sockets],
+            "handed": launch.handed,
+            "listening": bool(launch.sockets),
             "tty": launch.tty,
         }
         words = [*self._order["argv"], self._order["cwd"], *self._order["env"], *self._order["env"].values()]
@@ -88,8 +99,8 @@ class Launcher:
             self._ours.callback(os.close, self._report)
             memory = os.memfd_create("supervisor-launch", os.MFD_CLOEXEC)
             self._ours.callback(os.close, memory)
-            sockets = self._order["sockets"] + ([] if self._launch.tty is None else [self._launch.tty])
-            self.descriptors = sorted({memory, self._report, *sockets})
+            handed = self._launch.handed + ([] if self._launch.tty is None else [self._launch.tty])
+            self.descriptors = sorted({memory, self._report, *handed})
             _write(memory, marshal.dumps({**self._order, "passed": self.descriptors}))
             os.set_blocking(self._status, False)
             self.argv = [sys.executable, "-I", "-S", launcher.__file__, str(memory), str(self._report)]
@@ -127,10 +138,11 @@ def _paths(launch: Launch) -> list[str]:
     return [program] if "/" in program else [os.path.join(each, program) for each in os.get_exec_path(dict(launch.env))]
 
 
-def _listen(launch: Launch) -> dict[str, str]:
-    if not launch.sockets:
-        return {}
-    return {"LISTEN_FDS": str(len(launch.sockets)), "LISTEN_FDNAMES": ":".join(name for name, _ in launch.sockets)}
+def _told(launch: Launch) -> dict[str, str]:
+    """What the program is told of the descriptors that are laid out for it."""
+    count = len(launch.sockets)
+    told = {"LISTEN_FDS": str(count), "LISTEN_FDNAMES": ":".join(name for name, _ in launch.sockets)} if count else {}
+    return told if launch.channel is None else {**told, CHANNEL: str(3 + count)}
 
 
 def _limit_number(name: str) -> int:

@@ -44,11 +44,11 @@ class Step:
 def main(order_fd: int, status: int) -> None:
     """Do as ordered, and become the program; return only where that failed, once it has been reported."""
     order = marshal.loads(os.pread(order_fd, os.fstat(order_fd).st_size, 0))
-    status = fcntl.fcntl(status, fcntl.F_DUPFD_CLOEXEC, 3 + len(order["sockets"]))
+    status = fcntl.fcntl(status, fcntl.F_DUPFD_CLOEXEC, 3 + len(order["handed"]))
     try:
         identity = _identity(order)
         _take_terminal(order["tty"])
-        _place(order["sockets"], order["passed"])
+        _place(order["handed"], order["passed"])
         _limit(order["rlimits"])
         prctl = _prctl() if order["no_new_privileges"] else None  # while its file can be read for certain
         _become(*identity)
@@ -57,7 +57,7 @@ def main(order_fd: int, status: int) -> None:
         if prctl is not None:
             _renounce(prctl)
         _default_signals()
-        if order["sockets"]:
+        if order["listening"]:
             order["env"][b"LISTEN_PID"] = b"%d" % os.getpid()
         os.write(status, b"+")
         _exec(order)
@@ -112,11 +112,11 @@ def _take_terminal(tty: int | None) -> None:
             fcntl.ioctl(tty, termios.TIOCSCTTY, 0)
 
 
-def _place(sockets: list[int], passed: list[int]) -> None:
-    """The sockets to 3, 4, ...; nothing else stays open over the exec. Any of them may lie where another has to go."""
+def _place(handed: list[int], passed: list[int]) -> None:
+    """What is handed over to 3, 4, ...; nothing else stays open over the exec. Any may lie where another has to go."""
     with Step("sockets"):
-        first = 3 + len(sockets)
-        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first) for fd in sockets]
+        first = 3 + len(handed)
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first) for fd in handed]
         for fd in passed:
             if fd > 2:
                 os.close(fd)

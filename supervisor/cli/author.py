@@ -140,7 +140,7 @@ def _lines(loaded: Config, file: Path, tree: list[dict[str, Any]]) -> Iterator[s
 
 def _has_children(loaded: Config | None) -> bool:
     """Whether it has jobs that are child processes: only then is there something that could outlive the daemon."""
-    return loaded is not None and any(spec.command is not None for spec in loaded.jobs.values())
+    return loaded is not None and any(spec.spawns for spec in loaded.jobs.values())
 
 
 def _rows(nodes: list[dict[str, Any]], depth: int) -> Iterator[tuple[str, str]]:

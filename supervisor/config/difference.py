@@ -49,11 +49,11 @@ def diff(old: Config, new: Config) -> Plan:
 
 def _shared_changes(old: Config, new: Config) -> Callable[[ChildSpec], bool]:
     """Whether a job has to be restarted for what it shares: the environment of `[daemon]`, or where a socket listens."""
-    environment = any(key.extra.get("reload") == "commands" for key in _differing(old.daemon, new.daemon))
+    environment = any(key.extra.get("reload") == "children" for key in _differing(old.daemon, new.daemon))
     moved = {name for name, spec in new.sockets.items() if name in old.sockets and old.sockets[name].listen != spec.listen}
 
     def changed(spec: ChildSpec) -> bool:
-        return isinstance(spec, JobSpec) and ((environment and spec.command is not None) or not moved.isdisjoint(spec.sockets))
+        return isinstance(spec, JobSpec) and ((environment and spec.spawns) or not moved.isdisjoint(spec.sockets))
 
     return changed
 

@@ -23,6 +23,3 @@ KEYS = {
     "Recycle": {"runs": "it has handled so many items"},
 }
 """By the name of the spec that will hold them."""
-
-WORDS = {("JobSpec", "kind"): ("process",)}
-"""Values that a key will know."""

@@ -12,7 +12,7 @@ import msgspec
 from supervisor.config import later, relations, rules, toml_places
 from supervisor.config.document import Document, Source, open_document
 from supervisor.config.reading import BAD, Reading, did_you_mean
-from supervisor.config.shapes import table, table_of
+from supervisor.config.shapes import CHILD, table, table_of
 from supervisor.config.tables import TABLES, Config, DaemonSpec, LogSpec
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
@@ -201,7 +201,7 @@ class _Loader:
         if fields is BAD:
             return JobSpec()
         given = frozenset(content)
-        if "command" in given:
+        if "command" in given or fields.get("kind") == "process":
             self._process(path, own, fields)
         for key in ("ready", "health"):
             if key in fields:
@@ -279,7 +279,8 @@ def _applies(
 ) -> bool:
     """Whether a default makes sense for a job; one that does not is passed over."""
     field = table_of(JobSpec).fields[key]
-    if field.needs in (("command",), ("call",)) and field.needs[0] not in own:
+    spawns = "command" in own or own.get("kind", defaults.get("kind")) == "process"
+    if (field.needs == ("call",) and "call" not in own) or (field.needs == CHILD and not spawns):
         return False
     once = bool(own.get("once"))
     times = () if once else own.keys() & {"every", "cron"} or defaults.keys() & {"every", "cron"}
@@ -306,11 +307,11 @@ def _applies(
         case "watch":
             return not scheduled
         case "recycle":
-            return not once and not scheduled and ("command" in own or not isinstance(value, Mapping) or "memory" not in value)
+            return not once and not scheduled and (spawns or not isinstance(value, Mapping) or "memory" not in value)
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":
-            return not isinstance(value, Mapping) or "command" in own or "log" not in value
+            return not isinstance(value, Mapping) or spawns or "log" not in value
         case "health":
             return not isinstance(value, Mapping) or _asks(value)
         case "after":

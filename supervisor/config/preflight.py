@@ -158,7 +158,7 @@ def _process_faults(
     spec: JobSpec, config: Config, environ: Mapping[str, str], program_fault: Callable[[str, str, str], str]
 ) -> Iterator[inspection.Fault]:
     programs = [*_programs(spec)]
-    if not programs:
+    if not programs and not spec.spawns:
         return
     cwd = spec.cwd or str(config.base)
     if no_cwd := _directory_fault(cwd):

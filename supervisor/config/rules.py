@@ -13,7 +13,7 @@ from itertools import islice, pairwise
 from urllib.parse import urlsplit
 
 from supervisor.config.reading import Reading, did_you_mean, quoted
-from supervisor.config.shapes import duration, table_of
+from supervisor.config.shapes import A_CHILD, CHILD, duration, table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
 from supervisor.policies import ORDER, LimitSpec, RetrySpec
@@ -118,10 +118,19 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     if not given & {"command", "call"}:
         return
     for name, field in table_of(JobSpec).fields.items():
-        if name in given and field.needs and given.isdisjoint(field.needs):
-            has = f", this job has `{spec.where}`" if field.needs[0] in ("command", "call") else ""
+        if name in given and field.needs and not _meets(path, spec, given, field.needs, reading):
+            has = f", this job has `{spec.where}`" if field.needs == ("call",) else ""
             why = f": {field.extra['why']}" if "why" in field.extra else ""
-            reading.fault((*path, name), f"only for a job with {field.only}{has}{why}")
+            reading.fault((*path, name), f"only for {field.whom}{has}{why}")
+
+
+def _meets(path: Path, spec: JobSpec, given: frozenset[str], needs: tuple[str, ...], reading: Reading) -> bool:
+    """Whether it has one of these keys; `CHILD`: whether its runs are processes of their own, as far as can be told."""
+    return _spawns(path, spec, reading) if needs == CHILD else not given.isdisjoint(needs)
+
+
+def _spawns(path: Path, spec: JobSpec, reading: Reading) -> bool:
+    return spec.spawns or reading.broken((*path, "kind"))
 
 
 def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -193,8 +202,8 @@ def _ready(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -
     if (ready := spec.ready) is None:
         return
     _probe((*path, "ready"), ready, reading)
-    if ready.log is not None and "call" in given:
-        message = "only for a job with `command`: a function says `ctx.ready()`, with { notify = true }"
+    if ready.log is not None and "call" in given and not _spawns(path, spec, reading):
+        message = f"only for a job with {A_CHILD}: a function says `ctx.ready()`, with {{ notify = true }}"
         reading.fault((*path, "ready", "log"), message)
     if ready.log is not None:
         _regular_expression((*path, "ready", "log"), ready.log, reading)
@@ -303,8 +312,8 @@ def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
         reading.fault(path, "only for a service: a run of this job ends by itself")
     if recycle.age is None and recycle.memory is None:
         reading.fault(path, "expected `age`, `memory` or both")
-    if recycle.memory is not None and "call" in given:
-        reading.fault((*path, "memory"), "only for a job with `command`: the memory of a function is the daemon's")
+    if recycle.memory is not None and "call" in given and not _spawns(path[:-1], spec, reading):
+        reading.fault((*path, "memory"), f"only for a job with {A_CHILD}: the memory of other functions is the daemon's")
 
 
 def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:

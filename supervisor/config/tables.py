@@ -52,13 +52,13 @@ class DaemonSpec(Spec, frozen=True, kw_only=True):
     include: Annotated[tuple[str, ...], Meta(description="globs of more TOML files to merge, relative to this one")] = ()
     env: Annotated[
         dict[str, str],
-        Meta(description="environment for every child. Values are never shown anywhere", extra={"reload": "commands"}),
+        Meta(description="environment for every child. Values are never shown anywhere", extra={"reload": "children"}),
     ] = {}
     env_file: Annotated[
         Paths,
         Meta(
             description="files of NAME=value lines for the environment of every child, below `env`; as that of a job",
-            extra={"reload": "commands"},
+            extra={"reload": "children"},
         ),
     ] = Paths()
     intensity: Annotated[

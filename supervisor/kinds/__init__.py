@@ -1,16 +1,21 @@
-"""Kinds: what a run is. A kind is one async function; to add one, write it in a file of its own and list it in `KINDS`."""
+"""Kinds: what a run is. A kind is one async function; to add one, write it in a file of its own and list it in `KINDS`.
+
+What is named here is imported when it is first asked for: a worker process needs some of this package, and no Trio.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from supervisor.kinds.context import Attempt, Context, Outcome, Reporter, Resources, Run, inherited
-from supervisor.kinds.job import JobSpec
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
-Runner = Callable[[JobSpec, Run, Resources], Awaitable[Outcome]]
+    from supervisor.kinds.context import Attempt, Context, Outcome, Reporter, Resources, Run, inherited
+    from supervisor.kinds.job import JobSpec
+
+    Runner = Callable[[JobSpec, Run, Resources], Awaitable[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Kind:
     @property
     def run(self) -> Runner:
         """The function that is one run."""
-        return cast(Runner, importlib.import_module(self.module).run)
+        return cast("Runner", importlib.import_module(self.module).run)
 
 
 KINDS = {
@@ -39,8 +44,28 @@ KINDS = {
         Kind("task", "supervisor.kinds.task"),
         Kind("thread", "supervisor.kinds.thread", killable=False, takes="thread"),
         Kind("asyncio", "supervisor.kinds.asyncio_loop", takes="thread"),
+        Kind("process", "supervisor.kinds.process", takes="process"),
         Kind("command", "supervisor.kinds.command"),
     )
 }
 
-__all__ = ["KINDS", "Attempt", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "Runner", "inherited"]
+_HOME = {
+    "Attempt": "context",
+    "Context": "context",
+    "JobSpec": "job",
+    "Outcome": "context",
+    "Reporter": "context",
+    "Resources": "context",
+    "Run": "context",
+    "inherited": "context",
+}
+
+__all__ = ["KINDS", "Attempt", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "inherited"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

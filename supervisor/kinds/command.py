@@ -7,11 +7,12 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 import trio
@@ -32,19 +33,22 @@ from supervisor.wall import written
 log = structlog.get_logger("supervisor")
 
 
-async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
+async def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None = None) -> Outcome:
     """One run of a command. Raises SpawnFailed if there was none.
 
     Asked to end: the stop signal, or the stop command; when the main process is gone, what it left gets SIGTERM. Cancelled,
     or when the main process ended by itself: everything is killed. Returns or raises only when nothing of it is alive, or was
     `abandoned`.
+
+    With a `channel` (`Launch.channel`), it is the child's from its start on, and closed here; and who has the other end says
+    that the run has started.
     """
     pattern = spec.ready.log if spec.ready else None
-    with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec) as kept:
-        child, launch = await _start(spec, run, resources, stdout, capture, kept)
+    with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec, channel) as kept:
+        child, launch = await _start(spec, run, resources, stdout, capture, kept, channel)
         try:
             run.send_signal = lambda number, group: child.send_signal(number, group=group)
-            if spec.ready is None:
+            if spec.ready is None and channel is None:
                 run.ready("started")
             await _until_dead(spec, run, resources, launch, child)
             if run.stopping:
@@ -59,7 +63,13 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 
 
 async def _start(
-    spec: JobSpec, run: Run, resources: Resources, stdout: int | None, capture: Capture | None, kept: ExitStack | None
+    spec: JobSpec,
+    run: Run,
+    resources: Resources,
+    stdout: int | None,
+    capture: Capture | None,
+    kept: ExitStack | None,
+    channel: socket.socket | None,
 ) -> tuple[Child, Launch | None]:
     """Start the main process. The launch is given only where it will be needed again: a thousand of them weigh something."""
     launch = await _launch(spec.command, spec, run, resources, stdout)
@@ -67,7 +77,10 @@ async def _start(
         child = await _spawn(launch, run, resources)
     else:
         with ExitStack() as handed:
-            child = await _spawn(await _with_extras(launch, spec, run, resources, capture, kept, handed), run, resources)
+            whole = await _with_extras(launch, spec, run, resources, capture, kept, handed)
+            if channel is not None:
+                whole = replace(whole, channel=handed.enter_context(channel).fileno())
+            child = await _spawn(whole, run, resources)
     if capture is not None:
         capture.release()
     return child, launch if spec.stop_command is not None else None
@@ -80,9 +93,9 @@ async def _spawn(launch: Launch, run: Run, resources: Resources) -> Child:
     return child
 
 
-def _extras(spec: JobSpec) -> AbstractContextManager[ExitStack | None]:
+def _extras(spec: JobSpec, channel: socket.socket | None) -> AbstractContextManager[ExitStack | None]:
     """What the main process alone gets, and we keep until it has ended; None for one that gets nothing, as most do."""
-    return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" else nullcontext()
+    return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" or channel is not None else nullcontext()
 
 
 async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
@@ -308,6 +321,11 @@ _TAKEN = frozenset(
 """Names that mean something else in a line of the daemon's log, or to structlog."""
 
 
+def untaken(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a line of a child's, under names that they may have in the daemon's log."""
+    return {f"{key}_" if key in _TAKEN else key: value for key, value in fields.items()}
+
+
 def _json_line(run: Run) -> Callable[[bytes], bool]:
     """Makes a line of the daemon's log of each line: of its fields if it is a JSON object, else of its text."""
     log = structlog.get_logger("job").bind(job=run.job, run=run.id)
@@ -316,8 +334,7 @@ def _json_line(run: Run) -> Callable[[bytes], bool]:
     def look(line: bytes) -> bool:
         nonlocal unparsed
         if (said := record(line)) is not None:
-            fields = {f"{key}_" if key in _TAKEN else key: value for key, value in said.fields.items()}
-            getattr(log, said.level)(said.event, **fields)
+            getattr(log, said.level)(said.event, **untaken(said.fields))
         elif line:
             unparsed += 1
             log.info(line.decode(errors="backslashreplace"), unparsed=unparsed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import typing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from supervisor.errors import RunFailed
@@ -63,7 +63,7 @@ def outdated(call: str | Callable[..., Any]) -> str | None:
 def _changed(module: Any) -> int | None:
     """When the file of a module was last changed; None where it has none any more."""
     try:
-        return Path(module.__file__).stat().st_mtime_ns
+        return os.stat(module.__file__).st_mtime_ns  # noqa: PTH116 (a worker process would load pathlib for this)
     except (AttributeError, TypeError, OSError):
         return None
 

@@ -2,22 +2,18 @@
 
 Imports nothing but the standard library: `preflight` runs this file as a short-lived process, so that a module which hangs,
 prints, exits or crashes on import harms nobody. The kinds ask it too how a function runs and who gets the Context, so that
-`check` and the daemon agree.
+`check` and the daemon agree. What is only needed to tell of a fault is imported then: each worker process loads this file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib
 import inspect
-import json
 import os
-import pkgutil
 import re
 import sys
-import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
@@ -113,12 +109,16 @@ def _find(call: str) -> Any:
 
 def _neighbours(name: str) -> list[str]:
     """The modules beside one that is missing."""
+    import pkgutil
+
     package = name.rpartition(".")[0]
     paths = getattr(sys.modules.get(package), "__path__", None) if package else sys.path[:1]
     return [module.name for module in pkgutil.iter_modules(paths, f"{package}." if package else "")]
 
 
 def _does_not_import(name: str, error: BaseException) -> str:
+    import traceback
+
     if isinstance(error, SystemExit):
         return f'"{name}" calls sys.exit({error.code if isinstance(error.code, int) else ""}) when it is imported'
     frames = traceback.extract_tb(error.__traceback__)
@@ -135,8 +135,8 @@ def unfit(function: Any, kind: str | None) -> Iterable[Fault]:
         yield ("call",), "a generator function: not supported yet; expected `async def` or `def` without yield"
     elif inspect.isclass(function):
         yield ("call",), "a class: expected a function"
-    elif kind == "thread" and kind_of(function) == "task":
-        yield ("kind",), 'kind "thread" runs a plain function, this one is `async def`'
+    elif kind in ("thread", "process") and kind_of(function) == "task":
+        yield ("kind",), f'kind "{kind}" runs a plain function, this one is `async def`'
     elif kind in ("task", "asyncio") and kind_of(function) == "thread":
         yield ("kind",), f'kind "{kind}" runs an `async def`, this is a plain function: use kind = "thread"'
 
@@ -172,6 +172,8 @@ def _wrong_type(annotation: Any, given: str) -> str:
 
 def _nearest(word: str, known: Iterable[str | None]) -> str:
     """The known word that is most like `word`, or nothing."""
+    import difflib
+
     near = difflib.get_close_matches(word, [name for name in known if name and not name.startswith("__")], n=1)
     return near[0] if near else ""
 
@@ -182,6 +184,8 @@ def _hint(near: str) -> str:
 
 def main() -> None:
     """Inspect the jobs that standard input lists; two JSON lines for each go to the descriptor given as the argument."""
+    import json
+
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as results:
         request = json.load(sys.stdin)
         sys.path[:] = request["path"]

@@ -14,12 +14,13 @@ from supervisor.policies.spec import BreakerSpec, BulkheadSpec, RateSpec, RetryS
 from supervisor.probes import Health, Ready
 from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
-# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for`, what a change of it does, and
-# why only a run that `ends` can have it (nothing said: it applies to every job, and changes live).
+# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for` (those with one of these keys, or
+# "child": those that spawn), what a change of it does, and why only a run that `ends` can have it (nothing said: it applies to
+# every job, and changes live).
 _RESTARTS = {"reload": "restart"}
-_COMMAND = {"for": "command"}
+_CHILD = {"for": "child"}
 _SCHEDULED = {"for": "every or cron"}
-_COMMAND_RESTARTS = {"for": "command", "reload": "restart"}
+_CHILD_RESTARTS = {"for": "child", "reload": "restart"}
 _ENDING = {"ends": "a service has no end: use restart"}
 _RUNS = {"ends": "only for runs that end: once, every, cron. The code of a service can use `supervisor.policies` itself"}
 
@@ -41,15 +42,17 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     call: Annotated[
         str | None,
         Meta(
-            description='"module:function". `async def` runs as a Trio task in the daemon, `def` in a thread of its own',
+            description='"module:function". `async def` runs as a Trio task in the daemon, `def` in a thread of its own, or '
+            'with kind = "process" in a process',
             extra=_RESTARTS,
         ),
     ] = None
     kind: Annotated[
-        Literal["task", "thread", "asyncio", "command"] | None,
+        Literal["task", "thread", "asyncio", "process", "command"] | None,
         Meta(
-            description="how it runs; inferred from `command`, and for `call` from the function. asyncio: an `async def` that "
-            "needs asyncio, in an event loop and a thread of its own",
+            description="how it runs; inferred from `command`, and for `call` from the function, unless you say. asyncio: an "
+            "`async def` that needs asyncio, in an event loop and a thread of its own. process: a plain function in a Python "
+            "process of its own, for work that takes a processor or must be killable; it loads the code anew at each start",
             extra=_RESTARTS,
         ),
     ] = None
@@ -126,7 +129,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
 
     # restart
     success_exit_codes: Annotated[
-        tuple[int, ...], Meta(description="exit codes of a command that count as success", extra=_COMMAND)
+        tuple[int, ...], Meta(description="exit codes of a command that count as success", extra=_CHILD)
     ] = (0,)
     give_up: Annotated[
         GiveUp | None,
@@ -151,18 +154,18 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     )
     stop_signal: Annotated[
         Literal["TERM", "INT", "QUIT", "HUP", "KILL", "USR1", "USR2", "WINCH"],
-        Meta(description="how a command is asked to end", extra=_COMMAND),
+        Meta(description="how a command is asked to end", extra=_CHILD),
     ] = "TERM"
     stop_to: Annotated[
         Literal["main", "group"],
-        Meta(description="who gets the stop signal: the main process, or its whole group", extra=_COMMAND),
+        Meta(description="who gets the stop signal: the main process, or its whole group", extra=_CHILD),
     ] = "main"
     stop_command: Annotated[
         str | tuple[str, ...] | None,
         Meta(
             description="a command that asks the job to end, instead of the stop signal. It runs as the job does, with the pid "
             "of the main process in $SUPERVISOR_MAINPID, while the grace goes on",
-            extra=_COMMAND,
+            extra=_CHILD,
         ),
     ] = None
     reload_signal: Annotated[
@@ -170,7 +173,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="what `supervisor reload NAME` sends to the main process, so that it reads its own configuration "
             "again; without it, `reload NAME` is a restart",
-            extra=_COMMAND,
+            extra=_CHILD,
         ),
     ] = None
 
@@ -223,7 +226,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         dict[str, str],
         Meta(
             description="environment of the child, on top of the daemon's and of all files. Values are never shown anywhere",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = {}
     env_file: Annotated[
@@ -231,7 +234,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="files of NAME=value lines for the environment, below `env`; a later file wins. Read at each start. "
             'A "-" before the path: it may be missing',
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = Paths()
     clear_env: Annotated[
@@ -239,34 +242,34 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="the child inherits nothing of the daemon's environment: it gets a PATH, HOME, USER, LOGNAME and SHELL "
             "of its user, and what the file gives",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = False
     cwd: Annotated[
         str | None,
-        Meta(description="working directory of the child; the file's directory unless you say", extra=_COMMAND_RESTARTS),
+        Meta(description="working directory of the child; the file's directory unless you say", extra=_CHILD_RESTARTS),
     ] = None
     user: Annotated[
         Account | None,
         Meta(
             description="the user that the child runs as, by name or number, with HOME, USER, LOGNAME, SHELL and the groups of "
             "that user. Only root may choose another than its own",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = None
     group: Annotated[
         Account | None,
-        Meta(description="the group that the child runs as; the user's own unless you say", extra=_COMMAND_RESTARTS),
+        Meta(description="the group that the child runs as; the user's own unless you say", extra=_CHILD_RESTARTS),
     ] = None
     groups: Annotated[
         tuple[Account, ...],
-        Meta(description="more groups of the child, besides those that the user is in", extra=_COMMAND_RESTARTS),
+        Meta(description="more groups of the child, besides those that the user is in", extra=_CHILD_RESTARTS),
     ] = ()
     umask: Annotated[
         FileMode | None,
         Meta(
             description='the bits that files made by the child do not get, in octal: "0022"; the daemon\'s unless you say',
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = None
     nice: Annotated[
@@ -274,7 +277,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             ge=-20, le=19,
             description="priority: 19 yields to all others, below 0 goes before them; the daemon's unless you say",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = None  # fmt: skip
     rlimits: Annotated[
@@ -282,25 +285,25 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description='resource limits, soft and hard at once or [soft, hard]: { nofile = 4096, core = "unlimited", as = '
             '"1GB", nproc = [100, 200] }; the daemon\'s unless you say',
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = {}
     no_new_privileges: Annotated[
         bool,
-        Meta(description="neither it nor its children gain rights by set-uid or set-gid programs", extra=_COMMAND_RESTARTS),
+        Meta(description="neither it nor its children gain rights by set-uid or set-gid programs", extra=_CHILD_RESTARTS),
     ] = False
     stdin: Annotated[
         str,
         Meta(
             description="what the child reads: null: nothing; pipe: what `supervisor attach` writes; or the path of a file",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = "null"
     tty: Annotated[
         bool,
         Meta(
             description="give the child a terminal of its own for input and output; what it prints there is captured",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = False
     sockets: Annotated[
@@ -308,7 +311,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="names of [sockets] that the child gets, from descriptor 3 on, as systemd hands them over "
             "(LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID)",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = ()
 
@@ -318,11 +321,11 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="capture: to logs/NAME.log; journal: to systemd's journal; inherit: the daemon's own; null: away; "
             "or the path of a file to capture to",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = "capture"
     rotate: Annotated[
-        Rotate, Meta(description="when the captured file is put aside, and how many are kept", extra=_COMMAND_RESTARTS)
+        Rotate, Meta(description="when the captured file is put aside, and how many are kept", extra=_CHILD_RESTARTS)
     ] = Rotate()
     max_line: Annotated[
         Bytes,
@@ -330,7 +333,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             ge=1,
             description="a longer line is looked at in pieces of this: by `parse`, `ready`, the terminal and the journal. "
             "A file gets the bytes as they come",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = Bytes(64 << 10)
     on_overload: Annotated[
@@ -338,7 +341,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="what happens when output comes faster than a FIFO or the journal takes it: block, the job waits; "
             "drop, whole lines are dropped, counted and reported",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = "block"
     parse: Annotated[
@@ -346,7 +349,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="json: each line that is a JSON object also becomes a line of the daemon's log, with its own level, "
             "text and fields",
-            extra=_COMMAND_RESTARTS,
+            extra=_CHILD_RESTARTS,
         ),
     ] = "text"
 
@@ -357,7 +360,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             description="globs, with `**` for any depth: a change of such a file restarts the job, which is no failure. "
             "It waits until nothing has changed for half a second, at most 5 s. What git, Python and editors write "
             "for themselves (`.git`, `__pycache__`, swap files) is passed over unless it is named",
-            extra={"for": "command", "why": "what runs inside the daemon is the code that it has loaded"},
+            extra={"for": "child", "why": "what runs inside the daemon is the code that it has loaded"},
         ),
     ] = ()
 
@@ -399,6 +402,11 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             self, every=None, cron=None, once=True, restart=RestartType.TEMPORARY, overlap="skip", run_on_start=False,
             jitter=Seconds(0), catch_up="none", workers=1, start="manual",
         )  # fmt: skip
+
+    @property
+    def spawns(self) -> bool:
+        """Whether its runs are processes of their own."""
+        return self.command is not None or self.kind == "process"
 
     @property
     def where(self) -> str:
