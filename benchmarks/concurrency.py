@@ -59,6 +59,13 @@ async def joinset(count: int) -> None:
             pass
 
 
+async def joined_at_once(count: int) -> None:
+    async with JoinSet[None]() as tasks:
+        for _ in range(count):
+            tasks.spawn(checkpoint)
+        await tasks.join_all()
+
+
 async def try_joined(count: int) -> None:
     await try_join(*[checkpoint] * count)
 
@@ -143,7 +150,8 @@ class Way:
 
 SPAWNING = {
     FLOOR: Way(nursery),
-    "JoinSet": Way(joinset),
+    "JoinSet, one by one": Way(joinset),
+    "JoinSet.join_all": Way(joined_at_once),
     "try_join": Way(try_joined),
     "as_completed": Way(completed),
     f"map_concurrent, {IN_FLIGHT} at a time": Way(mapped),

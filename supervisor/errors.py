@@ -76,6 +76,18 @@ class Retry(RunFailed):
         super().__init__(message)
 
 
+class RaisedElsewhere(RunFailed):
+    """A function in a process of its own raised: `failure_names` are its class and those above, as "module:Class".
+
+    `retry_after` is the exception's, where it has one.
+    """
+
+    def __init__(self, message: str, names: Collection[str] = (), retry_after: float | None = None) -> None:
+        self.failure_names = names
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
 class ExitStatus(RunFailed):
     """A command ended badly: with this exit code, or killed by this signal (its name, "SIGKILL")."""
 

@@ -21,10 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running import ROOT
 
-from supervisor.errors import RunFailed, SpawnFailed
-from supervisor.kinds import JobSpec, Run, process
+from supervisor.errors import RaisedElsewhere, Retry, RunFailed, SpawnFailed
+from supervisor.kinds import JobSpec, Outcome, Run, process
 from supervisor.kinds.process import Frames, Nonsense, Worker
 from supervisor.kinds.process_worker import HEADER, LONGEST_BODY, LONGEST_HEAD
+from supervisor.nodes.fence import stopped_at_fence
+from supervisor.policies.failures import goes_by
 from supervisor.probes import Ready
 from supervisor.sockets import SocketSpec
 from supervisor.spec import Expanded, Limit
@@ -54,8 +56,18 @@ def start(house: House, code: str, **spec) -> Life:
     return house.start(**{"kind": "process", "call": f"{module(house, code)}:f", "once": True, **spec})
 
 
-async def finish(house: House, code: str, **spec):
-    return await start(house, code, **spec).end()
+async def end(life: Life) -> Outcome:
+    """Its outcome, as the tree makes it of what the kind returns or raises."""
+    try:
+        return await life.end()
+    except SpawnFailed:
+        raise
+    except RunFailed as error:
+        return stopped_at_fence(life.run, error)
+
+
+async def finish(house: House, code: str, **spec) -> Outcome:
+    return await end(start(house, code, **spec))
 
 
 # ---- the function ----
@@ -83,8 +95,8 @@ async def test_an_expanded_argument_is_a_string_there(house):
 
 
 async def test_arguments_that_cannot_be_sent_say_so(house):
-    with pytest.raises(RunFailed, match=r"its arguments cannot be sent to a process: .*lambda"):
-        await finish(house, "def f(a): pass", args={"a": lambda: None})
+    outcome = await finish(house, "def f(a): pass", args={"a": lambda: None})
+    assert outcome.failed and outcome.reason.startswith("its arguments cannot be sent to a process: ")
 
 
 async def test_arguments_and_results_may_be_large(house):
@@ -105,11 +117,13 @@ async def test_arguments_and_results_may_be_large(house):
     ],
 )
 async def test_a_result_that_is_wanted_and_no_json_is_a_failure(house, value, why):
-    for wanted, reason in ((True, why), (False, "completed")):
-        spec = JobSpec(kind="process", call=f"{module(house, f'def f(): return {value}')}:f", once=True)
-        with Worker(Run("job", 1, Notes(), trio.Event()), wanted=wanted) as worker:
-            assert (await worker.serve(spec, house.resources)).reason.startswith(reason)
-        assert worker.result is None
+    spec = JobSpec(kind="process", call=f"{module(house, f'def f(): return {value}')}:f", once=True)
+    with Worker(Run("job", 1, Notes(), trio.Event()), wanted=True) as worker:
+        with pytest.raises(RaisedElsewhere, match=why):
+            await worker.serve(spec, house.resources)
+    with Worker(Run("job", 1, Notes(), trio.Event())) as worker:
+        assert (await worker.serve(spec, house.resources)).reason == "completed"
+    assert worker.result is None
 
 
 async def test_code_is_imported_from_where_the_daemon_would(house, tmp_path):
@@ -321,6 +335,29 @@ async def test_the_reason_is_one_line(house, body, reason):
     assert (await failed(house, f"def f(): {body}"))[0].startswith(reason)
 
 
+async def test_what_it_raises_goes_by_the_names_of_its_classes(house):
+    code = """
+    class Lost(ConnectionError):
+        retry_after = 2.5
+    def f():
+        raise Lost('line')
+    """
+    life = start(house, code)
+    with pytest.raises(RaisedElsewhere) as caught:
+        await life.end()
+    assert caught.value.retry_after == 2.5
+    here = life.run.outcome
+    assert (here.reason, here.code, here.failed) == ("Lost: line", 1, True) and here.spent.cpu > 0
+    assert goes_by("ConnectionError", caught.value) and goes_by("builtins:OSError", caught.value)
+    assert goes_by(f"module_{next(numbers) - 1}:Lost", caught.value) and not goes_by("ValueError", caught.value)
+
+
+async def test_it_may_ask_for_another_attempt(house):
+    with pytest.raises(Retry, match="not yet") as caught:
+        await start(house, "from supervisor.errors import Retry\ndef f(): raise Retry('not yet', after=3)").end()
+    assert caught.value.retry_after == 3
+
+
 async def test_the_code_of_an_exit_is_what_counts(house):
     for code, reason in (("sys.exit(3)", "exited with code 3"), ("os._exit(4)", "exited with code 4")):
         assert (await failed(house, f"def f(): {code}"))[:2] == (reason, [])
@@ -360,7 +397,7 @@ async def test_a_death_by_a_signal_is_told_with_the_stack_where_python_crashed(h
 async def test_what_is_not_there_to_be_called_is_said_as_of_other_kinds(house, code, call, reason, shown):
     name = module(house, code)
     with structlog.testing.capture_logs() as logs:
-        outcome = await house.finish(kind="process", call=call or f"{name}:f", once=True)
+        outcome = await end(house.start(kind="process", call=call or f"{name}:f", once=True))
     assert outcome.failed and outcome.reason.startswith(reason.format(name))
     assert [line["event"] for line in logs] == ["job raised"] * shown
 

@@ -54,7 +54,9 @@ def sections_with_an_example() -> frozenset[str]:
     """The anchors of the headings that have a block which tests/test_docs.py runs."""
     parts = re.split(r"^## (.*)$", PAGE.read_text(), flags=re.MULTILINE)[1:]
     run = ("```python\n", "```toml\n", "```console\n")
-    return frozenset(_anchor(head) for head, text in zip(parts[::2], parts[1::2], strict=True) if any(each in text for each in run))
+    return frozenset(
+        _anchor(head) for head, text in zip(parts[::2], parts[1::2], strict=True) if any(each in text for each in run)
+    )
 
 
 def _anchor(head: str) -> str:

@@ -112,6 +112,39 @@ async def test_a_schedule_makes_a_process_for_each_run(tmp_path):
     assert [run for run, _ in lines[:2]] == ["a#1", "a#2"] and lines[0][1] != lines[1][1]
 
 
+async def test_policies_round_a_process_know_what_it_raised_and_its_context_the_attempt(tmp_path):
+    code = """
+    class Lost(ConnectionError): pass
+    def f(ctx: 'Context'):
+        print(ctx.attempt, 0 < ctx.deadline <= 100)
+        if ctx.attempt < 3:
+            raise Lost(f'attempt {ctx.attempt}')
+        raise ValueError('given up')
+    """
+    retry = {"attempts": 5, "initial": "10ms", "on": ["ConnectionError", "retried:Lost"]}
+    async with tree(tmp_path, a=job(code, tmp_path, "retried", once=True, restart="temporary", timeout=100, retry=retry)) as f:
+        end = await f.until(Ended)
+        assert (end.failed, end.exit.reason, end.exit.code) == (True, "ValueError: given up", 1)
+    assert (tmp_path / "logs/a.log").read_text() == "1 True\n2 True\n3 True\n"
+
+
+async def test_what_takes_too_long_is_interrupted_and_killed_where_that_is_in_vain(tmp_path):
+    code = """
+    def f(stubborn):
+        try:
+            time.sleep(1000)
+        finally:
+            print('cleaned up', flush=True)
+            if stubborn:
+                sum(range(10**12))
+    """
+    keys = {"once": True, "restart": "temporary", "timeout": "500ms", "grace": "200ms"}
+    jobs = {name: job(code, tmp_path, "too_long", args={"stubborn": name == "b"}, **keys) for name in "ab"}
+    async with tree(tmp_path, **jobs) as f:
+        await f.until(Ended, 2)
+        assert [f.row(name).exit.reason for name in "ab"] == ["timed out after 0.5 s"] * 2
+
+
 async def test_a_service_whose_function_returns_has_exited_and_is_restarted(tmp_path):
     async with tree(tmp_path, a=job("def f(): pass", tmp_path, "returns")) as f:
         end = await f.until(Ended)
@@ -199,7 +232,7 @@ def test_the_death_of_the_daemon_ends_a_worker_by_itself(tmp_path):
         )
         theirs.close()
         ours.sendall(frame({"path": [str(tmp_path), *sys.path], "stop_signal": 15}))
-        facts = {"job": "a", "worker": 0, "run": "a#1"}
+        facts = {"job": "a", "worker": 0, "run": "a#1", "attempt": 1, "until": None}
         ours.sendall(frame({"is": "call", "call": "lonely:f", "service": True, "wanted": False, "facts": facts}))
         head, body = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_WAITALL))
         assert (ours.recv(head, socket.MSG_WAITALL), body) == (b'{"is":"started"}', 0)

@@ -23,6 +23,3 @@ KEYS = {
     "Recycle": {"runs": "it has handled so many items"},
 }
 """By the name of the spec that will hold them."""
-
-WORDS: dict[tuple[str, str], tuple[str, ...]] = {}
-"""Values that a key will know."""

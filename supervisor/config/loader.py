@@ -12,7 +12,7 @@ import msgspec
 from supervisor.config import later, relations, rules, toml_places
 from supervisor.config.document import Document, Source, open_document
 from supervisor.config.reading import BAD, Reading, did_you_mean
-from supervisor.config.shapes import table, table_of
+from supervisor.config.shapes import CHILD, table, table_of
 from supervisor.config.tables import TABLES, Config, DaemonSpec, LogSpec
 from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
@@ -280,7 +280,7 @@ def _applies(
     """Whether a default makes sense for a job; one that does not is passed over."""
     field = table_of(JobSpec).fields[key]
     spawns = "command" in own or own.get("kind", defaults.get("kind")) == "process"
-    if (field.needs == ("call",) and "call" not in own) or (field.needs == ("child",) and not spawns):
+    if (field.needs == ("call",) and "call" not in own) or (field.needs == CHILD and not spawns):
         return False
     once = bool(own.get("once"))
     times = () if once else own.keys() & {"every", "cron"} or defaults.keys() & {"every", "cron"}

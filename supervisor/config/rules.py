@@ -13,7 +13,7 @@ from itertools import islice, pairwise
 from urllib.parse import urlsplit
 
 from supervisor.config.reading import Reading, did_you_mean, quoted
-from supervisor.config.shapes import CHILD, duration, table_of
+from supervisor.config.shapes import A_CHILD, CHILD, duration, table_of
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec, clashes
 from supervisor.policies import ORDER, LimitSpec, RetrySpec
@@ -125,8 +125,8 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
 
 
 def _meets(path: Path, spec: JobSpec, given: frozenset[str], needs: tuple[str, ...], reading: Reading) -> bool:
-    """Whether it has one of these keys; `child`: whether its runs are processes of their own, as far as can be told."""
-    return _spawns(path, spec, reading) if needs == ("child",) else not given.isdisjoint(needs)
+    """Whether it has one of these keys; `CHILD`: whether its runs are processes of their own, as far as can be told."""
+    return _spawns(path, spec, reading) if needs == CHILD else not given.isdisjoint(needs)
 
 
 def _spawns(path: Path, spec: JobSpec, reading: Reading) -> bool:
@@ -203,7 +203,7 @@ def _ready(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -
         return
     _probe((*path, "ready"), ready, reading)
     if ready.log is not None and "call" in given and not _spawns(path, spec, reading):
-        message = f"only for {CHILD}: a function says `ctx.ready()`, with {{ notify = true }}"
+        message = f"only for a job with {A_CHILD}: a function says `ctx.ready()`, with {{ notify = true }}"
         reading.fault((*path, "ready", "log"), message)
     if ready.log is not None:
         _regular_expression((*path, "ready", "log"), ready.log, reading)
@@ -313,7 +313,7 @@ def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     if recycle.age is None and recycle.memory is None:
         reading.fault(path, "expected `age`, `memory` or both")
     if recycle.memory is not None and "call" in given and not _spawns(path[:-1], spec, reading):
-        reading.fault((*path, "memory"), f"only for {CHILD}: the memory of other functions is the daemon's")
+        reading.fault((*path, "memory"), f"only for a job with {A_CHILD}: the memory of other functions is the daemon's")
 
 
 def _exit_codes(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:

@@ -25,9 +25,6 @@ from supervisor.spec import NAME, Bytes, Expanded, FileMode, Paths, Seconds, Spe
 Schema = dict[str, Any]
 SpecType = TypeVar("SpecType", bound=Spec)
 
-CHILD = 'a job with `command` or kind = "process"'
-"""What a job with a process of its own is to somebody who writes a file."""
-
 _NO_BOUNDS = msgspec.Meta()
 _EXPANDABLE = r"^\$\{.+\}$"
 
@@ -288,6 +285,12 @@ class Anything(Shape):
         return {}
 
 
+CHILD = ("child",)
+"""What a key `needs` that concerns a process of the job's own, and the same in words."""
+
+A_CHILD = '`command` or kind = "process"'
+
+
 class Field(NamedTuple):
     """What a spec says of one key. `extra` is the Meta's: whom the key is `for`, and what a `reload` of it does."""
 
@@ -304,16 +307,14 @@ class Field(NamedTuple):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The keys of which a job must have one for this one to do anything, or `child`; empty where any job will do."""
+        """The keys of which a job must have one for this one to do anything, or `CHILD`; empty where any job will do."""
         return tuple(self.extra["for"].split(" or ")) if "for" in self.extra else ()
 
     @property
     def whom(self) -> str:
         """Which jobs it is for, to be said after "only for"; empty where any job will do."""
-        if self.needs == ("child",):
-            return CHILD
         if self.needs:
-            return f"a job with {' or '.join(f'`{key}`' for key in self.needs)}"
+            return f"a job with {A_CHILD if self.needs == CHILD else ' or '.join(f'`{key}`' for key in self.needs)}"
         return "runs that end: `once`, `every`, `cron`" if "ends" in self.extra else ""
 
 
@@ -359,8 +360,6 @@ class Table(Shape, Generic[SpecType]):
 
     def _read_field(self, key: str, value: Any, path: Path, reading: Reading) -> Any:
         if (field := self.fields.get(key)) is not None:
-            if isinstance(value, str) and value in later.WORDS.get((self.spec.__name__, key), ()):
-                return reading.fault(path, f"{quoted(value)} is not supported yet")
             return field.shape.read(value, path, reading)
         if key in self.later:
             return reading.fault(path, "not supported yet")

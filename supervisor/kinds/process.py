@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, Literal, Self
@@ -22,7 +23,7 @@ import trio
 from msgspec import MsgspecError, Struct, structs
 from msgspec.json import Decoder
 
-from supervisor.errors import RunFailed, SpawnFailed
+from supervisor.errors import RaisedElsewhere, Retry, RunFailed, SpawnFailed
 from supervisor.kinds import command
 from supervisor.kinds.context import Outcome, Resources, Run
 from supervisor.kinds.job import JobSpec
@@ -44,9 +45,9 @@ LONGEST_REASON = 500
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     """Call the function in a process of its own. What it returns stays there: nobody asks for it.
 
-    Asked to end: a function that takes a `Context` hears it; a service that does not is interrupted by SystemExit; what has an
-    end by itself may go on to it. Cancelled: the process and all that came of it are killed. Raises SpawnFailed if there was
-    no process, and RunFailed for arguments that cannot be sent to one.
+    Asked to end: a function that takes a `Context` hears it; where it takes none, a service or what takes too long is
+    interrupted by SystemExit. Cancelled: the process and all that came of it are killed. Raises SpawnFailed if there was no
+    process, and RunFailed for arguments that cannot be sent to one, or where the function raised.
     """
     with Worker(run) as worker:
         return await worker.serve(spec, resources)
@@ -66,6 +67,7 @@ class Worker:
         self._says_started = False
         self._returned = False
         self._failure = ""
+        self._raised: RunFailed | None = None
         self._nonsense = trio.CancelScope()
 
     def __enter__(self) -> Self:
@@ -99,8 +101,10 @@ class Worker:
             raise refused
         while data := self._receive():
             self._heed(data)
-        self._run.outcome = self._judged(self._run.outcome or Outcome(reason="killed", failed=True))
-        return self._run.outcome
+        outcome = self._run.outcome = self._judged(self._run.outcome or Outcome(reason="killed", failed=True))
+        if self._raised is not None:
+            raise self._raised
+        return outcome
 
     # ---- what it is told ----
 
@@ -111,7 +115,9 @@ class Worker:
 
     def _call(self, spec: JobSpec) -> bytes:
         """The order to call the function for this run."""
-        facts = {"job": split_name(self._run.job)[0], "worker": self._run.worker, "run": self._run.id}
+        run = self._run
+        facts = {"job": split_name(run.job)[0], "worker": run.worker, "run": run.id, "attempt": run.attempt}
+        facts["until"] = None if run.left is None else time.monotonic() + run.left  # all processes have this clock
         order = {"is": "call", "call": str(spec.call), "service": spec.service, "wanted": self._wanted, "facts": facts}
         try:
             return frame(order, pickle.dumps(spec.args) if spec.args else b"")
@@ -123,7 +129,8 @@ class Worker:
         for order in orders:
             await self._send(order)
         async for phase in self._run.phase.eventual_values(lambda phase: phase is not Phase.RUNNING):
-            await self._send(frame({"is": "phase", "phase": phase.value, "stopping": not phase < Phase.STOPPING}))
+            stopping = not phase < Phase.STOPPING
+            await self._send(frame({"is": "phase", "phase": phase.value, "stopping": stopping, "overdue": self._run.overdue}))
 
     async def _send(self, data: bytes) -> None:
         left = memoryview(data)
@@ -178,10 +185,18 @@ class Worker:
                 getattr(self._log, level)(event, **told, **command.untaken(fields))
             case Returned():
                 self._returned, self.result = True, body if self._wanted else None
-            case Failed(reason, traceback):
-                self._failure = reason.partition("\n")[0][:LONGEST_REASON] or "it failed"
-                if traceback:
-                    log.error("job raised", job=self._run.job, run=self._run.id, exception=traceback)
+            case Failed():
+                self._fail(message)
+
+    def _fail(self, message: Failed) -> None:
+        """The function has raised, or was not to be had. Its traceback goes to the log once, as those of other kinds do."""
+        self._failure = message.reason.partition("\n")[0][:LONGEST_REASON] or "it failed"
+        self._raised = RaisedElsewhere(self._failure, message.names, message.retry_after)
+        if f"{Retry.__module__}:{Retry.__qualname__}" in message.names:
+            self._raised = Retry(self._failure, after=message.retry_after)
+        if message.traceback:
+            tell, what = (log.debug, "attempt raised") if self._run.followed else (log.error, "job raised")
+            tell(what, job=self._run.job, run=self._run.id, exception=message.traceback)
 
     def _judged(self, outcome: Outcome) -> Outcome:
         """How the run ended, as the process and its last word say together."""
@@ -265,6 +280,8 @@ class Failed(Struct, tag="failed", tag_field="is"):
 
     reason: str
     traceback: str
+    names: tuple[str, ...] = ()
+    retry_after: float | None = None
 
 
 Message = Started | Ready | Heartbeat | Progress | Log | Returned | Failed

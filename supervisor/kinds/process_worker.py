@@ -26,7 +26,8 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import supervisor
-from supervisor.kinds.function import CallableNotFound, context_parameter, load
+from supervisor.errors import RunFailed
+from supervisor.kinds.function import context_parameter, load
 
 if TYPE_CHECKING:
     from supervisor.state import Phase
@@ -89,13 +90,16 @@ class Channel:
 class Worker:
     """The process: what it is told, and what it says."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, stop_signal: int) -> None:
         self.phase = "running"
         self._channel = channel
         self._calls: SimpleQueue[tuple[dict[str, Any], bytearray] | None] = SimpleQueue()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # may be set by a signal handler, and wakes up everybody
+        self._stop_signal = stop_signal
         self._interruptible = True
         self._interrupted = 0
+        self._deaf = False
+        """Whether a function runs that takes no Context."""
 
     # ---- being told ----
 
@@ -115,13 +119,19 @@ class Worker:
                 self.phase = head["phase"]
                 if head["stopping"]:
                     self.ask()
+                if head["overdue"] and self._deaf:
+                    self._interruptible = True
+                    signal.raise_signal(self._stop_signal)
             case "call":
                 self._calls.put((head, body))
             case "end":
                 self._calls.put(None)
 
     def on_signal(self, number: int, frame: object) -> None:
-        """The stop signal: whoever takes a Context hears it; a service that does not is interrupted where it stands, once."""
+        """The stop signal: whoever takes a Context hears it; other services are interrupted where they stand, once.
+
+        So is what takes too long.
+        """
         self.ask()
         if self._interruptible:
             self._interruptible = False
@@ -160,7 +170,7 @@ class Worker:
             except SystemExit:
                 raise  # it ends the process as it would any other
             except BaseException as error:
-                self._interruptible = False
+                self._deaf = self._interruptible = False
                 self.say("failed", **told(error))
                 return 1
         return 0
@@ -173,10 +183,10 @@ class Worker:
             args = pickle.loads(body)
         if parameter := context_parameter(function):
             args[parameter] = Context(self, head["facts"])
-        self._interruptible = head["service"] and not parameter
+        self._deaf, self._interruptible = not parameter, head["service"] and not parameter
         self.say("started")
         value = function(**args)
-        self._interruptible = False
+        self._deaf = self._interruptible = False
         self._channel.send(b'{"is":"returned"}', result(value) if head["wanted"] else b"")
 
     def end(self) -> None:
@@ -198,7 +208,15 @@ class Context:
         """Which of the job's workers this is, counted from 0."""
         self.run: str = facts["run"]
         """The id of this run, such as `api#3`."""
+        self.attempt: int = facts["attempt"]
+        """Which attempt of this run it is, counted from 1 (`retry`)."""
         self.log = Log(worker)
+        self._until: float | None = facts["until"]
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left before it is asked to end because it takes too long (`timeout`, `deadline`); None: no such limit."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
 
     @property
     def phase(self) -> Phase:
@@ -315,14 +333,39 @@ def result(value: Any) -> bytes:
         raise TypeError(f"the function returned what is no JSON: {error}") from None
 
 
-def told(error: BaseException) -> dict[str, str]:
-    """What is told of a call that failed: why, and the traceback where there is one to show."""
+def told(error: BaseException) -> dict[str, Any]:
+    """What is told of a call that failed: why, what it goes by, and the traceback where there is one to show."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    if isinstance(error, CallableNotFound):
-        return {"reason": text(error), "traceback": traced(error.__cause__) if error.__cause__ else ""}
-    kind, said = type(error).__name__, text(error).partition("\n")[0][:200]
-    return {"reason": f"{kind}: {said}" if said else kind, "traceback": traced(error)}
+    kind, said = type(error).__name__, text(error).strip().partition("\n")[0]
+    reason = said if isinstance(error, RunFailed) else f"{kind}: {said[:200]}" if said else kind
+    shown = error.__cause__ if isinstance(error, RunFailed) else error
+    after = getattr(error, "retry_after", None)
+    return {
+        "reason": reason,
+        "names": sorted(names(error)),
+        "retry_after": after if isinstance(after, (int, float)) and 0 <= after < float("inf") else None,
+        "traceback": traced(shown) if shown is not None else "",
+    }
+
+
+def names(error: BaseException) -> set[str]:
+    """What an exception goes by: each of its classes, by where it is defined and by where a package above has it.
+
+    Of a group, what all in it go by.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return set.intersection(*map(names, error.exceptions))
+    found = set()
+    for kind in type(error).__mro__:
+        if kind.__module__ in ("builtins", "supervisor.errors"):
+            found.add(kind.__qualname__)
+        parts = kind.__module__.split(".")
+        for end in range(1, len(parts) + 1):
+            module = ".".join(parts[:end])
+            if end == len(parts) or getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
+                found.add(f"{module}:{kind.__qualname__}")
+    return found
 
 
 def text(error: BaseException) -> str:
@@ -366,8 +409,8 @@ def _default_in_forks(number: int) -> None:
 def main() -> NoReturn:
     """Be a worker, from the first order to the end of the process."""
     channel = Channel(int(os.environ.pop("SUPERVISOR_CHANNEL")))
-    worker = Worker(channel)
     order, _ = channel.receive() or sys.exit("there is no supervisor at the other end of the channel")
+    worker = Worker(channel, order["stop_signal"])
     sys.path[:] = [*order["path"], *(own for own in sys.path if own not in order["path"])]
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     vars(supervisor).update(Context=Context, ThreadContext=Context)

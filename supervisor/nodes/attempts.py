@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from supervisor import events
 from supervisor.config.shapes import duration
-from supervisor.errors import DeadlineExceeded, ExitStatus, RunFailed, TimedOut
+from supervisor.errors import DeadlineExceeded, ExitStatus, RaisedElsewhere, RunFailed, TimedOut
 from supervisor.kinds import KINDS, Attempt, JobSpec, Kind, Outcome, Run
 from supervisor.kinds.function import kind_of, load, taken
 from supervisor.nodes.fence import failure_of, foreign, in_one_line, split_foreign
@@ -325,7 +325,7 @@ class Attempts:
     def _outcome_of(self, failure: Exception) -> Outcome:
         """The outcome of a run whose last failure this is."""
         known = self._run.outcome
-        if isinstance(failure, ExitStatus) and failure is self._last and known is not None:
+        if isinstance(failure, (ExitStatus, RaisedElsewhere)) and failure is self._last and known is not None:
             return known
         outcome = failure_of(self._run, failure)
         if isinstance(failure, DeadlineExceeded) and isinstance(failure.__cause__, Exception):

@@ -6,6 +6,7 @@ import math
 
 import structlog
 import trio
+from msgspec import structs
 
 from supervisor.errors import InternalError, RunFailed, SpawnFailed
 from supervisor.kinds import Outcome, Run
@@ -22,7 +23,8 @@ def stopped_at_fence(run: Run, error: BaseException) -> Outcome:
     passing, own = split_foreign(error)
     if own is None:
         raise error
-    run.outcome = failure_of(run, own)
+    known, failure = run.outcome, failure_of(run, own)
+    run.outcome = failure if known is None else structs.replace(known, reason=failure.reason, failed=True)
     if passing is not None:
         raise passing from None
     return run.outcome
