@@ -46,8 +46,7 @@ def _section(name: str, known: dict[str, Topic]) -> Iterator[str]:
 
 def _row(key: str, topic: Topic) -> str:
     facts = topic.facts
-    ends = " *(only for runs that end)*" if topic.field and "ends" in topic.field.extra else ""
-    only = f" *(only with {topic.field.only})*" if topic.field and topic.field.needs else ends
+    only = f" *(only for {topic.field.whom})*" if topic.field and topic.field.whom else ""
     default = facts.get("default", "")
     shown = "required" if default.startswith("none,") else default if default in ("", "none") else f"`{default}`"
     cells = (f"`{key}`", topic.description + only, facts["type"].partition(":")[0], shown, _EFFECTS[facts["reload"]])

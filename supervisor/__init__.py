@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from supervisor.policies.breaker import CircuitBreaker
     from supervisor.policies.bulkhead import Bulkhead
     from supervisor.policies.fallback import fallback
+    from supervisor.policies.pipeline import compose
     from supervisor.policies.rate import RateLimiter
     from supervisor.policies.retrying import retry
     from supervisor.policies.timing import deadline, timeout
@@ -104,6 +105,7 @@ _HOME = {
     "TimedOut": "errors",
     "Unreachable": "control.wire",
     "as_completed": "concurrency",
+    "compose": "policies.pipeline",
     "deadline": "policies.timing",
     "fallback": "policies.fallback",
     "join": "concurrency",
@@ -151,6 +153,7 @@ __all__ = [
     "TimedOut",
     "Unreachable",
     "as_completed",
+    "compose",
     "deadline",
     "fallback",
     "join",

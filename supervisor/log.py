@@ -408,7 +408,7 @@ class Events:
             self._name(line, name)
         if isinstance(event, Ended):
             done = fields.pop("exit")
-            fields |= {"code": done["code"], "signal": done["signal"], **(fields.pop("spent") or {})}
+            fields = (fields.pop("spent") or {}) | fields | {"code": done["code"], "signal": done["signal"]}
             if fields["attempts"] == 1:
                 del fields["attempts"]
             del fields["output"]  # what a child prints is no line of ours, unless its job asks for that

@@ -15,7 +15,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -67,11 +66,6 @@ class Culprit(NamedTuple):
     stack: str
 
 
-class _Stall(NamedTuple):
-    began: float
-    culprit: Culprit
-
-
 class _Watch(trio.abc.Instrument):
     """The hooks belong to the loop's thread, `run` and what it calls to the watchdog's. Each writes what only it writes."""
 
@@ -88,8 +82,6 @@ class _Watch(trio.abc.Instrument):
         self._parked = False
         self._closed = False
         self._bell: SimpleQueue[None] = SimpleQueue()
-        self._told: list[_Stall] = []
-        """The stall that goes on and has been told. Whoever sees its end first takes it out."""
         self._seen = 0.0
         self._since = 0.0
         self._lost = 0.0
@@ -106,8 +98,6 @@ class _Watch(trio.abc.Instrument):
     def before_io_wait(self, timeout: float) -> None:
         if timeout:  # else it only asks, and goes on
             self._turn = 0.0
-        if self._told:
-            self._over()
 
     # in the thread
 
@@ -156,25 +146,20 @@ class _Watch(trio.abc.Instrument):
         self._lost += lost  # of a turn that began meanwhile, perhaps too much: then it is looked at again
         age = now - max(turn, self._since) - self._lost
         if sight is not None and age >= self._next:
-            self._next *= 2
             self._tell(turn, age, sight.culprit)
+            self._next *= 2
         return max(self._next - age, _SOON)
 
     def _tell(self, turn: float, seconds: float, culprit: Culprit) -> None:
+        """Say it now, and have the loop say it as soon as it can."""
         who = {"job": culprit.job, "run": culprit.run} if culprit.job else {}
         _log.warning("the loop is stuck", **who, seconds=round(seconds, 3), line=culprit.line, stack=culprit.stack)
-        if not self._told:
-            self._told.append(_Stall(turn, culprit))
-            if turn != self._turn:
-                self._over()
+        if self._next == self._limit:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._over, turn, culprit)
 
-    def _over(self) -> None:
-        with suppress(IndexError, trio.RunFinishedError):
-            stall = self._told.pop()
-            self._token.run_sync_soon(partial(self._emit, stall, time.monotonic() - stall.began))
-
-    def _emit(self, stall: _Stall, seconds: float) -> None:
-        found = stall.culprit
+    def _over(self, turn: float, found: Culprit) -> None:
+        seconds = time.monotonic() - turn
         who = "" if found.job else ", in no job"
         cause = f"the loop was stuck for {seconds:.3g} s at {found.line}{who}"
         self._journal.emit(Stalled, name=found.job, run=found.run, cause=cause, seconds=seconds, line=found.line)

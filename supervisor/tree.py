@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import itertools
+import math
 import os
 import random
 import secrets
@@ -845,7 +846,7 @@ async def _house(
     def warn(text: str) -> None:
         journal.emit(events.Warned, text=text)
 
-    with trio.CancelScope(shield=True), _importable([str(config.base), *config.daemon.path]):
+    with trio.CancelScope(shield=True) as shield, _importable([str(config.base), *config.daemon.path]):
         async with (
             open_children(instance, warn=warn, record=record) as children,
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
@@ -864,10 +865,21 @@ async def _house(
             )
             tree = Supervisor(config, resources, journal, spread, wall)
             await tree._load_last_runs()
+            if _cancelled_outside(shield):
+                tree.shutdown("cancelled while it was opened")  # nobody is left to say so
             task_status.started(tree)
             await tree._run(last_resort)
     journal.end()
     block.cancel(reason="the tree has ended")
+
+
+def _cancelled_outside(shield: trio.CancelScope) -> bool:
+    """Whether what is outside of a shield, in which we are, has been cancelled."""
+    shield.shield = False
+    try:
+        return trio.current_effective_deadline() == -math.inf
+    finally:
+        shield.shield = True
 
 
 @contextmanager

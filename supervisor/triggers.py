@@ -195,7 +195,7 @@ class Timetable:
             return []
         came = [self.tick, *between(self._rhythm, self.tick, now)]
         self._taken = came[-1]
-        self._plan(max(self._taken, now))
+        self._plan(self._taken)
         return came
 
     def skip(self, now: float) -> None:

@@ -173,6 +173,56 @@ async def test_attempts_of_asyncio_code(tmp_path, monkeypatch):
     assert (tmp_path / "seen").read_text() == "2 True"
 
 
+CRUNCHES = """
+import time
+from pathlib import Path
+from supervisor import Context, Retry
+
+class Odd(LookupError):
+    pass
+
+def often(ctx: Context, path: str):
+    assert 0 < ctx.deadline <= 500
+    Path(path).write_text(str(ctx.attempt))
+    raise Odd("not there")
+
+def later():
+    raise Retry("busy", after=0.01)
+
+def slow():
+    time.sleep(1000)
+"""
+
+
+async def test_attempts_of_functions_in_processes(tmp_path, monkeypatch):
+    (tmp_path / "crunches.py").write_text(CRUNCHES)
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = {"kind": "process", **ONCE, "timeout": "500s"}
+    often = {"call": "crunches:often", "args": {"path": str(tmp_path / "seen")}}
+    hour = {"initial": "1h", "max": "1h"}
+    jobs = {
+        "on": often | keys | {"retry": {"attempts": 3, **AT_ONCE, "on": ["LookupError"]}},
+        "not_on": {"call": "crunches:often", "args": {"path": str(tmp_path / "other")}}
+        | keys
+        | {"retry": {**hour, "on": ["OSError"]}},
+        "given_up": {"call": "crunches:often", "args": {"path": str(tmp_path / "third")}}
+        | keys
+        | {"retry": {**hour, "give_up_on": ["crunches:Odd"]}},
+        "later": {"call": "crunches:later"} | keys | {"retry": {"attempts": 2, **hour, "on": ["OSError"]}},
+        "slow": {"call": "crunches:slow"} | keys | {"timeout": "3s", "grace": "10ms", "retry": {"attempts": 2, **AT_ONCE}},
+    }
+    async with tree(tmp_path, **jobs) as f:
+        ends = {name: await f.until(Ended, name=name) for name in jobs}
+    assert {name: (end.exit.reason, end.attempts) for name, end in ends.items()} == {
+        "on": ("Odd: not there", 3),
+        "not_on": ("Odd: not there", 1),
+        "given_up": ("Odd: not there", 1),
+        "later": ("busy", 2),
+        "slow": ("timed out after 3 s", 2),
+    }
+    assert (tmp_path / "seen").read_text() == "3"
+
+
 FILE = """
 [limits.db]
 concurrency = 1

@@ -349,6 +349,20 @@ async def test_a_limit_that_leaves_the_file_is_kept_for_the_runs_that_have_it(au
         assert f.times(Ready, "b") == [10.0]
 
 
+async def test_a_run_that_began_with_a_breaker_ends_well_without_it(autojump_clock, tmp_path):
+    async def slow() -> None:
+        await trio.sleep(5)
+        raise RuntimeError("boom")
+
+    before = job(slow, **ONCE, breaker=breaker(1))
+    async with forest(tmp_path, {"a": before}) as f:
+        await trio.sleep(1)
+        f.tree.apply(f.config({"a": replace(before, breaker=None)}))
+        await trio.sleep(10)
+        assert ends(f, "a") == [(5.0, "RuntimeError: boom")]
+        assert (changes(f), f.tree.limit_status()) == ([], [])
+
+
 # ---- what is told of them ----
 
 

@@ -50,7 +50,7 @@ def one_life(journal: events.Journal, name: str = "api") -> None:
     spent = Spent(duration=2.5, cpu=0.25, max_rss=1 << 20)
     journal.emit(
         events.Ended, name=name, run=f"{name}#1", exit=exit, failed=True, cause="exited with code 3",
-        spent=spent, output=("my password is hunter2",),
+        duration=7.5, spent=spent, attempts=2, output=("my password is hunter2",),
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_each_event_is_one_line_with_job_run_and_pid(tmp_path):
     assert "pid" not in starting
     assert spawned["pid"] == ready["pid"] == ended["pid"] == 4711
     assert (ended["level"], ended["code"], ended["cause"]) == ("warning", 3, "exited with code 3")
-    assert (ended["duration"], ended["cpu"], ended["max_rss"]) == (2.5, 0.25, 1 << 20)
+    assert (ended["duration"], ended["cpu"], ended["max_rss"], ended["attempts"]) == (7.5, 0.25, 1 << 20, 2)
     assert "hunter2" not in (tmp_path / "log").read_text()  # what a child prints has its own path
     assert ready["level"] == "info" and ready["timestamp"].endswith("Z")
 

@@ -92,6 +92,16 @@ async def test_only_threads_are_counted(tmp_path, doors):
         await until(f, "a:running b:waiting task:running command:running hosted:waiting")
 
 
+async def test_processes_are_counted_by_themselves(tmp_path, doors):
+    (tmp_path / "napping.py").write_text("def nap(ctx: 'Context'):\n    ctx.wait_stopping()\n")
+    spec = JobSpec(call="napping:nap", kind="process", output="null")
+    async with forest(tmp_path, {"a": spec, "b": spec, "t": job(doors.function("t"))}, processes=1) as f:
+        await until(f, "a:running b:waiting t:running")
+        assert f.tree.status("b")[0].cause == "waits for a process: 1 of 1 in use ([daemon] processes)"
+        await f.tree.stop("a")
+        await until(f, "a:stopped b:running t:running")
+
+
 async def test_without_a_limit_nobody_waits(tmp_path, doors):
     jobs = {f"job-{at}": job(doors.function(f"job-{at}")) for at in range(50)}
     async with forest(tmp_path, jobs) as f:
@@ -188,9 +198,12 @@ class Called:
     touch = None
 
 
-@given(st.integers(1, 3), st.lists(st.tuples(st.sampled_from(["come", "stay away", "end"]), st.integers(0, 5)), max_size=40))
+@given(
+    st.integers(1, 3),
+    st.lists(st.tuples(st.sampled_from(["come", "stay away", "end", "be called"]), st.integers(0, 5)), max_size=60),
+)
 def test_the_limit_holds_and_whoever_may_go_is_called(limit, steps):
-    """Children come, give up and end in any order. Never too many inside; nobody is forgotten; nobody is passed."""
+    """Children come, give up and end in any order, and heed a call late. Never too many; nobody is forgotten, or passed."""
     rooms, called = Rooms({"thread": limit, "process": None}), Called()
     children: list[Any] = [Standing(called) for _ in range(6)]
     inside: set[Any] = set()
@@ -210,7 +223,6 @@ def test_the_limit_holds_and_whoever_may_go_is_called(limit, steps):
         if held is None:
             line.remove(child)
             inside.add(child)
-            rooms.enter(child)
 
     for step, at in steps:
         child = children[at]
@@ -218,13 +230,15 @@ def test_the_limit_holds_and_whoever_may_go_is_called(limit, steps):
             look(child)
         elif step == "stay away":
             look(child, Hold("stopped", rest=True))
-        elif child in inside:
+        elif step == "be called" and child in called.touched:
+            look(child)
+        elif step == "end" and child in inside:
             inside.discard(child)
             rooms.leave(child)
-        while called.touched:
-            look(next(iter(called.touched)))
         assert len(inside) <= limit
-        assert not line or len(inside) == limit
+    while called.touched:
+        look(next(iter(called.touched)))
+    assert not line or len(inside) == limit
 
 
 # -- the file -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import trio
 from supervisor.errors import SpecError
 from supervisor.events import Ended, Skipped, Starting, Waiting
 from supervisor.kinds import Context
+from supervisor.policies import RetrySpec
+from supervisor.spec import Seconds
 from supervisor.state import Goal
 from tests.forest import Forest, at_once, crash, forest, job, lasting, moment, said, serve, settle
 
@@ -395,6 +397,29 @@ async def test_run_now_takes_a_free_worker_also_of_a_schedule_that_is_down(autoj
         assert len(f.happened(Starting, name="a:0")) == 2
 
 
+async def test_a_run_of_a_schedule_that_is_down_arms_nothing(autojump_clock, tmp_path):
+    async with forest(tmp_path, {"a": parallel(lasting(35), every=10, start="manual")}) as f:
+        await f.tree.run_now("a")
+        await settle()
+        assert f.words() == "a:completed a:0:completed a:1:stopped a:2:stopped"
+        assert [name for _, name in f.happened(Starting)] == ["a", "a:0"]
+
+
+async def test_the_attempts_of_a_run_are_made_for_the_same_moment(autojump_clock, tmp_path):
+    told = []
+
+    async def fail_at_first(ctx: Context) -> None:
+        told.append(str(ctx.scheduled_at))
+        if len(told) < 2:
+            raise RuntimeError("boom")
+
+    jobs = {"a": job(fail_at_first, cron="@hourly", retry=RetrySpec(attempts=3, initial=Seconds(900)))}
+    async with forest(tmp_path, jobs) as f:
+        await trio.sleep(1.5 * HOUR)
+        assert told == ["2026-01-01 01:00:00+00:00"] * 2
+        assert row(f).cause == "runs at @hourly (UTC)"
+
+
 async def test_a_stop_gives_all_runs_their_grace_and_a_restart_makes_none(autojump_clock, tmp_path):
     async with forest(tmp_path, {"a": parallel(lasting(25), every=10, grace=100)}) as f:
         await trio.sleep_until(32)
@@ -615,6 +640,15 @@ async def test_a_state_directory_that_cannot_be_used_is_told_and_the_schedule_go
     (tmp_path / ".supervisor" / "state.db").mkdir()
     f = await lived(tmp_path, "2026-01-01 00:59", 100, a=job(lasting(1), cron="@hourly", catch_up="all"))
     assert run_for(f) == ["2026-01-01T01:00:00.000Z"]
+
+
+async def test_a_tree_that_is_cancelled_while_the_last_runs_are_read_ends_at_once(tmp_path):
+    with trio.CancelScope() as scope:
+        scope.cancel(reason="a test")
+        async with forest(tmp_path, {"a": job(serve, cron="@hourly", catch_up="all", run_on_start=True)}) as f:
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert f.tree.has_ended and f.happened(Starting) == []
 
 
 async def test_waiting_is_told_once_for_each_tick(autojump_clock, tmp_path):

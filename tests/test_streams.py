@@ -131,6 +131,7 @@ def modelled(items: list[int], name: str, n: int) -> list[int]:
 
 
 @given(pipelines())
+@hypothesis.example(([1, 2, 3, 4], [("filter", 2), ("filter", 3), ("map", 1), ("filter", 4)]))
 @hypothesis.settings(max_examples=200)
 def test_any_pipeline_is_its_list_comprehension(pipeline):
     items, steps = pipeline
@@ -368,22 +369,31 @@ async def test_the_source_closes_before_what_it_was_made_of(stage, autojump_cloc
     assert closed == ["last", "source"]
 
 
-def test_an_iterator_of_values_is_closed_too():
-    closed = []
-
+async def test_an_iterator_of_values_is_closed_too():
     def values():
         try:
             yield from range(10)
         finally:
             closed.append(True)
 
-    async def main() -> None:
-        async with Stream(values()).map(str).open() as items:
-            await anext(items)
-            assert not closed
-        assert closed
+    closed: list[bool] = []
+    source = values()  # this name keeps it alive
+    async with Stream(source).map(str).open() as items:
+        await anext(items)
+        assert not closed
+    assert closed
 
-    trio.run(main)
+
+async def test_closing_a_channel_does_not_hide_an_error_from_one_who_is_cancelled():
+    send, receive = trio.open_memory_channel[int](1)
+    send.send_nowait(1)
+    with pytest.raises(LookupError):
+        with trio.CancelScope() as scope:
+            async with Stream.from_channel(receive).open() as items:
+                await anext(items)
+                scope.cancel(reason="the test wants to know")
+                raise LookupError
+    send.close()
 
 
 class CancelAt(trio.abc.Instrument):

@@ -23,7 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from supervisor.streams import Stream, lines, rows, watch_files, web, websocket
+from supervisor.streams import Stream, files, lines, rows, watch_files, web, websocket
+from supervisor.watching import Burst
 
 MILLION = 1_000_000
 NUMBERS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?) SELECT i, 'row ' || i FROM n"
@@ -315,6 +316,27 @@ async def test_a_slow_consumer_hears_of_each_file_once(tmp_path):
     # the first that was found had left for the consumer when the second burst came
     assert set(found) == {str(tmp_path / name) for name in ("a", "b", "last")}
     assert len(found) <= 4
+
+
+async def test_what_changes_while_it_waits_to_be_told_is_told_again():
+    def changed(*paths: str) -> None:
+        burst = Burst(trio.current_time())
+        for path in paths:
+            burst.add(path, trio.current_time())
+        changes._take("", burst)
+
+    changes = files._Changes(("/x/*",))
+    send, receive = trio.open_memory_channel[str](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(changes._tell, send)
+        changed("/x/a", "/x/b")
+        await wait_all_tasks_blocked()  # a is on its way
+        changed("/x/a", "/x/b")
+        assert [await receive.receive() for _ in range(3)] == ["/x/a", "/x/b", "/x/a"]
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.WouldBlock):
+            receive.receive_nowait()
+        nursery.cancel_scope.cancel(reason="the test is over")
 
 
 async def test_where_the_kernel_has_lost_count_the_directory_is_told(tmp_path):

@@ -7,6 +7,7 @@ import math
 import zoneinfo
 from collections.abc import Iterator
 from itertools import islice, pairwise, takewhile
+from pathlib import Path
 
 import cronsim
 import pytest
@@ -150,6 +151,20 @@ def test_a_fixed_time_comes_once_a_day_whatever_the_clock_does(name, day, cron, 
     midnight = moment(local(f"{day} 00:00", name)) - 1
     days = takewhile(lambda tick: at(tick, name)[:10] <= day, Cron(cron, name).ticks(midnight))
     assert [at(tick, name)[11:] for tick in days if at(tick, name)[:10] == day] == expected
+
+
+ROWS = (
+    (Path(__file__).parent.parent / "docs" / "schedules.md").read_text().partition("<!-- ticks -->\n")[2].partition("\n\n")[0]
+)
+
+
+@pytest.mark.parametrize("row", ROWS.splitlines()[2:])
+def test_the_days_of_the_documentation_are_as_it_says(row):
+    name, cron, day, expected = (cell.strip(" `") for cell in row.strip("|").split("|"))
+    midnight = moment(local(f"{day} 00:00", name)) - 1
+    near = takewhile(lambda tick: tick < midnight + 2 * DAY, Cron(cron, name).ticks(midnight))
+    ticks = [utc(tick)[11:] for tick in near if at(tick, name)[:10] == day]
+    assert (f"{len(ticks) - 2} + 2 ticks" if expected.endswith("ticks") else ", ".join(ticks)) == expected
 
 
 def test_a_fixed_time_that_comes_twice_counts_the_first_time():

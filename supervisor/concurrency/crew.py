@@ -60,20 +60,41 @@ def failures(outcomes: Iterable[Outcome[Any] | None]) -> list[Exception]:
     return [found.error for found in outcomes if isinstance(found, Error) and isinstance(found.error, Exception)]
 
 
-@trio.lowlevel.enable_ki_protection
-async def taken(poll: Callable[[], T | None], arrivals: trio.lowlevel.ParkingLot) -> T:
-    """What `poll` takes, as soon as it is not None; it is asked again whenever `arrivals` is unparked. A checkpoint.
+class Arrivals:
+    """Where those wait who take what others bring.
 
-    After `poll` has taken something no cancellation can come: who is cancelled has taken nothing.
+    What is there already is taken without waiting; after every `in_a_row` of that, other tasks have a turn. A turn of the loop
+    may cost more than what was taken.
     """
-    await trio.lowlevel.checkpoint_if_cancelled()
-    if (found := poll()) is not None:
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return found
-    while True:
-        await arrivals.park()
+
+    __slots__ = ("_at_once", "_in_a_row", "_waiting")
+
+    def __init__(self, in_a_row: int = 1) -> None:
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._in_a_row = in_a_row
+        self._at_once = 0
+
+    def announce(self) -> None:
+        """There may be something to take."""
+        if self._waiting:
+            self._waiting.unpark_all()
+
+    @trio.lowlevel.enable_ki_protection
+    async def take(self, poll: Callable[[], T | None]) -> T:
+        """What `poll` takes, as soon as it is not None; it is asked again after each `announce`.
+
+        It can be cancelled each time, but not after `poll` has taken something: who is cancelled has taken nothing.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
         if (found := poll()) is not None:
+            self._at_once = (self._at_once + 1) % self._in_a_row
+            if not self._at_once:
+                await trio.lowlevel.cancel_shielded_checkpoint()
             return found
+        while True:
+            await self._waiting.park()
+            if (found := poll()) is not None:
+                return found
 
 
 def refuse_coroutines(caller: str, functions: Iterable[object]) -> None:

@@ -11,7 +11,7 @@ from typing import Generic, Self, TypeVar, TypeVarTuple
 import trio
 from outcome import Value
 
-from supervisor.concurrency.crew import Function, Outcome, captured, failures, open_crew, refuse_coroutines, taken
+from supervisor.concurrency.crew import Arrivals, Function, Outcome, captured, failures, open_crew, refuse_coroutines
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
@@ -55,7 +55,7 @@ class JoinSet(Generic[T]):
     def __init__(self) -> None:
         self._running = 0
         self._finished: deque[JoinHandle[T]] = deque()
-        self._arrivals = trio.lowlevel.ParkingLot()
+        self._arrivals = Arrivals(in_a_row=16)
         self._leaving = trio.Event()
         self._outer: trio.Nursery | None = None
         self._nursery: trio.Nursery | None = None
@@ -107,7 +107,7 @@ class JoinSet(Generic[T]):
             raise RuntimeError("this JoinSet was aborted: make another")
         # A nursery that is cancelled from outside may be gone before the block is, which may still spawn: to be cancelled too.
         nursery = self._outer if self._nursery.cancel_scope.cancel_called else self._nursery
-        handle = JoinHandle[T](trio.CancelScope() if abortable else None)
+        handle: JoinHandle[T] = JoinHandle(trio.CancelScope() if abortable else None)
         nursery.start_soon(self._run, handle, function, args, name=name or function)
         self._running += 1
         return handle
@@ -123,8 +123,7 @@ class JoinSet(Generic[T]):
             self._running -= 1
             if handle.outcome is not None:
                 self._finished.append(handle)
-            if self._arrivals:
-                self._arrivals.unpark_all()
+            self._arrivals.announce()
 
     def abort_all(self, *, reason: str) -> None:
         """Cancel every task that still runs. What has finished can still be joined; nothing can be spawned any more."""
@@ -135,21 +134,22 @@ class JoinSet(Generic[T]):
     async def join_next(self) -> JoinHandle[T] | None:
         """The next task that has finished, each once, in the order in which they did; None if none is left."""
         try:
-            return await taken(self._first, self._arrivals)
+            return await self._arrivals.take(self._first)
         except trio.EndOfChannel:
             return None
 
     async def join_all(self) -> list[JoinHandle[T]]:
         """Wait until none runs: all that were not joined yet. Who is cancelled in it has joined none."""
-        return await taken(self._all, self._arrivals)
+        return await self._arrivals.take(self._all)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> JoinHandle[T]:
-        if (handle := await self.join_next()) is None:
-            raise StopAsyncIteration
-        return handle
+        try:
+            return await self._arrivals.take(self._first)
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
 
     def _first(self) -> JoinHandle[T] | None:
         if self._finished:

@@ -11,7 +11,7 @@ from typing import Generic, Self, TypeVar
 import trio
 from outcome import Error
 
-from supervisor.concurrency.crew import Outcome, captured, failures, open_crew, taken
+from supervisor.concurrency.crew import Arrivals, Outcome, captured, failures, open_crew
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,14 +43,14 @@ class Mapped(Generic[T, R]):
         self._places: deque[_Place[R]] = deque()
         self._in_hand = 0  # pulled, and not handed over yet
         self._pulling = True
-        self._arrivals = trio.lowlevel.ParkingLot()
+        self._arrivals = Arrivals(in_a_row=16)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> R:
         try:
-            outcome = await taken(self._next, self._arrivals)
+            outcome = await self._arrivals.take(self._next)
         except trio.EndOfChannel:
             raise StopAsyncIteration from None
         try:
@@ -82,7 +82,7 @@ class Mapped(Generic[T, R]):
                 self._start(item)
 
     def _start(self, item: T) -> None:
-        place = _Place[R]()
+        place: _Place[R] = _Place()
         self._in_hand += 1
         if self._ordered:
             self._places.append(place)
@@ -98,7 +98,7 @@ class Mapped(Generic[T, R]):
 
     def _fail(self, error: Exception) -> None:
         """The source itself failed: that is what comes after the items it gave."""
-        place = _Place[R]()
+        place: _Place[R] = _Place()
         place.outcome = Error(error)
         self._places.append(place)
         self._in_hand += 1
@@ -106,8 +106,8 @@ class Mapped(Generic[T, R]):
         self._announce()
 
     def _announce(self) -> None:
-        if self._arrivals and self._places[0].outcome is not None:
-            self._arrivals.unpark_all()
+        if self._places[0].outcome is not None:
+            self._arrivals.announce()
 
     def unseen(self) -> list[Exception]:
         """Failures that were not handed over."""
@@ -134,7 +134,7 @@ class MappedAsync(Mapped[T, R]):
         except Exception as error:
             self._fail(error)
         self._pulling = False
-        self._arrivals.unpark_all()
+        self._arrivals.announce()
 
     async def _start_all(self, items: AsyncIterator[T]) -> None:
         """Room first, then the item: what was pulled is started at once."""

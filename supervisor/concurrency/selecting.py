@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
 import trio
 from outcome import Error, Value
 
-from supervisor.concurrency.crew import Function, Outcome, captured, failures, open_crew, taken
+from supervisor.concurrency.crew import Arrivals, Function, Outcome, captured, failures, open_crew
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -60,7 +60,7 @@ class _Branch(Generic[T]):
         except Exception as error:
             return Error(error)
 
-    def arm(self, nursery: trio.Nursery, arrivals: trio.lowlevel.ParkingLot) -> None:
+    def arm(self, nursery: trio.Nursery, arrivals: Arrivals) -> None:
         """Begin to receive."""
         self.receiving = True
         if self.scope is None:
@@ -69,17 +69,17 @@ class _Branch(Generic[T]):
         else:
             self.again.unpark()
 
-    async def _attend(self, scope: trio.CancelScope, arrivals: trio.lowlevel.ParkingLot) -> None:
+    async def _attend(self, scope: trio.CancelScope, arrivals: Arrivals) -> None:
         try:
             with scope:
                 while True:
                     self.outcome = await captured(self.receive)
                     self.receiving = False
-                    arrivals.unpark_all()
+                    arrivals.announce()
                     await self.again.park()
         finally:
             self.receiving, self.scope = False, None
-            arrivals.unpark_all()
+            arrivals.announce()
 
     def withdraw(self) -> None:
         """Leave to others what is not received yet. At once: Trio takes a receiver that is cancelled out of its channel."""
@@ -115,7 +115,7 @@ class Select(Generic[T]):
         self._branches = [_Branch(source) for source in sources]
         self._biased = biased
         self._turn = 0  # the branch to be asked first
-        self._arrivals = trio.lowlevel.ParkingLot()
+        self._arrivals = Arrivals()
 
     def guard(self, source: Source[T], condition: bool) -> None:
         """Switch the branch of `source` on or off, from now on. Nothing is taken from a source that is off.
@@ -126,7 +126,7 @@ class Select(Generic[T]):
         branch.on = condition
         if not condition:
             branch.withdraw()
-        self._arrivals.unpark_all()
+        self._arrivals.announce()
 
     def _branch(self, source: Source[T]) -> _Branch[T]:
         for branch in self._branches:
@@ -146,11 +146,16 @@ class Select(Generic[T]):
         and ready when it has returned. What a source raises is raised here, and the source asked again by the next call.
         `trio.EndOfChannel`: all sources are closed. RuntimeError: those that are not are all switched off.
         """
+        found = None
         if default is not _NOTHING or self._biased:
             await self._catch_up()
-        if default is not _NOTHING:
-            return self._now(default)
-        branch, outcome = await taken(self._taken, self._arrivals)
+            found = self._poll()
+        if found is None and default is not _NOTHING:
+            self._start_functions()
+            return default
+        if found is None:
+            found = await self._arrivals.take(self._taken)
+        branch, outcome = found
         return branch.source, outcome.unwrap()
 
     def __aiter__(self) -> Self:
@@ -171,14 +176,10 @@ class Select(Generic[T]):
         if any(branch.receiving for branch in self._branches):
             await trio.lowlevel.checkpoint()
 
-    def _now(self, default: D) -> tuple[Source[T], T] | D:
-        if (found := self._poll()) is not None:
-            branch, outcome = found
-            return branch.source, outcome.unwrap()
+    def _start_functions(self) -> None:
         for branch in self._branches:
             if branch.at_once is None:
                 self._arm(branch)
-        return default
 
     def _taken(self) -> tuple[_Branch[T], Outcome[T]] | None:
         if (found := self._poll()) is None:

@@ -280,7 +280,7 @@ def _applies(
     """Whether a default makes sense for a job; one that does not is passed over."""
     field = table_of(JobSpec).fields[key]
     spawns = "command" in own or own.get("kind", defaults.get("kind")) == "process"
-    if (field.needs in (("command",), ("call",)) and field.needs[0] not in own) or (field.needs == CHILD and not spawns):
+    if (field.needs == ("call",) and "call" not in own) or (field.needs == CHILD and not spawns):
         return False
     once = bool(own.get("once"))
     times = () if once else own.keys() & {"every", "cron"} or defaults.keys() & {"every", "cron"}

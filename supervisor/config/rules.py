@@ -118,18 +118,18 @@ def _fitting(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     if not given & {"command", "call"}:
         return
     for name, field in table_of(JobSpec).fields.items():
-        if name in given and field.needs and not _has_one(path, spec, given, field.needs, reading):
-            has = f", this job has `{spec.where}`" if field.needs[0] in ("command", "call") else ""
+        if name in given and field.needs and not _meets(path, spec, given, field.needs, reading):
+            has = f", this job has `{spec.where}`" if field.needs == ("call",) else ""
             why = f": {field.extra['why']}" if "why" in field.extra else ""
-            reading.fault((*path, name), f"only for a job with {field.only}{has}{why}")
+            reading.fault((*path, name), f"only for {field.whom}{has}{why}")
 
 
-def _has_one(path: Path, spec: JobSpec, given: frozenset[str], needs: tuple[str, ...], reading: Reading) -> bool:
+def _meets(path: Path, spec: JobSpec, given: frozenset[str], needs: tuple[str, ...], reading: Reading) -> bool:
+    """Whether it has one of these keys; `CHILD`: whether its runs are processes of their own, as far as can be told."""
     return _spawns(path, spec, reading) if needs == CHILD else not given.isdisjoint(needs)
 
 
 def _spawns(path: Path, spec: JobSpec, reading: Reading) -> bool:
-    """Whether its runs are processes of their own, as far as can be told."""
     return spec.spawns or reading.broken((*path, "kind"))
 
 

@@ -169,8 +169,7 @@ def _where(same: list[Topic], field: Field) -> str:
     tables = dict.fromkeys(topic.path.partition(".")[0] for topic in same)
     places = [f"[{name}.NAME]" if name in NAMED else f"[{name}]" for name in tables]
     places += ["[defaults]"] if "jobs" in tables else []
-    ends = "; only for runs that end: `once`, `every`, `cron`" if "ends" in field.extra else ""
-    return ", ".join(places) + (f"; only for a job with {field.only}" if field.needs else ends)
+    return ", ".join(places) + (f"; only for {field.whom}" if field.whom else "")
 
 
 def _reload(topic: Topic, field: Field) -> str:

@@ -311,9 +311,11 @@ class Field(NamedTuple):
         return tuple(self.extra["for"].split(" or ")) if "for" in self.extra else ()
 
     @property
-    def only(self) -> str:
-        """The same in words: "`every` or `cron`"."""
-        return A_CHILD if self.needs == CHILD else " or ".join(f"`{key}`" for key in self.needs)
+    def whom(self) -> str:
+        """Which jobs it is for, to be said after "only for"; empty where any job will do."""
+        if self.needs:
+            return f"a job with {A_CHILD if self.needs == CHILD else ' or '.join(f'`{key}`' for key in self.needs)}"
+        return "runs that end: `once`, `every`, `cron`" if "ends" in self.extra else ""
 
 
 class Table(Shape, Generic[SpecType]):

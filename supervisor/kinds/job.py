@@ -14,7 +14,7 @@ from supervisor.policies.spec import BreakerSpec, BulkheadSpec, RateSpec, RetryS
 from supervisor.probes import Health, Ready
 from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
-# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for` (those with certain keys, or
+# What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for` (those with one of these keys, or
 # "child": those that spawn), what a change of it does, and why only a run that `ends` can have it (nothing said: it applies to
 # every job, and changes live).
 _RESTARTS = {"reload": "restart"}
@@ -50,9 +50,9 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     kind: Annotated[
         Literal["task", "thread", "asyncio", "process", "command"] | None,
         Meta(
-            description="how it runs; inferred from `command`, and for `call` from the function. asyncio: an `async def` that "
-            "needs asyncio, in an event loop and a thread of its own. process: a plain function in a Python process of its "
-            "own, for work that takes a processor or must be killable; it loads the code anew at each start",
+            description="how it runs; inferred from `command`, and for `call` from the function, unless you say. asyncio: an "
+            "`async def` that needs asyncio, in an event loop and a thread of its own. process: a plain function in a Python "
+            "process of its own, for work that takes a processor or must be killable; it loads the code anew at each start",
             extra=_RESTARTS,
         ),
     ] = None

@@ -369,17 +369,29 @@ def told(error: BaseException) -> dict[str, Any]:
     after = getattr(error, "retry_after", None)
     return {
         "reason": reason,
-        "names": names(error),
-        "retry_after": after if isinstance(after, (int, float)) else None,
+        "names": sorted(names(error)),
+        "retry_after": after if isinstance(after, (int, float)) and 0 <= after < float("inf") else None,
         "traceback": traced(shown) if shown is not None else "",
     }
 
 
-def names(error: BaseException) -> list[str]:
-    """What it goes by in `on` and `give_up_on`: the classes of the exception, by the module that defined each."""
-    kinds = type(error).__mro__
-    bare = [kind.__qualname__ for kind in kinds if kind.__module__ in ("builtins", RunFailed.__module__)]
-    return [*bare, *(f"{kind.__module__}:{kind.__qualname__}" for kind in kinds)]
+def names(error: BaseException) -> set[str]:
+    """What an exception goes by: each of its classes, by where it is defined and by where a package above has it.
+
+    Of a group, what all in it go by.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return set.intersection(*map(names, error.exceptions))
+    found = set()
+    for kind in type(error).__mro__:
+        if kind.__module__ in ("builtins", "supervisor.errors"):
+            found.add(kind.__qualname__)
+        parts = kind.__module__.split(".")
+        for end in range(1, len(parts) + 1):
+            module = ".".join(parts[:end])
+            if end == len(parts) or getattr(sys.modules.get(module), kind.__qualname__, None) is kind:
+                found.add(f"{module}:{kind.__qualname__}")
+    return found
 
 
 def text(error: BaseException) -> str:

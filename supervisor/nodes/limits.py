@@ -127,8 +127,10 @@ class Limits:
 
     def _tell(self, name: str, job: str, was: BreakerState, now: BreakerState, cause: str) -> None:
         """A breaker has changed its mind: tell everybody, and have the jobs that it keeps from running say so."""
-        breaker = (self._own[job] if job else self._shared[name]).breaker
-        trial_at = breaker.trial_at if breaker is not None and now.value == "open" else None
+        breaker = (self._own.get(job, NOTHING) if job else self._shared[name]).breaker
+        if breaker is None:  # a reload has taken it away from a run that began with it
+            return
+        trial_at = breaker.trial_at if now.value == "open" else None
         self._tree.journal.emit(
             events.BreakerChanged,
             limit=f"jobs.{job}" if job else f"limits.{name}",

@@ -28,57 +28,35 @@ class Rooms:
         mine = self._rooms.get(child.takes or "") if other is None else None
         for room in self._rooms.values():
             if room is not mine:
-                room.leave_line(child)
+                room.leave(child)
         if mine is None or mine.has_room_for(child):
             return other
         return Hold(_WAITS[child.takes or ""].format(mine.limit))
 
-    def enter(self, child: Node) -> None:
-        """A run of this child begins."""
-        if (room := self._rooms.get(child.takes or "")) is not None:
-            room.enter(child)
-
     def leave(self, child: Node) -> None:
-        """Its run is over, or it has no use for any: whoever is next has a look."""
+        """Its run is over, or it is no child any more: whoever is next has a look."""
         for room in self._rooms.values():
             room.leave(child)
 
 
 class _Room:
+    """The line: those at its head, as many as there is room for, run or are about to; the others wait."""
+
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._inside: set[Node] = set()
         self._line: dict[Node, None] = {}
 
     def has_room_for(self, child: Node) -> bool:
-        """Whether it is its turn. It stands in line from now on."""
+        """Whether it is at the head. It stands in line from now on."""
         self._line[child] = None
-        return len(self._line) <= self._free or child in self._next()
-
-    @property
-    def _free(self) -> int:
-        return self.limit - len(self._inside)
-
-    def _next(self) -> list[Node]:
-        """Those for whom there is room, first come, first served."""
-        return list(islice(self._line, self._free))
-
-    def enter(self, child: Node) -> None:
-        self._line.pop(child, None)
-        self._inside.add(child)
+        return len(self._line) <= self.limit or child in islice(self._line, self.limit)
 
     def leave(self, child: Node) -> None:
-        if child in self._inside:
-            self._inside.discard(child)
-            self._call()
-        self.leave_line(child)
-
-    def leave_line(self, child: Node) -> None:
-        if child in self._line:
-            del self._line[child]
-            self._call()
-
-    def _call(self) -> None:
-        for node in self._next():
-            if node.parent is not None:
-                node.parent.post(node.parent.touch, node)
+        """Leave the line, wherever in it; who comes to the head by that is called."""
+        if child not in self._line:
+            return
+        waiting = next(islice(self._line, self.limit, None), None)
+        ahead = child in islice(self._line, self.limit)
+        del self._line[child]
+        if ahead and waiting is not None and waiting.parent is not None:
+            waiting.parent.post(waiting.parent.touch, waiting)

@@ -422,7 +422,6 @@ class SupervisorNode(Node):
         child.restarting = None
         child.succeeded = False
         self.alive.add(child.name)
-        self.tree.rooms.enter(child)
         self._nursery.start_soon(self._live, child, life, name=life.run.id)
 
     def _start_cause(self, child: Node, life: Life) -> str:

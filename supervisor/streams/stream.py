@@ -13,7 +13,8 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Generic, Literal, NoReturn, TypeVar
+from itertools import chain, islice
+from typing import Any, Generic, Literal, NoReturn, TypeGuard, TypeVar
 
 import trio
 
@@ -51,7 +52,7 @@ class Stream(Generic[T_co]):
     def __init__(self, source: Source[T_co]) -> None:
         if not any(hasattr(source, way) for way in ("__iter__", "__aiter__", "__aenter__")):
             raise TypeError(f"a stream is made of an iterable, an async iterable or a context of one, not of {source!r}")
-        self._opener: Opener[Any] = partial(_of_source, source)
+        self._opener: Opener[Any] = _Values(source) if _is_plain(source) else partial(_of_source, source)
         self._stages: tuple[Stage, ...] = ()
         self._step: Step | None = None
 
@@ -158,8 +159,9 @@ class Stream(Generic[T_co]):
         ahead is dropped; an error that had come there, and was not asked for yet, is raised.
         """
         async with AsyncExitStack() as stack:
-            items = await stack.enter_async_context(self._opener())
-            for stage in self._all_stages():
+            opener, stages = self._settled()
+            items = await stack.enter_async_context(opener())
+            for stage in stages:
                 items = await stack.enter_async_context(stage(items))
             yield items
 
@@ -194,11 +196,17 @@ class Stream(Generic[T_co]):
         return stream
 
     def _staged(self, stage: Stage) -> Stream[Any]:
-        return self._made(self._opener, (*self._all_stages(), stage), None)
+        opener, stages = self._settled()
+        return self._made(opener, (*stages, stage), None)
 
-    def _all_stages(self) -> tuple[Stage, ...]:
+    def _settled(self) -> tuple[Opener[Any], tuple[Stage, ...]]:
+        """The source and the stages, with what `map` and `filter` do among them."""
         step = self._step
-        return self._stages if step is None else (*self._stages, lambda items: aclosing(_stepped(items, step)))
+        if step is None:
+            return self._opener, self._stages
+        if isinstance(self._opener, _Values) and not self._stages:
+            return _Values(self._opener.source, step), ()
+        return self._opener, (*self._stages, lambda items: aclosing(_stepped(items, step)))
 
 
 # ---- the source ----
@@ -206,22 +214,36 @@ class Stream(Generic[T_co]):
 
 @asynccontextmanager
 async def _of_source(source: Any) -> AsyncGenerator[AsyncIterator[Any]]:
-    """The items of whatever a stream can be made of, closed at the end where that can be closed."""
+    """The items of what is asynchronous, closed at the end where that can be closed."""
     if hasattr(source, "__enter__") and hasattr(source, "__aiter__"):  # a channel: its `close()` never waits
         with source:
             yield aiter(source)
     elif hasattr(source, "__aenter__"):
         async with source as items:
             yield aiter(items)
-    elif hasattr(source, "__aiter__"):
+    else:
         async with AsyncExitStack() as stack:
             items = aiter(source)
             if hasattr(items, "aclose"):
                 stack.push_async_callback(items.aclose)
             yield items
-    else:
-        with _closed(iter(source)) as values:
-            async with aclosing(_given(values)) as items:
+
+
+def _is_plain(source: object) -> TypeGuard[Iterable[Any]]:
+    return not hasattr(source, "__aiter__") and not hasattr(source, "__aenter__")
+
+
+class _Values:
+    """Opens values that are there: what is done to each is done where it is taken, which saves a generator."""
+
+    def __init__(self, source: Iterable[Any], step: Step | None = None) -> None:
+        self.source = source
+        self._step = step
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncGenerator[AsyncIterator[Any]]:
+        with _closed(iter(self.source)) as values:
+            async with aclosing(_given(values, self._step)) as items:
                 yield items
 
 
@@ -234,12 +256,14 @@ def _closed(values: Iterator[T]) -> Generator[Iterator[T]]:
             values.close()
 
 
-async def _given(values: Iterator[T]) -> AsyncGenerator[T]:
+async def _given(values: Iterator[Any], step: Step | None) -> AsyncGenerator[Any]:
     await trio.lowlevel.checkpoint()
-    for count, value in enumerate(values, 1):
-        yield value
-        if not count % TURN:
-            await trio.lowlevel.checkpoint()
+    for first in values:
+        for value in chain((first,), islice(values, TURN - 1)):
+            item = value if step is None else step(value)
+            if item is not _DROPPED:
+                yield item
+        await trio.lowlevel.checkpoint()
 
 
 # ---- stages ----
