@@ -236,7 +236,7 @@ def test_the_death_of_the_daemon_ends_a_worker_by_itself(tmp_path):
         facts = {"job": "a", "worker": 0, "run": "a#1", "attempt": 1, "until": None, "scheduled_at": None}
         ours.sendall(frame({"is": "call", "call": "lonely:f", "service": True, "wanted": False, "facts": facts}))
         head, body = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_WAITALL))
-        assert (ours.recv(head, socket.MSG_WAITALL), body) == (b'{"is":"started"}', 0)
+        assert (ours.recv(head, socket.MSG_WAITALL), body) == (b'{"is": "started"}', 0)
         assert alive(int(process.stdout.readline()))
         ours.close()
         assert process.wait(60) == -signal.SIGKILL

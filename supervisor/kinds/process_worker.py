@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import json
 import marshal
 import os
 import select
@@ -175,7 +176,7 @@ class Worker:
 
     def say(self, what: str, **fields: Any) -> None:
         """Tell the daemon. Raises OSError where the channel is closed, ValueError for a field that is no JSON."""
-        self._channel.send(encoded({"is": what, **fields}) if fields else b'{"is":"%s"}' % what.encode())
+        self._channel.send(encoded({"is": what, **fields}))
 
     # ---- calls ----
 
@@ -204,7 +205,7 @@ class Worker:
         self.say("started")
         value = function(**args)
         self._deaf = self._interruptible = False
-        self._channel.send(b'{"is":"returned"}', result(value) if head["wanted"] else b"")
+        self._channel.send(encoded({"is": "returned"}), result(value) if head["wanted"] else b"")
 
     def end(self) -> None:
         """The end of the process, after all else: where a signal interrupted it, it dies of that, as others do."""
@@ -330,8 +331,6 @@ class Log:
 
 def encoded(value: Any) -> bytes:
     """A head. Raises ValueError for what is no JSON or too long; what only JSON does not know is told by its `repr`."""
-    import json
-
     try:
         head = json.dumps(value, allow_nan=False, ensure_ascii=False, default=shown).encode(errors="replace")
     except (TypeError, RecursionError) as error:
@@ -351,8 +350,6 @@ def shown(value: Any) -> str:
 
 def result(value: Any) -> bytes:
     """What a function returned, as JSON. Raises TypeError for what is none."""
-    import json
-
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
