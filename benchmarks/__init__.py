@@ -5,7 +5,13 @@ processes.py  a daemon under measurement: its tree, memory, processor time, and 
 drivers/      how each supervisor is configured, asked and stopped; the floors are among them
 life.py       one life of one daemon, and what is measured in it
 tasks.py      in-process tasks: ours beside bare nurseries
-policies.py   what retry, breaker and the other policies cost a call: a command of its own
 sweep.py      who is measured when: interleaved runs, and again what was noisy
 report.py     medians, ratios, targets; the table and the JSON
+
+Three commands of their own measure the libraries, each beside what does the same:
+
+concurrency.py  tasks and channels: `python -m benchmarks.concurrency`
+streaming.py    streams
+policies.py     what retry, breaker and the others cost a call
+beside.py       what they share: interleaved sweeps, ratios; alone.py: a process for each measurement
 """

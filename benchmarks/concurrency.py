@@ -11,28 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 import click
 import trio
 
-from benchmarks.children import HERE, Failed
-from benchmarks.drivers.driver import clean_environment
-from benchmarks.drivers.ours import REPOSITORY
-from benchmarks.report import machine, markdown_table, shown, table
+from benchmarks import beside
+from benchmarks.beside import Layout, Result
+from benchmarks.report import shown
 from supervisor.concurrency import JoinSet, as_completed, map_concurrent, select, try_join
 
-LONG = 300.0
 SHORT = 20_000
 """Measurements of fewer tasks than this are repeated until as many have run, and the median counts."""
 
@@ -178,17 +172,6 @@ TABLES: dict[str, dict[str, Way]] = {
 """By what is done: who does it. The floor is a bare nursery, or a single channel."""
 
 
-@dataclass
-class Result:
-    """Seconds a task or message, one for each sweep; or why there are none."""
-
-    what: str
-    way: str
-    count: int
-    seconds: list[float] = field(default_factory=list)
-    error: str = ""
-
-
 def run_one(what: str, name: str, count: int) -> float:
     """Seconds a task or message, in this process."""
     way = TABLES[what][name]
@@ -204,59 +187,29 @@ def run_one(what: str, name: str, count: int) -> float:
     return asyncio.run(main()) if way.asyncio else trio.run(main)
 
 
-def measure(result: Result) -> float:
-    """The same, of a fresh process."""
-    environment = clean_environment() | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "benchmarks.concurrency", "--one", result.what, result.way, str(result.count)]
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-concurrency-") as folder:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=LONG, text=True)
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"it was not done after {LONG:g} s") from error
-    if done.returncode:
-        raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
-    return float(json.loads(done.stdout))
+def cases(tasks: tuple[int, ...], messages: int) -> list[Result]:
+    """All that can be measured here."""
+    return [
+        Result(what, name, count)
+        for what, ways in TABLES.items()
+        for name, way in ways.items()
+        if beside.is_there(name, way.library)
+        for count in (tasks if ways is SPAWNING else (messages,))
+    ]
 
 
-def sweep(tasks: tuple[int, ...], messages: int, runs: int) -> list[Result]:
-    """All ways of all tables, one after another, `runs` times."""
-    results = []
-    for what, ways in TABLES.items():
-        for name, way in ways.items():
-            if way.library and find_spec(way.library) is None:
-                click.echo(f"{name} is left out: {way.library} is not installed", err=True)
-            else:
-                results += [Result(what, name, count) for count in (tasks if ways is SPAWNING else (messages,))]
-    for run in range(runs):
-        for result in results:
-            click.echo(f"sweep {run + 1}: {result.what}: {result.way}, {result.count}", err=True)
-            try:
-                result.seconds.append(measure(result))
-            except Failed as error:
-                result.error = str(error)
-    return results
-
-
-# -- telling ----------------------------------------------------------------------------------------------------------------
-
-
-def ratio_of(result: Result, results: list[Result]) -> float | None:
-    """It to the floor: the median of the ratios within a sweep. Above 1 it takes longer."""
-    (floor,) = (each for each in results if (each.what, each.way, each.count) == (result.what, FLOOR, result.count))
-    pairs = list(zip(result.seconds, floor.seconds, strict=False))
-    return median(mine / bare for mine, bare in pairs) if pairs else None
-
-
-def report(results: list[Result], layout: Callable[[list[str], list[list[str]]], str]) -> str:
+def report(results: list[Result], layout: Layout) -> str:
     """For people."""
-    rows = []
-    for result in results:
-        if result.seconds:
-            seconds, ratio = median(result.seconds), ratio_of(result, results)
-            told = [shown(seconds, 1e6), shown(1 / seconds, 1), "-" if ratio is None else f"{ratio:.2f}"]
-            rows.append([result.what, result.way, f"{result.count}", *told])
-    failures = [f"FAILED: {each.what}: {each.way}, {each.count}: {each.error}" for each in results if each.error]
-    return "\n\n".join([machine(), layout(["what", "by", "N", "us each", "1/s", "it / floor"], rows), *failures])
+    rows = [
+        [each.what, each.way, f"{each.count}", shown(each.typical, 1e6), shown(1 / each.typical, 1), _to_floor(each, results)]
+        for each in results
+        if each.seconds
+    ]
+    return layout(["what", "by", "N", "us each", "1/s", "it / floor"], rows)
+
+
+def _to_floor(result: Result, results: list[Result]) -> str:
+    return beside.figure(beside.ratio(result, FLOOR, results))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -273,12 +226,8 @@ def main(
     if one:
         click.echo(json.dumps(run_one(*one)))
         return
-    results = sweep(tasks, messages, runs)
-    click.echo(report(results, markdown_table if markdown else table))
-    file = file or HERE / "results" / time.strftime("concurrency-%Y%m%dT%H%M%S.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine(), "results": [asdict(each) for each in results]}, indent=1) + "\n")
-    click.echo(f"\nall samples: {file}", err=True)
+    results = beside.sweep("benchmarks.concurrency", cases(tasks, messages), runs)
+    beside.tell("concurrency", results, report, markdown, file)
 
 
 if __name__ == "__main__":

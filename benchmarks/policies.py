@@ -11,30 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
 import trio
 
-from benchmarks.children import HERE, Failed
-from benchmarks.drivers.driver import clean_environment
-from benchmarks.drivers.ours import REPOSITORY
-from benchmarks.report import machine, markdown_table, shown, table
+from benchmarks import beside
+from benchmarks.beside import Layout, Result
+from benchmarks.report import shown
 from supervisor.policies import bulkhead, pipeline, rate, retrying, timing
 from supervisor.policies.breaker import CircuitBreaker
 from supervisor.policies.fallback import fallback
 
-LONG = 300.0
 OFTEN = 1e9
 """A rate that never makes anybody wait."""
 
@@ -193,16 +186,6 @@ POLICIES: dict[str, dict[str, Way]] = {
 # -- measuring --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Result:
-    """Seconds a call over the bare await, one for each sweep; or why there are none."""
-
-    policy: str
-    way: str
-    seconds: list[float] = field(default_factory=list)
-    error: str = ""
-
-
 def run_one(policy: str, name: str, calls: int) -> float:
     """Seconds a call over the bare await, in this process."""
     way = POLICIES[policy][name]
@@ -222,60 +205,24 @@ async def _seconds(call: Call, calls: int) -> float:
     return time.perf_counter() - began
 
 
-def measure(policy: str, way: str, calls: int) -> float:
-    """The same, of a fresh process."""
-    environment = clean_environment() | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "benchmarks.policies", "--one", policy, way, "--calls", str(calls)]
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-policies-") as folder:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=LONG, text=True)
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"{calls} calls were not done after {LONG:g} s") from error
-    if done.returncode:
-        raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
-    return float(json.loads(done.stdout))
+def cases(calls: int) -> list[Result]:
+    """All that can be measured here."""
+    return [
+        Result(policy, name, calls)
+        for policy, ways in POLICIES.items()
+        for name, way in ways.items()
+        if beside.is_there(name, way.library)
+    ]
 
 
-def sweep(calls: int, runs: int) -> list[Result]:
-    """All ways of all policies, one after another, `runs` times."""
-    results = []
-    for policy, ways in POLICIES.items():
-        for name, way in ways.items():
-            if way.library and find_spec(way.library) is None:
-                click.echo(f"{name} is left out: it is not installed", err=True)
-            else:
-                results.append(Result(policy, name))
-    for run in range(runs):
-        for result in results:
-            click.echo(f"sweep {run + 1}: {result.policy}, {result.way}", err=True)
-            try:
-                result.seconds.append(measure(result.policy, result.way, calls))
-            except Failed as error:
-                result.error = str(error)
-    return results
-
-
-# -- telling ----------------------------------------------------------------------------------------------------------------
-
-
-def ratio_of(result: Result, results: list[Result]) -> float | None:
-    """Ours to that way: the median of the ratios within a sweep. Above 1, ours costs more."""
-    (ours,) = (each for each in results if (each.policy, each.way) == (result.policy, "ours"))
-    pairs = [(mine, theirs) for mine, theirs in zip(ours.seconds, result.seconds, strict=False) if theirs > 0]
-    return median(mine / theirs for mine, theirs in pairs) if pairs else None
-
-
-def report(results: list[Result], layout: Callable[[list[str], list[list[str]]], str]) -> str:
+def report(results: list[Result], layout: Layout) -> str:
     """For people."""
     rows = []
-    for result in results:
-        if result.seconds:
-            loop = "asyncio" if POLICIES[result.policy][result.way].asyncio else "trio"
-            ratio = None if result.way == "ours" else ratio_of(result, results)
-            cost = shown(median(result.seconds), 1e6)
-            rows.append([result.policy, result.way, loop, cost, "-" if ratio is None else f"{ratio:.2f}"])
-    failures = [f"FAILED: {result.policy}, {result.way}: {result.error}" for result in results if result.error]
-    return "\n\n".join([machine(), layout(["a call under", "by", "on", "us", "ours / it"], rows), *failures])
+    for each in (each for each in results if each.seconds):
+        loop = "asyncio" if POLICIES[each.what][each.way].asyncio else "trio"
+        ratio = None if each.way == "ours" else beside.ratio(each, "ours", results)
+        rows.append([each.what, each.way, loop, shown(each.typical, 1e6), beside.figure(ratio)])
+    return layout(["a call under", "by", "on", "us", "it / ours"], rows)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -283,18 +230,14 @@ def report(results: list[Result], layout: Callable[[list[str], list[list[str]]],
 @click.option("-r", "--runs", type=click.IntRange(1), default=5, help="How many interleaved sweeps.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the JSON.")
-@click.option("--one", nargs=2, metavar="POLICY WAY", hidden=True)
-def main(calls: int, runs: int, markdown: bool, file: Path | None, one: tuple[str, str] | None) -> None:
+@click.option("--one", nargs=3, type=(str, str, int), metavar="POLICY WAY CALLS", hidden=True)
+def main(calls: int, runs: int, markdown: bool, file: Path | None, one: tuple[str, str, int] | None) -> None:
     """Measure what a policy costs a call."""
     if one:
-        click.echo(json.dumps(run_one(*one, calls)))
+        click.echo(json.dumps(run_one(*one)))
         return
-    results = sweep(calls, runs)
-    click.echo(report(results, markdown_table if markdown else table))
-    file = file or HERE / "results" / time.strftime("policies-%Y%m%dT%H%M%S.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine(), "results": [asdict(each) for each in results]}, indent=1) + "\n")
-    click.echo(f"\nall samples: {file}", err=True)
+    results = beside.sweep("benchmarks.policies", cases(calls), runs)
+    beside.tell("policies", results, report, markdown, file)
 
 
 if __name__ == "__main__":

@@ -9,27 +9,21 @@ median of those within a sweep.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import click
 import trio
 
-from benchmarks.children import HERE, Failed
-from benchmarks.drivers.driver import clean_environment
-from benchmarks.drivers.ours import REPOSITORY
-from benchmarks.report import machine, markdown_table, shown, table
+from benchmarks import beside
+from benchmarks.beside import Layout, Result
+from benchmarks.report import shown
 
-LONG = 300.0
+LIBRARIES = ("aiostream", "asyncstdlib")
 LIMIT = 10
 """How many calls run at a time in `buffered`."""
 
@@ -220,95 +214,46 @@ SCENES = {
 }
 
 
-@dataclass
-class Result:
-    """Seconds an item, one for each sweep; or why there are none."""
-
-    scene: str
-    way: str
-    items: int
-    seconds: list[float] = field(default_factory=list)
-    error: str = ""
-
-
-def measure(scene: str, way: str, items: int) -> float:
-    """Seconds an item, of a fresh process."""
-    environment = clean_environment() | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "benchmarks.streaming", "--one", scene, way, "--items", str(items)]
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-streaming-") as folder:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=LONG, text=True)
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"{items} items were not through after {LONG:g} s") from error
-    if done.returncode:
-        raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
-    return float(json.loads(done.stdout)) / items
-
-
 def run_one(scene: str, way: str, items: int) -> float:
-    """Seconds for all, in this process."""
+    """Seconds an item, in this process."""
 
     async def main() -> float:
         began = time.perf_counter()
         await SCENES[scene].ways[way](items)
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / items
 
     return asyncio.run(main()) if way == "aiostream" else trio.run(main)
 
 
-def sweep(items: int, runs: int) -> list[Result]:
-    """All ways of all scenes, one after another, `runs` times."""
-    results = []
-    for scene, each in SCENES.items():
-        for way in each.ways:
-            if way in ("aiostream", "asyncstdlib") and importlib.util.find_spec(way) is None:
-                click.echo(f"{way} is left out: it is not installed", err=True)
-            else:
-                results.append(Result(scene, way, max(items // each.share, SOURCES)))
-    for run in range(runs):
-        for result in results:
-            click.echo(f"sweep {run + 1}: {result.scene}, {result.way}", err=True)
-            try:
-                result.seconds.append(measure(result.scene, result.way, result.items))
-            except Failed as error:
-                result.error = str(error)
-    return results
+def cases(items: int) -> list[Result]:
+    """All that can be measured here."""
+    return [
+        Result(name, way, max(items // scene.share, SOURCES))
+        for name, scene in SCENES.items()
+        for way in scene.ways
+        if beside.is_there(way, way if way in LIBRARIES else "")
+    ]
 
 
-def report(results: list[Result], layout: Callable[[list[str], list[list[str]]], str]) -> str:
+def report(results: list[Result], layout: Layout) -> str:
     """For people: a table a scene, and whether the target was reached."""
-    parts = [machine()]
-    for scene, each in SCENES.items():
-        found = [result for result in results if result.scene == scene and result.seconds]
-        rows = [[result.way, shown(median(result.seconds), 1e6), figure(result, results)] for result in found]
-        parts.append(layout([f"{each.title}, {found[0].items} items" if found else each.title, "us an item", "/ plain"], rows))
-        for result in found:
-            if each.limit and result.way.startswith("ours"):
-                reached = "reached" if (ratio_of(result, results) or 0) <= each.limit else "MISSED"
-                parts.append(f"{reached}: {result.way} {figure(result, results)} x plain (at most {each.limit:g})")
-    parts += [f"FAILED: {result.scene}, {result.way}: {result.error}" for result in results if result.error]
+    parts = []
+    for name, scene in SCENES.items():
+        found = [result for result in results if result.what == name and result.seconds]
+        rows = [[each.way, shown(each.typical, 1e6), beside.figure(to_plain(each, results))] for each in found]
+        title = f"{scene.title}, {found[0].count} items" if found else scene.title
+        parts.append(layout([title, "us an item", "/ plain"], rows))
+        for each in found:
+            if scene.limit and each.way.startswith("ours"):
+                cost = to_plain(each, results)
+                reached = "reached" if (cost or 0) <= scene.limit else "MISSED"
+                parts.append(f"{reached}: {each.way} {beside.figure(cost)} x plain (at most {scene.limit:g})")
     return "\n\n".join(parts)
 
 
-def ratio_of(result: Result, results: list[Result]) -> float | None:
-    """To the plain loop: the median of the ratios within a sweep."""
-    (unit,) = (each for each in results if each.scene == result.scene and each.way == "plain")
-    pairs = list(zip(result.seconds, unit.seconds, strict=False))
-    return median(ours / plain for ours, plain in pairs) if pairs else None
-
-
-def figure(result: Result, results: list[Result]) -> str:
-    """The ratio, for people."""
-    found = ratio_of(result, results)
-    return "-" if found is None else f"{found:.2f}"
-
-
-def data(results: list[Result]) -> dict[str, Any]:
-    """For machines."""
-    return {
-        "machine": machine(),
-        "results": [{**asdict(result), "ratio": ratio_of(result, results)} for result in results],
-    }
+def to_plain(result: Result, results: list[Result]) -> float | None:
+    """It to the plain loop."""
+    return beside.ratio(result, "plain", results)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -318,18 +263,14 @@ def data(results: list[Result]) -> dict[str, Any]:
 @click.option("-r", "--runs", type=click.IntRange(1), default=5, help="How many interleaved sweeps.")
 @click.option("--markdown", is_flag=True, help="Print the tables as Markdown.")
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Where to write the JSON.")
-@click.option("--one", nargs=2, metavar="SCENE WAY", hidden=True)
-def main(items: int, runs: int, markdown: bool, file: Path | None, one: tuple[str, str] | None) -> None:
+@click.option("--one", nargs=3, type=(str, str, int), metavar="SCENE WAY ITEMS", hidden=True)
+def main(items: int, runs: int, markdown: bool, file: Path | None, one: tuple[str, str, int] | None) -> None:
     """Measure streams beside plain loops and two libraries."""
     if one:
-        click.echo(json.dumps(run_one(*one, items)))
+        click.echo(json.dumps(run_one(*one)))
         return
-    results = sweep(items, runs)
-    click.echo(report(results, markdown_table if markdown else table))
-    file = file or HERE / "results" / time.strftime("streaming-%Y%m%dT%H%M%S.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(data(results), indent=1) + "\n")
-    click.echo(f"\nall samples: {file}", err=True)
+    results = beside.sweep("benchmarks.streaming", cases(items), runs)
+    beside.tell("streaming", results, report, markdown, file)
 
 
 if __name__ == "__main__":

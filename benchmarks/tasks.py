@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
 import trio
 
-from benchmarks.children import Failed
-from benchmarks.drivers.driver import clean_environment
-from benchmarks.drivers.ours import REPOSITORY
+from benchmarks.alone import alone
 
 ROUNDS = 5
 MANY = 10_000
 """From here on a measurement is one round, and made in the first sweep only."""
-
-LONG = 300.0
 
 
 async def work() -> None:
@@ -95,16 +89,7 @@ WAYS: dict[str, Callable[[int], float]] = {"trio": in_trio, "asyncio": in_asynci
 
 def measure_tasks(way: str, count: int) -> dict[str, list[float]]:
     """Seconds a task, of a fresh process."""
-    environment = clean_environment() | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "benchmarks.tasks", way, str(count)]
-    try:
-        with tempfile.TemporaryDirectory(prefix="bench-tasks-") as folder:
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=LONG, text=True)
-    except subprocess.TimeoutExpired as error:
-        raise Failed(f"{count} tasks were not done after {LONG:g} s") from error
-    if done.returncode:
-        raise Failed((done.stderr.strip().splitlines() or ["no message"])[-1])
-    return {"task": [float(json.loads(done.stdout)) / count]}
+    return {"task": [alone("benchmarks.tasks", way, str(count)) / count]}
 
 
 def main(way: str, count: int) -> None:

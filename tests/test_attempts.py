@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -331,13 +332,22 @@ async def test_a_thread_that_does_not_end_is_stuck_and_no_attempt_follows_before
                 await trio.sleep(1)
             assert causes(f, Stuck) == [(15.0, "thread a#1 does not end, and a thread cannot be killed")]
             assert (f.word("a"), blocking.calls) == ("stuck", 1)
+            autojump_clock.autojump_threshold = math.inf  # from here on threads work, in a time of their own
             blocking.gate.set()
-            while f.word("a") != "completed":
-                await trio.sleep(1)
+            await seen(lambda: causes(f, Retrying))
+            autojump_clock.jump(1)
+            await seen(lambda: f.word("a") == "completed")
             assert blocking.calls == 2
             assert causes(f, Retrying)[0][1] == "attempt 2 of 2 in 1s: timed out after 10 s"
+            autojump_clock.autojump_threshold = 0
     finally:
         blocking.gate.set()
+
+
+async def seen(condition: Callable[[], object]) -> None:
+    """Wait, in real time, until it is so."""
+    while not condition():
+        await trio.to_thread.run_sync(threading.Event().wait, 0.001)
 
 
 async def test_a_thread_that_does_not_end_with_its_last_attempt_keeps_the_job_stopping(autojump_clock, tmp_path):

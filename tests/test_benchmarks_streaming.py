@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.streaming import SCENES, Result, ratio_of
+from benchmarks.beside import Result, ratio
+from benchmarks.streaming import SCENES
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,15 +35,15 @@ def test_it_measures_every_way_that_there_is_and_says_which_there_is_not(tmp_pat
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "aiostream is left out: it is not installed" in done.stderr
+    assert "aiostream is left out: aiostream is not installed" in done.stderr
     results = json.loads(file.read_text())["results"]
     ways = {(scene, way) for scene, each in SCENES.items() for way in each.ways if way not in ("aiostream", "asyncstdlib")}
-    assert {(result["scene"], result["way"]) for result in results} == ways
+    assert {(result["what"], result["way"]) for result in results} == ways
     assert all(result["seconds"][0] > 0 and not result["error"] for result in results)
     assert "| ours |" in done.stdout and "x plain (at most 2)" in done.stdout
 
 
 def test_a_ratio_is_the_median_of_those_within_a_sweep():
     plain, ours = Result("steps", "plain", 1, [1.0, 10.0, 2.0]), Result("steps", "ours", 1, [1.5, 12.0, 5.0])
-    assert ratio_of(ours, [plain, ours]) == 1.5
-    assert ratio_of(Result("steps", "ours", 1), [plain]) is None
+    assert ratio(ours, "plain", [plain, ours]) == 1.5
+    assert ratio(Result("steps", "ours", 1), "plain", [plain]) is None

@@ -161,6 +161,14 @@ def test_cancelled_at_any_step_it_holds_nothing(way):
     assert cancelled_at_every_step(scene) >= 3
 
 
+async def test_who_is_cancelled_already_takes_no_place():
+    bulkhead = Bulkhead(1)
+    with trio.CancelScope() as scope:
+        scope.cancel(reason="test")
+        await bulkhead.acquire()
+    assert scope.cancelled_caught and bulkhead.in_use == 0
+
+
 # One by one
 
 

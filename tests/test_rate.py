@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 from unsettled import cancelled_at_every_step
 
-from supervisor import RateLimited, RateLimiter, retry
-from supervisor.policies.pipeline import compose
+from supervisor import RateLimited, RateLimiter
 from supervisor.policies.rate import Bucket
 from supervisor.policies.spec import RateSpec
 from supervisor.spec import Rate, Seconds
@@ -204,19 +203,42 @@ async def test_the_wait_of_one_call_can_be_bounded(autojump_clock):
     assert trio.current_time() == 3
 
 
-@pytest.mark.parametrize("rate", [3, 7, 0.3])
-async def test_the_hint_leads_to_a_token_however_floats_are_rounded(autojump_clock, rate):
-    limiter = RateLimiter(rate, within=0)
-    await trio.sleep(123_456.789)
-    attempts = []
+@pytest.mark.parametrize("rate", [0.9, 3, 7, 10])
+async def test_a_wait_that_fits_exactly_fits_however_floats_are_rounded(autojump_clock, rate):
+    limiter = RateLimiter(rate, within=3 / rate)
 
-    async def one() -> None:
-        attempts.append(trio.current_time())
+    async def crowd(count: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(limiter.acquire)
 
-    asked = compose(one, rate=limiter, retry=retry(attempts=2, on_retry=lambda *facts: attempts.append("again")))
-    for _ in range(50):
-        await asked()
-    assert attempts.count("again") == 49
+    for at in range(50):
+        await trio.sleep(3 + at / 7)
+        await crowd(4)  # one at once, and three who wait
+    for at in range(50):
+        await trio.sleep(3 + at / 7)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(crowd, 4)
+            await wait_all_tasks_blocked()
+            with pytest.raises(RateLimited) as caught:
+                await limiter.acquire()
+            await trio.sleep(caught.value.retry_after)
+            await limiter.acquire()
+
+
+def test_nobody_overtakes_the_first_one_whose_token_has_just_come():
+    clock, limiter = MockClock(), RateLimiter(1)
+
+    async def main() -> None:
+        await limiter.acquire()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(limiter.acquire)
+            await wait_all_tasks_blocked()
+            clock.jump(1)
+            with pytest.raises(RateLimited):
+                await limiter.acquire(timeout=0)
+
+    trio.run(main, clock=clock)
 
 
 async def test_who_waits_is_seen_in_order(autojump_clock):
@@ -311,9 +333,19 @@ def test_a_token_that_is_given_in_the_moment_of_a_cancel_goes_to_the_next(time):
                 await wait_all_tasks_blocked()
             clock.jump(2.5)
             scopes["b"].cancel(reason="test")
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel(reason="whoever waits still has lost a turn")
 
     trio.run(main, clock=clock)
     assert (got, limiter.waiting) == ({"a": 2.5, "c": 2.5}, ())
+
+
+async def test_who_is_cancelled_already_takes_no_token(autojump_clock):
+    limiter = RateLimiter(1)
+    with trio.CancelScope() as scope:
+        scope.cancel(reason="test")
+        await limiter.acquire()
+    assert scope.cancelled_caught and limiter.tokens == 1
 
 
 async def test_a_failure_of_the_function_is_its_own(autojump_clock):

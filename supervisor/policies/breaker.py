@@ -16,7 +16,7 @@ import trio
 
 from supervisor.errors import BreakerOpen, Rejected
 from supervisor.policies.failures import Failures, in_one_line, leaves, matcher
-from supervisor.policies.layer import ROUNDING, Layer, P, T
+from supervisor.policies.layer import Layer, P, T
 from supervisor.policies.spec import BreakerSpec
 from supervisor.restart import Window
 from supervisor.spec import Seconds
@@ -75,7 +75,7 @@ class Circuit:
         """Let a call begin, and give it its ticket. Raises BreakerOpen, with a hint of when to come back."""
         if self.state is BreakerState.OPEN:
             assert self.trial_at is not None
-            if now < self.trial_at - ROUNDING:
+            if now < self.trial_at:
                 raise self._rejected(f"open: {self.cause}", self.trial_at - now)
             self._become(BreakerState.HALF_OPEN, f"it was open for {self.spec.open_for:g} s")
         if self._trial:  # if it fails, that is how long it will be open again

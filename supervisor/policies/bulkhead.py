@@ -49,7 +49,7 @@ class Bulkhead(Layer):
         return tuple(self._queue.values())
 
     async def call(self, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._is_free():
+        if self.in_use < self.spec.concurrency:  # then nobody waits
             self.in_use += 1
         else:
             await self._wait(None)
@@ -61,7 +61,7 @@ class Bulkhead(Layer):
     async def acquire(self, who: str | None = None) -> None:
         """Take a place, to be given back by `release`. `who` is shown in `waiting`, by default the task's name."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._is_free():
+        if self.in_use < self.spec.concurrency:  # then nobody waits
             self.in_use += 1
             await trio.lowlevel.cancel_shielded_checkpoint()
         else:
@@ -81,9 +81,6 @@ class Bulkhead(Layer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-    def _is_free(self) -> bool:
-        return self.in_use < self.spec.concurrency and not self._queue
 
     def _hand_on(self) -> None:
         while self._queue and self.in_use < self.spec.concurrency:

@@ -10,9 +10,6 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ROUNDING = 1e-9
-"""Seconds by which a moment may be early: who waits until then by adding up floats may wake a hair before it."""
-
 
 class Layer(ABC):
     """A policy: `await layer.call(function, 1, key=2)` calls the function under it, and `@layer` makes that a function.

@@ -10,9 +10,12 @@ from types import TracebackType
 import trio
 
 from supervisor.errors import RateLimited
-from supervisor.policies.layer import ROUNDING, Layer, P, T
+from supervisor.policies.layer import Layer, P, T
 from supervisor.policies.spec import RateSpec
 from supervisor.spec import Rate, Seconds
+
+ROUNDING = 1e-9
+"""Seconds by which a wait may be longer than allowed: it is a sum of floats, and one that fits exactly should fit."""
 
 
 class Bucket:
@@ -34,7 +37,7 @@ class Bucket:
 
     def has_one(self, now: float) -> bool:
         """Whether there is a whole token."""
-        return self.due <= now + ROUNDING
+        return self.due <= now
 
     def take(self, now: float, late: float = 0.0) -> None:
         """Take one that is there. `late`: for so long at most it has been as good as taken, and the next one was coming."""
