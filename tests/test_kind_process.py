@@ -148,7 +148,7 @@ async def test_a_worker_process_loads_neither_trio_nor_msgspec(house):
     from supervisor import Context, ThreadContext
     def f(ctx: Context):
         assert type(ctx) is Context is ThreadContext
-        print({'trio', 'msgspec', 'structlog', 'json', 'pickle', 'traceback', 'pathlib'} & set(sys.modules))
+        print({'trio', 'msgspec', 'structlog', 'pickle', 'traceback', 'pathlib'} & set(sys.modules))
     """
     outcome = await finish(house, code)
     assert (outcome.reason, house.log()) == ("completed", b"set()\n")
@@ -241,6 +241,22 @@ async def test_progress_and_heartbeats_reach_the_run_also_from_its_threads(house
     assert life.notes.far[0] == (1, None) and life.notes.far[-1] == (2.5, 3)
     assert sorted(life.notes.far[1:-1]) == [(n, n) for n in range(100)]
     assert life.run.heard > before
+
+
+async def test_a_signal_handler_may_speak_up_in_the_middle_of_a_word(house):
+    code = """
+    def f(ctx: 'Context'):
+        signal.signal(signal.SIGALRM, lambda *_: ctx.progress(1))
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        for _ in range(2000):
+            ctx.log.debug(1000 * 'x')
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    """
+    life = start(house, code)
+    with structlog.testing.capture_logs() as logs:
+        assert (await end(life)).reason == "completed"
+    assert len(logs) == 2000 and life.notes.far
 
 
 async def test_its_log_is_a_log_as_structlogs(house):

@@ -104,12 +104,13 @@ async def test_computing_and_waiting_go_on_side_by_side(tmp_path):
 
 
 async def test_a_schedule_makes_a_process_for_each_run(tmp_path):
-    code = "def f(ctx: 'Context'): print(ctx.run, os.getpid())"
+    code = "def f(ctx: 'Context'): print(ctx.run, os.getpid(), ctx.scheduled_at is not None)"
     async with tree(tmp_path, a=job(code, tmp_path, "each_run", every="300ms")) as f:
         first, second = await f.until(Ended), await f.until(Ended, 2)
         assert not first.failed and not second.failed
     lines = [line.split() for line in (tmp_path / "logs/a.log").read_text().splitlines()]
-    assert [run for run, _ in lines[:2]] == ["a#1", "a#2"] and lines[0][1] != lines[1][1]
+    assert [(run, scheduled) for run, _, scheduled in lines[:2]] == [("a#1", "True"), ("a#2", "True")]
+    assert lines[0][1] != lines[1][1]
 
 
 async def test_policies_round_a_process_know_what_it_raised_and_its_context_the_attempt(tmp_path):
@@ -232,10 +233,10 @@ def test_the_death_of_the_daemon_ends_a_worker_by_itself(tmp_path):
         )
         theirs.close()
         ours.sendall(frame({"path": [str(tmp_path), *sys.path], "stop_signal": 15}))
-        facts = {"job": "a", "worker": 0, "run": "a#1", "attempt": 1, "until": None}
+        facts = {"job": "a", "worker": 0, "run": "a#1", "attempt": 1, "until": None, "scheduled_at": None}
         ours.sendall(frame({"is": "call", "call": "lonely:f", "service": True, "wanted": False, "facts": facts}))
         head, body = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_WAITALL))
-        assert (ours.recv(head, socket.MSG_WAITALL), body) == (b'{"is":"started"}', 0)
+        assert (ours.recv(head, socket.MSG_WAITALL), body) == (b'{"is": "started"}', 0)
         assert alive(int(process.stdout.readline()))
         ours.close()
         assert process.wait(60) == -signal.SIGKILL

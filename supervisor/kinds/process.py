@@ -117,6 +117,7 @@ class Worker:
         """The order to call the function for this run."""
         run = self._run
         facts = {"job": split_name(run.job)[0], "worker": run.worker, "run": run.id, "attempt": run.attempt}
+        facts["scheduled_at"] = run.scheduled_at
         facts["until"] = None if run.left is None else time.monotonic() + run.left  # all processes have this clock
         order = {"is": "call", "call": str(spec.call), "service": spec.service, "wanted": self._wanted, "facts": facts}
         try:

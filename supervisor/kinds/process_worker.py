@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import json
 import marshal
 import os
 import select
@@ -22,6 +23,7 @@ import struct
 import sys
 import threading
 import time
+from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,6 +32,8 @@ from supervisor.errors import RunFailed
 from supervisor.kinds.function import context_parameter, load
 
 if TYPE_CHECKING:
+    import datetime
+
     from supervisor.state import Phase
 
 HEADER = struct.Struct("<IQ")
@@ -50,15 +54,29 @@ class Channel:
         os.set_inheritable(descriptor, False)
         self._descriptor = descriptor
         self._file = os.fstat(descriptor).st_ino
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
+        self._unsent: deque[bytes] = deque()
 
     def send(self, head: bytes, body: bytes = b"") -> None:
-        """Send one frame; blocks for as long as the daemon does not read. Raises OSError where the channel is closed."""
+        """Send one frame; blocks for as long as the daemon does not read. Raises OSError where the channel is closed.
+
+        A signal handler that interrupts this may call it too: its frame is sent after the one in hand.
+        """
         with self._turn:
-            for part in (HEADER.pack(len(head), len(body)) + head, body):
-                left = memoryview(part)
-                while left:
-                    left = left[os.write(self._own(), left) :]
+            in_hand = bool(self._unsent)
+            self._unsent += (HEADER.pack(len(head), len(body)) + head, body)
+            while self._unsent and not in_hand:
+                self._write(self._unsent[0])
+                self._unsent.popleft()
+
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._own(), left) :]
+        except OSError:
+            self._unsent.clear()
+            raise
 
     def receive(self) -> tuple[dict[str, Any], bytearray] | None:
         """The next frame; None when the daemon is gone. For one thread."""
@@ -158,7 +176,7 @@ class Worker:
 
     def say(self, what: str, **fields: Any) -> None:
         """Tell the daemon. Raises OSError where the channel is closed, ValueError for a field that is no JSON."""
-        self._channel.send(encoded({"is": what, **fields}) if fields else b'{"is":"%s"}' % what.encode())
+        self._channel.send(encoded({"is": what, **fields}))
 
     # ---- calls ----
 
@@ -187,7 +205,7 @@ class Worker:
         self.say("started")
         value = function(**args)
         self._deaf = self._interruptible = False
-        self._channel.send(b'{"is":"returned"}', result(value) if head["wanted"] else b"")
+        self._channel.send(encoded({"is": "returned"}), result(value) if head["wanted"] else b"")
 
     def end(self) -> None:
         """The end of the process, after all else: where a signal interrupted it, it dies of that, as others do."""
@@ -212,6 +230,15 @@ class Context:
         """Which attempt of this run it is, counted from 1 (`retry`)."""
         self.log = Log(worker)
         self._until: float | None = facts["until"]
+        self._scheduled_at: float | None = facts["scheduled_at"]
+
+    @property
+    def scheduled_at(self) -> datetime.datetime | None:
+        """The moment of its schedule that this run is made for, in UTC, however late it began; None where it is for none."""
+        import datetime
+
+        at = self._scheduled_at
+        return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
 
     @property
     def deadline(self) -> float | None:
@@ -304,8 +331,6 @@ class Log:
 
 def encoded(value: Any) -> bytes:
     """A head. Raises ValueError for what is no JSON or too long; what only JSON does not know is told by its `repr`."""
-    import json
-
     try:
         head = json.dumps(value, allow_nan=False, ensure_ascii=False, default=shown).encode(errors="replace")
     except (TypeError, RecursionError) as error:
@@ -325,8 +350,6 @@ def shown(value: Any) -> str:
 
 def result(value: Any) -> bytes:
     """What a function returned, as JSON. Raises TypeError for what is none."""
-    import json
-
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
