@@ -615,6 +615,48 @@ async def test_what_passed_in_a_pause_or_while_it_was_stopped_is_not_caught_up(a
     assert [name for _, name in f.happened(Starting)] == ["up"]
 
 
+async def test_what_is_missed_after_a_pause_is_caught_up_again(autojump_clock, tmp_path):
+    jobs = {"a": job(lasting(1), cron="@hourly", catch_up="all")}
+    async with forest(tmp_path, jobs, since="2026-01-01 00:30") as f:
+        await f.tree.pause("a")
+        await trio.sleep(HOUR)
+        await f.tree.resume("a")
+    f = await lived(tmp_path, "2026-01-01 03:10", 5, **jobs)
+    assert run_for(f) == ["2026-01-01T02:00:00.000Z", "2026-01-01T03:00:00.000Z"]
+
+
+async def test_who_wants_to_catch_up_from_a_reload_on_can(autojump_clock, tmp_path):
+    work = lasting(1)
+    jobs = {"a": job(work, cron="@hourly", catch_up="all")}
+    async with forest(tmp_path, {"a": job(work, cron="@hourly")}, since="2026-01-01 00:30") as f:
+        await settle()
+        f.tree.apply(f.config(jobs))
+        await settle()
+    f = await lived(tmp_path, "2026-01-01 01:10", 5, **jobs)
+    assert run_for(f) == ["2026-01-01T01:00:00.000Z"]
+    async with forest(tmp_path, jobs, since="2026-01-01 01:30") as f:
+        await settle()
+        f.tree.apply(f.config({"a": job(work, cron="@hourly")}))
+        await settle()
+    assert run_for(await lived(tmp_path, "2026-01-01 02:10", 5, **jobs)) == []
+
+
+async def test_a_run_that_was_cancelled_says_nothing_of_how_they_end(autojump_clock, tmp_path):
+    left = [1]
+
+    async def fail_at_first() -> None:
+        if left:
+            left.pop()
+            raise RuntimeError("boom")
+        await trio.sleep(50)
+
+    async with forest(tmp_path, {"a": job(fail_at_first, every=100, grace=0)}) as f:
+        await trio.sleep(210)
+        await f.tree.cancel("a")
+        await settle()
+        assert row(f).cause == "runs every 100s; the last run failed: RuntimeError: boom"
+
+
 async def test_another_schedule_has_missed_nothing(autojump_clock, tmp_path):
     await lived(tmp_path, "2026-01-01 00:30", 5, a=job(serve, cron="@daily", catch_up="all"))
     f = await lived(tmp_path, "2026-01-02 00:30", 5, a=job(serve, cron="@hourly", catch_up="all"))

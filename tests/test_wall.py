@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from supervisor import open_supervisor
-from supervisor.events import Starting
+from supervisor.events import Ended, Starting
 from supervisor.wall import LOOK_AGAIN, WallClock, written
 from tests.real_tree import tree
 from tests.running import running
@@ -145,13 +145,12 @@ async def test_a_command_runs_at_real_times_and_is_told_which(tmp_path):
     script = 'echo "$SUPERVISOR_SCHEDULED_AT" >> told'
     jobs = {"a": {"command": ["sh", "-c", script], "cron": "* * * * * *", "cwd": str(tmp_path)}}
     async with tree(tmp_path / "state", **jobs) as f:
-        third = await f.until(Starting, 3)
+        await f.until(Ended, 3)
         assert all(event.for_at <= event.at for event in f.events(Starting))
         await f.tree.stop("a")
     told = (tmp_path / "told").read_text().split()
-    assert told == [event.for_at for event in f.events(Starting)]
-    assert told[2] == third.for_at and all(moment.endswith(".000Z") for moment in told)
-    assert len(set(told)) == len(told)
+    assert len(told) >= 3 and told == [event.for_at for event in f.events(Starting)][: len(told)]  # the stop may cut the last
+    assert len(set(told)) == len(told) and all(moment.endswith(".000Z") for moment in told)
 
 
 async def test_a_run_that_nobody_scheduled_is_told_of_no_moment(tmp_path):

@@ -208,9 +208,9 @@ def _pause(supervisor: SupervisorNode, child: Node, order: Order) -> None:
 
 
 def _resume(supervisor: SupervisorNode, child: Node, order: Order) -> None:
-    if child.paused and child.schedule is not None:
+    was, child.paused = child.paused, False
+    if was and child.schedule is not None:
         child.schedule.resume()
-    child.paused = False
     _look_again(child)
     order.resolve(True, "resumed")
 

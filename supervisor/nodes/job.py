@@ -152,6 +152,8 @@ class JobNode(Node):
         if not same_times(old, self.spec):
             self.disarm()
             self.schedule = (self.schedule or Schedule(self)) if self.spec.scheduled else None
+        elif self.schedule is not None:
+            self.schedule.respecified()
         if old.start != self.spec.start:
             self.set_goal(Goal.UP if self.spec.start == "auto" else Goal.DOWN, "its `start` was changed", None)
 

@@ -35,13 +35,14 @@ class Due(NamedTuple):
 class Schedule:
     """The schedule of one job. It is armed while the job is to run by it, and costs nothing else."""
 
-    __slots__ = ("_begun", "_failure", "_seen", "_settled", "_timetable", "_waiting", "node")
+    __slots__ = ("_begun", "_seen", "_settled", "_timetable", "_waiting", "failure", "node")
 
     def __init__(self, node: JobNode | WorkersNode) -> None:
         self.node = node
         self._timetable: Timetable | None = None
         self._waiting: deque[Due] = deque()
-        self._failure: str | None = None
+        self.failure: str | None = None
+        """Why the last run failed that came to an end of its own, if it did."""
         self._begun: list[float] = []
         """The ticks whose runs are in hand."""
         self._seen = 0.0
@@ -89,8 +90,8 @@ class Schedule:
     def summary(self) -> str:
         """When it runs, and what to expect of it: what its breaker says, else what became of the last run if it failed."""
         trouble = self.node.tree.limits.caution(self.node.name, self._spec)
-        if not trouble and self._failure is not None:
-            trouble = f"the last run failed: {self._failure}"
+        if not trouble and self.failure is not None:
+            trouble = f"the last run failed: {self.failure}"
         return f"{self.rhythm}; {trouble}" if trouble else self.rhythm
 
     def arm(self) -> None:
@@ -138,6 +139,11 @@ class Schedule:
         self._waiting.clear()
         self.node.tree.alarm.clear(self)
 
+    def respecified(self) -> None:
+        """Go on by a new spec whose ticks are the same."""
+        if self.armed:
+            self._settle()
+
     def pause(self) -> None:
         """Let ticks go by until `resume`, also those that wait."""
         self._waiting.clear()
@@ -167,9 +173,8 @@ class Schedule:
         self._begun.append(due.at)
         return due
 
-    def ended(self, due: Due | None, failure: str | None, cut_short: bool) -> None:
-        """Hear that a run is over, and why it failed, if it did. One that the daemon's end has cut short is not settled."""
-        self._failure = failure
+    def ended(self, due: Due | None, cut_short: bool) -> None:
+        """Hear that a run is over. One that the daemon's end has cut short is not settled."""
         if due is not None and due.at in self._begun and not cut_short:
             self._begun.remove(due.at)
             self._settle()

@@ -489,7 +489,9 @@ class SupervisorNode(Node):
         if (schedule := self._schedule_of(child)) is not None:
             asked = life.asked is not None and life.asked.why is not Why.DRAINING
             cut_short = bool(self.tree.ending) and (asked or life.killed_after is not None)
-            schedule.ended(life.due, outcome.reason if failure else None, cut_short)
+            schedule.ended(life.due, cut_short)
+            if judged:
+                schedule.failure = outcome.reason if failure else None
         if again is not None:
             pass  # whatever it ended as: an operator has decided already
         elif judged:

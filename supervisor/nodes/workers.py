@@ -99,7 +99,9 @@ class WorkersNode(SupervisorNode):
 
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
-        if self.schedule is not None and not same_times(old, self.spec):
+        if self.schedule is not None and same_times(old, self.spec):
+            self.schedule.respecified()
+        elif self.schedule is not None:
             self.schedule.disarm()
         self._template = JobNode(self.tree, f"{self.name}:0", self.spec, Goal.UP)
         if old.start != self.spec.start:
