@@ -75,11 +75,16 @@ def spawned_by_thread() -> set[int]:
 
 
 def kill_all(children: Iterable[int]) -> None:
-    """Kill these children of the calling thread and everything below them; blocks until they are dead. Reaps nobody."""
+    """Kill these children of the calling thread and everything below them; blocks until they are dead.
+
+    Whoever has started a child waits for it; what was below them comes to us as orphans, and is reaped here.
+    """
+    children = set(children)
+    below = {each for child in children for each in descendants(child)} - children
     with ExitStack() as opened:
         dying = select.poll()
         count = 0
-        for pid in {each for child in children for each in (child, *descendants(child))}:
+        for pid in children | below:
             with suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
                 opened.callback(os.close, pidfd)
@@ -90,3 +95,6 @@ def kill_all(children: Iterable[int]) -> None:
             for pidfd, _ in dying.poll():
                 dying.unregister(pidfd)
                 count -= 1
+    for pid in below:
+        with suppress(ChildProcessError):  # it went to another subreaper
+            os.waitpid(pid, os.WNOHANG)
