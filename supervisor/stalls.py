@@ -143,8 +143,9 @@ class _Watch(trio.abc.Instrument):
         """Tell a stall; how long to wait before the next look. `lost` did not count, of the time since the last look."""
         if turn != self._seen:
             self._seen, self._lost, self._next = turn, 0.0, self._limit
-        self._lost += lost  # of a turn that began meanwhile, perhaps too much: then it is looked at again
-        age = now - max(turn, self._since) - self._lost
+        so_far = now - max(turn, self._since)
+        self._lost = min(self._lost + lost, so_far)  # not what was lost before the turn began
+        age = so_far - self._lost
         if sight is not None and age >= self._next:
             self._tell(turn, age, sight.culprit)
             self._next *= 2

@@ -328,9 +328,9 @@ async def test_all_that_it_has_said_is_heard_also_when_its_death_is_known_first(
             ctx.log.info(2000 * 'x', number=number)
         os._exit(5)
     """
-    life = start(house, code)
-    os.waitid(os.P_PID, await life.ready(), os.WEXITED | os.WNOWAIT)  # the loop stands still meanwhile
     with structlog.testing.capture_logs() as logs:
+        life = start(house, code)
+        os.waitid(os.P_PID, await life.ready(), os.WEXITED | os.WNOWAIT)  # the loop stands still meanwhile
         assert (await life.end()).reason == "exited with code 5"
     assert [line["number"] for line in logs] == list(range(40))
 

@@ -18,9 +18,9 @@ import structlog.testing
 import trio
 from running import ROOT, clean_environ, running, well
 
-from supervisor.events import Stalled
+from supervisor.events import Journal, Stalled
 from supervisor.kinds import Context
-from supervisor.stalls import _Clocks, watching_for_stalls
+from supervisor.stalls import _Clocks, _Watch, watching_for_stalls
 from tests.forest import Forest, forest, job, serve
 
 LIMIT = 0.1
@@ -199,12 +199,21 @@ def test_time_in_which_the_process_did_not_run_is_no_stall(told, elapsed, cpu, q
     assert math.isclose(_Clocks(100 + elapsed, 5 + cpu, 7 + queued).lost(_Clocks(100, 5, 7), 1.0), lost)
 
 
+async def test_what_was_lost_before_a_turn_began_does_not_put_off_the_look_at_it():
+    watch = _Watch(0.5, Journal())
+    assert watch._judge(turn=100.0, sight=None, now=100.1, lost=60.0) <= 0.5
+
+
 PROGRAM = """
-import sys, threading, trio, structlog
+import sys, time, trio, structlog
 from supervisor.events import Journal
 from supervisor.stalls import watching_for_stalls
 
 structlog.configure(processors=[lambda logger, level, fields: fields["event"]])
+
+began = time.monotonic()
+sum(range(10**7))
+two_seconds = int(2 * 10**7 / (time.monotonic() - began))
 
 async def main():
     journal = Journal()
@@ -218,7 +227,7 @@ async def main():
             nursery.start_soon(spin)
             await trio.to_thread.run_sync(sys.stdin.readline)
             print("blocks", flush=True)
-            sum(range(10**8))  # holds the GIL all the while
+            sum(range(two_seconds))  # holds the GIL all the while
             print("over", flush=True)
             await trio.to_thread.run_sync(sys.stdin.readline)
             nursery.cancel_scope.cancel()
