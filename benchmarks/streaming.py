@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +79,22 @@ async def our_values(count: int) -> int:
     return await Stream(range(count)).map(double).filter(odd_third).fold(0, add)
 
 
-async def asyncstdlib_steps(count: int) -> int:
-    import asyncstdlib
+def aiostream() -> tuple[Any, Any]:
+    """Its two modules; looked for when it is used, since it need not be there."""
+    return import_module("aiostream.stream"), import_module("aiostream.pipe")
 
-    call: Any = double
-    doubled: AsyncIterator[int] = asyncstdlib.map(call, numbers(count))
-    return await asyncstdlib.reduce(add, asyncstdlib.filter(odd_third, doubled), initial=0)
+
+async def asyncstdlib_steps(count: int) -> int:
+    library = import_module("asyncstdlib")
+    doubled = library.map(double, numbers(count))
+    total: int = await library.reduce(add, library.filter(odd_third, doubled), initial=0)
+    return total
 
 
 async def aiostream_steps(count: int) -> int:
-    from aiostream import pipe, stream
-
-    call: Any = double
-    return await (stream.iterate(numbers(count)) | pipe.map(call) | pipe.filter(odd_third) | pipe.reduce(add, 0))
+    stream, pipe = aiostream()
+    total: int = await (stream.iterate(numbers(count)) | pipe.map(double) | pipe.filter(odd_third) | pipe.reduce(add, 0))
+    return total
 
 
 # -- several calls at a time ----------------------------------------------------------------------------------------------
@@ -136,10 +140,10 @@ async def our_unordered_calls(count: int) -> int:
 
 
 async def aiostream_calls(count: int) -> int:
-    from aiostream import pipe, stream
-
-    call: Any = step_aside_in_asyncio
-    return await (stream.iterate(numbers(count)) | pipe.map(call, ordered=True, task_limit=LIMIT) | pipe.reduce(add, 0))
+    stream, pipe = aiostream()
+    calls = pipe.map(step_aside_in_asyncio, ordered=True, task_limit=LIMIT)
+    total: int = await (stream.iterate(numbers(count)) | calls | pipe.reduce(add, 0))
+    return total
 
 
 # -- several sources ------------------------------------------------------------------------------------------------------
@@ -172,9 +176,9 @@ async def our_merge(count: int) -> int:
 
 
 async def aiostream_merge(count: int) -> int:
-    from aiostream import pipe, stream
-
-    return await (stream.merge(*(numbers(count // SOURCES) for _ in range(SOURCES))) | pipe.reduce(add, 0))
+    stream, pipe = aiostream()
+    total: int = await (stream.merge(*(numbers(count // SOURCES) for _ in range(SOURCES))) | pipe.reduce(add, 0))
+    return total
 
 
 Way = Callable[[int], Awaitable[int]]
