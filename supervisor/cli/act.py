@@ -203,6 +203,11 @@ def _show_limits(out: Out, rows: Any, values: dict[str, Any]) -> None:
         out.line(line)
 
 
+def _show_text(out: Out, text: Any, values: dict[str, Any]) -> None:
+    for line in text.splitlines():
+        out.line(line)
+
+
 def _show_reload(out: Out, result: Any, values: dict[str, Any]) -> None:
     if isinstance(result, dict):
         for line in render.plan(result, bool(values.get("plan"))):
@@ -256,6 +261,7 @@ RESULTS: dict[str, tuple[Callable[[Out, Any, dict[str, Any]], None], Callable[[A
     "tree": (_show_tree, _fine),
     "reload": (_show_reload, _judge_reload),
     "limits": (_show_limits, _fine),
+    "metrics": (_show_text, _fine),
     "logs": (_show_end, _fine),
     "events": (_show_end, _fine),
     "shutdown": (_show_shutdown, lambda result, values: REFUSED if result["survivors"] else 0),

@@ -107,6 +107,10 @@ class AsyncClient:
         async with self._stream("events", Any, follow=follow, since=since, snapshot=snapshot) as stream:
             yield stream
 
+    async def metrics(self) -> str:
+        """What jobs and limits are doing, in the text format of Prometheus. ControlError where the extra is not installed."""
+        return await self._call("metrics", str)
+
     async def history(self, name: str, *, lines: int = 20) -> list[PastRun]:
         """How the last runs of a job or supervisor ended, oldest first; earlier daemons are included."""
         return await self._call("history", list[PastRun], name=name, lines=lines)

@@ -123,6 +123,10 @@ class Client:
         for item in self._stream("events", follow=follow, since=since, snapshot=snapshot):
             yield msgspec.json.decode(item)
 
+    def metrics(self) -> str:
+        """What jobs and limits are doing, in the text format of Prometheus. ControlError where the extra is not installed."""
+        return self._call("metrics", str)
+
     def history(self, name: str, *, lines: int = 20) -> list[PastRun]:
         """How the last runs of a job or supervisor ended, oldest first; earlier daemons are included."""
         return self._call("history", list[PastRun], name=name, lines=lines)

@@ -170,6 +170,7 @@ RESULTS: dict[str, Any] = {
     "resume": list[Answer],
     "cancel": list[Answer],
     "limits": list[LimitStatus],
+    "metrics": str,
     "logs": End,
     "events": End,
     "history": list[PastRun],

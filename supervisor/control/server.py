@@ -571,6 +571,15 @@ async def _limits(call: Call, names: list[str]) -> list[LimitStatus]:
     return call.tree.limit_status(*names)
 
 
+async def _metrics(call: Call) -> str:
+    try:
+        from supervisor.metrics import exposition
+    except ImportError as error:
+        raise ControlError(f"metrics need the extra `metrics`: pip install 'trio-supervisor[metrics]' ({error})") from None
+    jobs, limits = call.tree.status(), call.tree.limit_status()
+    return await trio.to_thread.run_sync(exposition, jobs, limits, limiter=trio.CapacityLimiter(1))
+
+
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:
     return await _order(call, [name], signal=_signal_number(signal), group=group)
 
@@ -762,6 +771,7 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "resume": _order,
     "cancel": _order,
     "limits": _limits,
+    "metrics": _metrics,
     "logs": _logs,
     "events": _events,
     "history": _history,

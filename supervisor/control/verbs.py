@@ -181,6 +181,7 @@ ALL = (
             positional="NAME",
         ),
     ),
+    Verb("metrics", "print what jobs and limits are doing, as Prometheus reads it"),
     Verb(
         "logs",
         "show the captured output of jobs",

@@ -1,0 +1,74 @@
+"""What Prometheus gets: read back by its own parser."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from control_serving import serving
+from prometheus_client.parser import text_string_to_metric_families
+
+from supervisor.control.aclient import AsyncClient
+from supervisor.errors import ControlError
+from supervisor.events import wall_now
+from supervisor.metrics import exposition
+from supervisor.state import BreakerStatus, BulkheadStatus, Goal, JobStatus, LimitStatus, RateStatus, State
+
+
+def row(name: str, **fields) -> JobStatus:
+    usual = {
+        "kind": "command", "supervisor": None, "state": State.RUNNING, "word": "running", "goal": Goal.UP, "cause": "started",
+        "ready": True, "healthy": None, "pid": 7, "restarts": 0, "since": wall_now(), "next_at": None, "exit": None,
+    }  # fmt: skip
+    return JobStatus(name=name, **(usual | fields))
+
+
+def read(text: str) -> dict[tuple[str, ...], float]:
+    """Each sample: its name and the values of its labels, by their names."""
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    return {(each.name, *(each.labels[name] for name in sorted(each.labels))): each.value for each in samples}
+
+
+def test_every_job_says_how_it_is():
+    api = row("api", restarts=3, supervisor="web", healthy=False)
+    off = row("off", state=State.STOPPED, word="gave up", goal=Goal.DOWN, ready=False)
+    found = read(exposition([api, off], []))
+    assert found["supervisor_job_restarts_total", "api"] == 3
+    assert found["supervisor_job_info", "api", "command", "web"] == 1
+    assert (found["supervisor_job_state", "api", "running"], found["supervisor_job_state", "off", "gave up"]) == (1, 1)
+    for name, values in {"up": (1, 0), "wanted": (1, 0), "ready": (1, 0)}.items():
+        assert tuple(found[f"supervisor_job_{name}", job] for job in ("api", "off")) == values
+    assert found["supervisor_job_healthy", "api"] == 0
+    assert ("supervisor_job_healthy", "off") not in found  # nobody asks it
+
+
+def test_every_limit_says_how_it_stands():
+    limit = LimitStatus(
+        name='the "db"\n',
+        shared=True,
+        jobs=("a",),
+        breaker=BreakerStatus(
+            state="half-open", cause="", failures=2, opens_at=5, within=60, successes=1, closes_at=2, trial_at=None
+        ),
+        rate=RateStatus(rate=10, burst=5, tokens=2.5, wait=0, waiting=("a#1", "a#2")),
+        bulkhead=BulkheadStatus(concurrency=4, in_use=3, may_wait=None, waiting=("a#3",)),
+    )
+    found = read(exposition([], [limit]))
+    states = {labels[-1]: value for labels, value in found.items() if labels[0] == "supervisor_breaker_state"}
+    assert states == {"closed": 0, "open": 0, "half-open": 1}
+    assert found["supervisor_breaker_failures", limit.name] == 2
+    assert found["supervisor_rate_tokens", limit.name] == 2.5
+    assert (found["supervisor_bulkhead_in_use", limit.name], found["supervisor_bulkhead_places", limit.name]) == (3, 4)
+    assert found["supervisor_limit_waiting", "rate", limit.name] == 2
+    assert found["supervisor_limit_waiting", "bulkhead", limit.name] == 1
+
+
+async def test_the_daemon_gives_them_on_demand_and_says_what_is_missing(tmp_path, monkeypatch):
+    async with serving(tmp_path) as (tree, path):
+        client = AsyncClient(path)
+        await tree.stop("other")
+        found = read(await client.metrics())
+        assert (found["supervisor_job_up", "idle"], found["supervisor_job_up", "other"]) == (1, 0)
+        monkeypatch.setitem(sys.modules, "supervisor.metrics", None)
+        with pytest.raises(ControlError, match="pip install 'trio-supervisor\\[metrics\\]'"):
+            await client.metrics()
