@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import tarfile
 import urllib.request
@@ -42,7 +43,7 @@ def seconds(earlier: str, later: str) -> float:
 async def test_the_shipped_file_does_visible_work_survives_a_kill_and_leaves_nothing(tmp_path):
     clone(tmp_path)
     var = tmp_path / "var"
-    async with running(tmp_path, program=PROGRAM, PORT="0") as daemon:
+    async with running(tmp_path, program=PROGRAM, PORT=str(_free_port())) as daemon:
         await daemon.said("ready", job="heartbeat")
         await daemon.said("ready", job="web")
         await daemon.said("indexed", job="index")
@@ -63,22 +64,51 @@ async def test_the_shipped_file_does_visible_work_survives_a_kill_and_leaves_not
         with tarfile.open(var / "backup.tar.gz") as backup:
             assert set(backup.getnames()) == {"report.txt", "words.json"}
 
+        await _every_pattern_has_left_something(daemon, var)
         rows = await daemon.rows()
         assert rows.keys() == {
             *("prepare", "heartbeat", "index", "web", "report", "flaky", "backup", "letters", "writer", "filer"),
+            *("desk", "pages", "digest", "euro", "franc", "primes", "clock"),
         }
         assert all(row.keys() >= FACTS for row in rows.values())
         assert rows["prepare"]["word"] == "completed" and rows["report"]["word"] == "scheduled"
         assert rows["writer"]["supervisor"] == "letters" and rows["letters"]["kind"] == "supervisor"
-        assert {name for name, row in rows.items() if row["pid"]} == {"web"}
+        assert (rows["primes"]["kind"], rows["clock"]["kind"]) == ("process", "asyncio")
+        assert rows["digest"]["next_at"].endswith(":00.000Z")
+        assert {name for name, row in rows.items() if row["pid"]} == {"web", "primes"}
 
         await _a_killed_child_is_back_within_the_second(daemon, "web")
 
-        assert len(daemon.family()) == 3  # the daemon, its guardian, the web server
+        assert len(daemon.family()) == 4  # the daemon, its guardian, the web server, and the process of primes
         daemon.process.send_signal(signal.SIGTERM)
         assert await daemon.ended() == 0
         assert daemon.family() == set()
         assert "goodbye" in (var / "heartbeat.jsonl").read_text().splitlines()[-1]
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+async def _every_pattern_has_left_something(daemon, var):
+    """What the jobs that show the patterns write; `franc` may have to wait for its partner, `euro` falls back."""
+    async with daemon.watching() as watch:
+        files = [var / name for name in ("letters.txt", "pages.json", "digest.txt", "euro.json", "primes.txt")]
+        while not all(map(_text, files)):
+            await watch.next()
+    assert re.match(r"\d+ letters since", _text(var / "letters.txt"))
+    assert json.loads(_text(var / "pages.json")).keys() == {"report.txt", "words.json", "heartbeat.jsonl"}
+    assert re.match(r"\d+ beats from .* to ", _text(var / "digest.txt"))
+    assert json.loads(_text(var / "euro.json"))["currency"] == "EUR"
+    assert re.match(r"\d+ primes below \d+", _text(var / "primes.txt"))
+    async with await trio.open_unix_socket(str(var / "clock.sock")) as clock:
+        assert re.fullmatch(rb"\d\d:\d\d:\d\d UTC\n", await clock.receive_some())
+    (limit,) = json.loads(await daemon("limits", "--json"))
+    assert (limit["name"], set(limit["jobs"])) == ("partner", {"euro", "franc"})
+    runs = json.loads(await daemon("history", "euro", "--json"))
+    assert {run["outcome"] for run in runs} <= {"completed", "failed"}
 
 
 async def _a_killed_child_is_back_within_the_second(daemon, name):

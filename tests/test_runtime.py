@@ -214,3 +214,4 @@ async def test_threads_have_the_names_of_their_runs(tmp_path):
     async with forest(tmp_path, {**jobs, "c": job(note, workers=2)}) as f:
         await f.tree.wait_running()
         assert {"a#1", "b#1", "c:0#1", "c:1#1"} <= {*names}
+        up.abort()  # who is in its second life by now waits for nobody
