@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import trio
 
 from supervisor.events import Ended, Event, Journal, PhaseChanged, Starting, Warned, rfc3339, wall_now
@@ -215,14 +216,19 @@ class History:
 # -- in the store's thread ----------------------------------------------------------------------------------------------
 
 
+# Each statement takes all its rows at once, as JSON. Row by row, SQLite would let go of the interpreter and want it back for
+# every one of a thousand, and the loop, which has a thousand jobs to restart at that moment, would hand it over each time.
+
+
 def _store(first: bool, gathered: Gathering, db: Connection) -> None:
     """Everything of one gathering."""
     if first:
         _settle(db)
-    db.executemany("DELETE FROM in_hand WHERE run = ?", [(event.run,) for event in gathered.ended])
-    db.executemany("DELETE FROM in_hand WHERE name = ?", [(name,) for name in gathered.dropped])
+    over, dropped = [event.run for event in gathered.ended], [*gathered.dropped]
+    db.execute("DELETE FROM in_hand WHERE run IN (SELECT value FROM json_each(?))", (_json(over),))
+    db.execute("DELETE FROM in_hand WHERE name IN (SELECT value FROM json_each(?))", (_json(dropped),))
     begun = [(event.run, event.name, event.at) for event in gathered.begun.values()]
-    db.executemany("INSERT OR REPLACE INTO in_hand VALUES (?, ?, ?)", begun)
+    db.execute(f"INSERT OR REPLACE INTO in_hand {_selected(3)}", (_json(begun),))
     _add(db, [*map(_past, gathered.ended), *(_gap(name, count) for name, count in gathered.dropped.items())])
 
 
@@ -235,15 +241,35 @@ def _settle(db: Connection) -> None:
 
 def _add(db: Connection, runs: list[PastRun]) -> None:
     """Add runs, and let go of the oldest where there are too many."""
-    columns, marks = ", ".join(("job", *_FIELDS)), ", ".join("?" * (len(_FIELDS) + 1))
     rows = [(split_name(run.name)[0], *(getattr(run, field) for field in _FIELDS)) for run in runs]
-    db.executemany(f"INSERT INTO runs ({columns}) VALUES ({marks})", rows)
-    db.executemany(
-        "DELETE FROM runs WHERE job = ?1 AND failed = ?2 AND id <="
-        " (SELECT id FROM runs WHERE job = ?1 AND failed = ?2 ORDER BY id DESC LIMIT 1 OFFSET ?3)",
-        {(split_name(run.name)[0], run.failed, KEPT) for run in runs},
-    )
+    db.execute(f"INSERT INTO runs (job, {', '.join(_FIELDS)}) {_selected(len(_FIELDS) + 1)}", (_json(rows),))
+    sorts = {(split_name(run.name)[0], run.failed) for run in runs}
+    db.execute(_LET_GO, (_json([*sorts]), KEPT))
     db.execute("DELETE FROM runs WHERE id <= (SELECT id FROM runs ORDER BY id DESC LIMIT 1 OFFSET ?)", (KEPT_IN_ALL,))
+
+
+_LET_GO = """
+    WITH sorts AS (SELECT json_extract(value, '$[0]') AS job, json_extract(value, '$[1]') AS failed FROM json_each(?1)),
+    last AS (
+        SELECT job, failed, (
+            SELECT id FROM runs WHERE runs.job = sorts.job AND runs.failed = sorts.failed ORDER BY id DESC LIMIT 1 OFFSET ?2
+        ) AS id FROM sorts
+    )
+    DELETE FROM runs WHERE id IN (
+        SELECT runs.id FROM last JOIN runs ON runs.job = last.job AND runs.failed = last.failed AND runs.id <= last.id
+    )
+"""
+"""Of each job the failed runs, and the others, that are older than the newest so many."""
+
+
+def _json(values: list[Any]) -> str:
+    return msgspec.json.encode(values).decode()
+
+
+def _selected(columns: int) -> str:
+    """The rows of a JSON array of arrays, in its order."""
+    picked = ", ".join(f"json_extract(value, '$[{column}]')" for column in range(columns))
+    return f"SELECT {picked} FROM json_each(?) ORDER BY key"
 
 
 def _past(event: Ended) -> PastRun:
