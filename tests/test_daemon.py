@@ -429,7 +429,9 @@ async def test_a_reader_of_stderr_that_does_not_read_stalls_nothing(tmp_path):
     async with daemon(tmp_path, read=False) as under_test:
         with trio.fail_after(30):
             await trio.to_thread.run_sync((tmp_path / "flooded").read_bytes, abandon_on_cancel=True)
-        status = await supervisor(tmp_path, "status", "--json")
+        with trio.fail_after(60):
+            while (status := await supervisor(tmp_path, "status", "--json")).returncode == 3:
+                pass  # the job has begun before the socket was there
         assert {row["state"] for row in json.loads(status.stdout)} == {"running"}
         under_test.signal(signal.SIGTERM)
         assert await under_test.ended() == 0
