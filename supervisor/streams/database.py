@@ -18,18 +18,11 @@ AGAIN = 0.05
 """Seconds after which a query that is still there is interrupted again."""
 
 
-class Cursor(Protocol):
-    """What is needed of a DB-API cursor."""
-
-    def execute(self, query: str, parameters: Any = ..., /) -> object: ...
-
-    def fetchmany(self, size: int = ..., /) -> Sequence[Any]: ...
-
-    def close(self) -> object: ...
-
-
 class Connection(Protocol):
-    """What is needed of a DB-API connection. Where it has `interrupt()` too, a query can be cancelled."""
+    """What is needed of a DB-API connection: cursors with `execute`, `fetchmany` and `close`.
+
+    Where it has `interrupt()` too, a query can be cancelled.
+    """
 
     def cursor(self) -> Any: ...
 
