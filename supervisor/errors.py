@@ -88,6 +88,10 @@ class RaisedElsewhere(RunFailed):
         super().__init__(message)
 
 
+class WorkerLost(RunFailed):
+    """The process that worked on an item is gone, and did not say what became of it."""
+
+
 class ExitStatus(RunFailed):
     """A command ended badly: with this exit code, or killed by this signal (its name, "SIGKILL")."""
 

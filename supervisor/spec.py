@@ -213,6 +213,7 @@ class Recycle(Spec, frozen=True, kw_only=True):
         Seconds | None,
         Meta(gt=0, description="it has run for this long, up to a tenth more or less, so that a crowd does not go at once"),
     ] = None
+    runs: Annotated[int | None, Meta(ge=1, description="it has handled so many items of its queue")] = None
     memory: Annotated[
         Bytes | None,
         Meta(gt=0, description="it and its descendants hold more than this in memory. Looked at every 5 s: no hard limit"),

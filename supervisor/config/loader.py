@@ -18,6 +18,7 @@ from supervisor.errors import Problem, SpecError
 from supervisor.kinds.job import JobSpec
 from supervisor.policies import ORDER, LimitSpec
 from supervisor.probes import PROBES, Probe
+from supervisor.queues.spec import QueueSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import Expanded, Paths, Strategy, SupervisorSpec, shown
 
@@ -83,6 +84,7 @@ class _Loader:
         daemon, log = self._daemon(), self._log()
         sockets = self._sockets()
         limits = self._limits()
+        queues = self._queues()
         supervisors = self._supervisors()
         jobs = self._jobs(supervisors)
         if self._document.complete:
@@ -105,7 +107,17 @@ class _Loader:
             raise SpecError(faults)
         base = self._document.main.base
         return Config(
-            file, base, daemon, log, jobs, supervisors, sockets, limits, tuple(warnings), self._document if file else None
+            file,
+            base,
+            daemon,
+            log,
+            jobs,
+            supervisors,
+            sockets,
+            limits,
+            queues,
+            tuple(warnings),
+            self._document if file else None,
         )
 
     def _problems(self) -> tuple[list[Problem], list[Problem]]:
@@ -169,6 +181,15 @@ class _Loader:
                 rules.check_limit(path, LimitSpec(**fields), frozenset(content), self._reading)
             limits[name] = LimitSpec() if fields is BAD else LimitSpec(**fields)
         return limits
+
+    def _queues(self) -> dict[str, QueueSpec]:
+        queues = {}
+        for name, content in self._table("queues").items():
+            path = ("queues", name)
+            rules.check_name(path, self._reading)
+            spec = table_of(QueueSpec).read(content, path, self._reading)
+            queues[name] = QueueSpec() if spec is BAD else spec
+        return queues
 
     def _supervisors(self) -> dict[str, SupervisorSpec]:
         supervisors = {}

@@ -16,13 +16,14 @@ from supervisor.config.reading import Finding, dotted
 from supervisor.errors import Problem
 from supervisor.kinds.job import JobSpec
 from supervisor.policies import LimitSpec
+from supervisor.queues.spec import QueueSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import AutoShutdown, Paths, Seconds, Spec, SupervisorSpec
 
-TABLES = ("daemon", "defaults", "log", "sockets", "limits", "supervisors", "jobs")
+TABLES = ("daemon", "defaults", "log", "sockets", "limits", "queues", "supervisors", "jobs")
 """The tables a file can have."""
 
-NAMED = ("sockets", "limits", "supervisors", "jobs")
+NAMED = ("sockets", "limits", "queues", "supervisors", "jobs")
 """Those that hold a table for each name."""
 
 _DAEMON = {"reload": "daemon"}  # a change needs a restart of the daemon
@@ -115,7 +116,7 @@ class LogSpec(Spec, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration, checked. `jobs`, `supervisors`, `sockets` and `limits` are in the order of the file.
+    """A whole configuration, checked. `jobs`, `supervisors`, `sockets`, `limits` and `queues` are in the order of the file.
 
     `parents` names the supervisor of each job and supervisor; those under the implicit root are not in it.
     """
@@ -128,6 +129,7 @@ class Config:
     supervisors: Mapping[str, SupervisorSpec] = field(default_factory=dict)
     sockets: Mapping[str, SocketSpec] = field(default_factory=dict)
     limits: Mapping[str, LimitSpec] = field(default_factory=dict)
+    queues: Mapping[str, QueueSpec] = field(default_factory=dict)
     warnings: tuple[Problem, ...] = ()
     document: Document | None = field(default=None, repr=False, compare=False)
     """The files it was read from; None for a configuration that was built in Python."""

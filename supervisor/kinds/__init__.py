@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from supervisor.kinds.context import Attempt, Context, Outcome, Reporter, Resources, Run, inherited
+    from supervisor.kinds.context import Attempt, Context, Handler, Outcome, Reporter, Resources, Run, Work, inherited
     from supervisor.kinds.job import JobSpec
 
     Runner = Callable[[JobSpec, Run, Resources], Awaitable[Outcome]]
+    Handling = Callable[[JobSpec, Run, Resources], AbstractAsyncContextManager[Handler]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Kind:
         """The function that is one run."""
         return cast("Runner", importlib.import_module(self.module).run)
 
+    @property
+    def handling(self) -> Handling:
+        """What a worker of a queue job holds for as long as it lives (`run` is the worker's): see `Handler`."""
+        return cast("Handling", importlib.import_module(self.module).handling)
+
 
 KINDS = {
     kind.name: kind
@@ -52,15 +59,30 @@ KINDS = {
 _HOME = {
     "Attempt": "context",
     "Context": "context",
+    "Handler": "context",
     "JobSpec": "job",
     "Outcome": "context",
     "Reporter": "context",
     "Resources": "context",
     "Run": "context",
+    "Work": "context",
     "inherited": "context",
 }
 
-__all__ = ["KINDS", "Attempt", "Context", "JobSpec", "Kind", "Outcome", "Reporter", "Resources", "Run", "inherited"]
+__all__ = [
+    "KINDS",
+    "Attempt",
+    "Context",
+    "Handler",
+    "JobSpec",
+    "Kind",
+    "Outcome",
+    "Reporter",
+    "Resources",
+    "Run",
+    "Work",
+    "inherited",
+]
 
 
 def __getattr__(name: str) -> Any:

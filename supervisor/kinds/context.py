@@ -297,6 +297,41 @@ class Attempt(Run):
     send_signal = _of_the_run("send_signal")
 
 
+class Work(Attempt):
+    """One call of a queue job's function: an item, or a batch of them, in the hands of a worker."""
+
+    __slots__ = ("begun", "item", "items")
+
+    def __init__(self, whole: Run, until: float | None, item: str, attempt: int, items: int = 1) -> None:
+        super().__init__(whole, until, followed=True)
+        self.item = item
+        """The id of the item, or of the first of a batch: the same at each attempt, so a key for what must be done once."""
+        self.items = items
+        self.attempt = attempt
+        self.begun = False
+        """Whether the function has been called, or is about to be: what ends before was not the item's fault."""
+
+
+class Handler(Protocol):
+    """What the worker of a queue job gives its items to. It is the worker's own, and lives as long as that.
+
+    `room` is how many calls it will have at once, those under way included: 1 for most; a process that makes short calls one
+    after another is given several, so that it need not wait for the next. It may change at any time.
+    """
+
+    @property
+    def room(self) -> int:
+        """How many calls it has or will take, at least 1."""
+
+    async def handle(self, work: Work, payload: bytes) -> bytes | None:
+        """Make one call with what is in `payload` (JSON; a list of items for a batch): what it returned, as JSON.
+
+        Sets `work.begun` when it begins. Raises what the function raised, or RunFailed for what else went wrong; WorkerLost
+        where the worker has died with it, and can make no further call. Hears of `work`'s phases as `run` does; cancelled, it
+        ends the call by force, at once, with the worker if it must.
+        """
+
+
 class _Passing:
     """Passes on to a run what its attempts report."""
 

@@ -12,6 +12,7 @@ from supervisor.output import Overload, Rotate
 from supervisor.policies import ORDER
 from supervisor.policies.spec import BreakerSpec, BulkheadSpec, RateSpec, RetrySpec
 from supervisor.probes import Health, Ready
+from supervisor.queues.spec import BatchSpec
 from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for` (those with one of these keys, or
@@ -20,6 +21,7 @@ from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveU
 _RESTARTS = {"reload": "restart"}
 _CHILD = {"for": "child"}
 _SCHEDULED = {"for": "every or cron"}
+_QUEUED = {"for": "queue"}
 _CHILD_RESTARTS = {"for": "child", "reload": "restart"}
 _ENDING = {"ends": "a service has no end: use restart"}
 _RUNS = {"ends": "only for runs that end: once, every, cron. The code of a service can use `supervisor.policies` itself"}
@@ -99,6 +101,34 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             extra={"for": "cron"},
         ),
     ] = "UTC"
+    queue: Annotated[
+        str | None,
+        Meta(
+            description="handle the items of this queue of [queues], one after another. Several jobs, and several daemons, may "
+            "handle the same. The function takes the item as its first parameter; a command reads it as JSON",
+            extra=_RESTARTS,
+        ),
+    ] = None
+    batch: Annotated[
+        BatchSpec | None,
+        Meta(description="give the function a list of items at once, up to this many", extra={**_QUEUED, "reload": "restart"}),
+    ] = None
+    serialize_by: Annotated[
+        str | None,
+        Meta(
+            description="a field of the item: items with the same value in it run one at a time, in their order "
+            "(`per_key` of the queue at a time), on whatever host",
+            extra={**_QUEUED, "reload": "restart"},
+        ),
+    ] = None
+    into: Annotated[
+        str | None,
+        Meta(
+            description="the queue that gets what the job returns or yields; of a command outside a queue, each line of its "
+            "output. None, and an empty line, is nothing",
+            extra=_RESTARTS,
+        ),
+    ] = None
     start: Annotated[Literal["auto", "manual"], Meta(description="auto: with its supervisor; manual: when told to")] = "auto"
     run_on_start: Annotated[bool, Meta(description="also run at once when its schedule begins", extra=_SCHEDULED)] = False
     overlap: Annotated[
@@ -371,8 +401,13 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
 
     @property
     def service(self) -> bool:
-        """Whether it has no end: neither `once` nor a schedule."""
-        return not self.once and not self.scheduled
+        """Whether it has no end: neither `once`, nor a schedule, nor a queue."""
+        return not self.once and not self.scheduled and not self.pooled
+
+    @property
+    def pooled(self) -> bool:
+        """Whether its workers handle the items of a queue."""
+        return self.queue is not None
 
     @property
     def scheduled(self) -> bool:

@@ -1,0 +1,292 @@
+"""What a queue is, whatever keeps it: the words that all engines share, and the one protocol that each fulfils.
+
+    Draft       an item as a producer hands it in          Receipt   what became of it
+    Item        an item as a worker has it                 Ending    what became of that
+    Record      an item as people see it                   Counts    all of them in numbers
+    Notice      what a daemon that has items is told       Engine    the protocol
+
+An item waits, runs and ends: *done*, *dead* (no attempt is left, or none is worth it), *cancelled* or *expired*. Its attempts
+are counted when it is claimed and stored before its handler begins, so that an item which kills its worker each time is dead
+in the end. A claim has a `token` that no earlier claim of the item had: who comes with an old one has lost the item.
+
+Everything is at least once: see `docs/queues.md` for exactly what that means.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from supervisor.errors import SupervisorError
+from supervisor.queues.spec import QueueSpec
+
+# ---- what can go wrong ----
+
+
+class QueueError(SupervisorError):
+    """What was asked of a queue was not done."""
+
+
+class QueueUnavailable(QueueError):
+    """The engine does not answer, or cannot store now: a server that is away, a full disk. It is worth trying again.
+
+    What was asked for may have happened all the same. Each operation may be done twice: a put with the same ids stores nothing
+    twice, and the other operations are fenced.
+    """
+
+
+class QueueFull(QueueError):
+    """There is no room for what was to be put, and none came in the time that could be waited. Nothing of it is stored."""
+
+
+class BadItem(QueueError):
+    """What was to be put is no item: not JSON, not what the handler takes, an unknown priority."""
+
+
+# ---- an item, in its life ----
+
+
+class State(enum.Enum):
+    """Where an item is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+def new_id() -> str:
+    """An id for an item: 26 letters and digits, later ones sort after earlier ones (to the millisecond), 80 bits of chance."""
+    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
+    return "".join(_DIGITS[number >> 5 * place & 31] for place in range(25, -1, -1))
+
+
+_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """An item as it is put. The id is the producer's: putting it again while it is known stores nothing new."""
+
+    id: str
+    payload: bytes
+    """JSON."""
+    priority: int = 0
+    """Its place in the queue's `priorities`."""
+    delay: float = 0.0
+    """Seconds from when it is stored until it may be claimed, by the engine's clock."""
+    at: float | None = None
+    """Not before this moment of the wall clock (Unix time); with a `delay`, the later of both."""
+    expire: float | None = None
+    """Seconds from when it may be claimed after which it is *expired* instead."""
+    key: str | None = None
+    """What `unique` compares; None: it is like no other."""
+    group: str | None = None
+    """What `serialize_by` found in it: at most `per_key` of one group run at once, in the order they were put."""
+    keep: bool = False
+    """Whether its end is kept for `keep_results` even if there is no result: somebody will ask."""
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a draft.
+
+    stored: as its id says. known: an item of this id was there already. merged, rejected: `id` is the item whose key it has.
+    replaced: it is stored in the place of an item that waited, which is gone.
+    """
+
+    id: str
+    what: Literal["stored", "known", "merged", "replaced", "rejected"]
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """An item that is claimed: whoever has it runs it."""
+
+    id: str
+    token: int
+    """Raised by each claim of the item: the fencing token."""
+    payload: bytes
+    attempt: int
+    """Counted from 1; what was given back (`back`) does not count."""
+    priority: int
+    group: str | None
+    put_at: float
+    """When it was stored, and since when it could be claimed: Unix time, by the engine's clock."""
+    ready_at: float
+
+
+class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a claim brought: items to run, and those that turned out to be `dead` (their attempts are used up) or `expired`."""
+
+    items: Sequence[Item] = ()
+    dead: Sequence[Record] = ()
+    expired: int = 0
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a claimed item.
+
+    done: with its `result`. retry: it failed, and may be claimed again after `delay` seconds. dead: it failed for good.
+    cancelled: somebody wanted that. back: it was not begun, or was cut short by us: claimable at once, as if never claimed.
+    """
+
+    id: str
+    token: int
+    how: Literal["done", "retry", "dead", "cancelled", "back"]
+    result: bytes | None = None
+    """JSON; None: nothing was returned."""
+    error: str | None = None
+    """Why it failed, in one line; kept with the item also when it is tried again."""
+    traceback: str | None = None
+    delay: float = 0.0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """An item as people see it. Moments are Unix time by the engine's clock."""
+
+    id: str
+    queue: str
+    state: State
+    payload: bytes
+    priority: int
+    attempts: int
+    put_at: float
+    ready_at: float
+    """Since when, or from when on, it may be claimed."""
+    expires_at: float | None = None
+    started_at: float | None = None
+    """The last claim."""
+    ended_at: float | None = None
+    lease_until: float | None = None
+    owner: str | None = None
+    """The daemon, and the worker where that is known, that has it, or had it last."""
+    key: str | None = None
+    group: str | None = None
+    result: bytes | None = None
+    error: str | None = None
+    traceback: str | None = None
+    progress: tuple[float, float | None] | None = None
+    cancelling: bool = False
+    """It runs, and somebody has asked to cancel it."""
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue in numbers. `waiting` may be claimed now, `delayed` later; `oldest`: seconds that the first has waited."""
+
+    waiting: int = 0
+    delayed: int = 0
+    running: int = 0
+    done: int = 0
+    dead: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    oldest: float | None = None
+    paused: bool = False
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """What a daemon is told without asking: that an item it has is to be cancelled, or that it has lost it; that an item has
+    ended (for those who wait for a result); that the queue was paused or resumed."""
+
+    what: Literal["cancel", "lost", "ended", "paused", "resumed"]
+    id: str = ""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is true of a queue for all who use it. The daemons that handle it store it beside the items (`declare`), so that
+    a producer that has read no file puts items as they want them."""
+
+    spec: QueueSpec
+    group_by: str | None = None
+    """The field of an item that is its group: the `serialize_by` of the jobs that handle it."""
+
+
+Listener = Callable[[Notice], None]
+"""Called in the Trio thread; must not block or raise."""
+
+
+class Engine(Protocol):
+    """One queue in one engine, for one process. All methods belong to the Trio thread, and may be called at the same time.
+
+    Raises QueueUnavailable where the engine does not answer, within a few seconds. It connects when it is first used, and by
+    itself again: a server that is away at the start is no error. Cancelling a call leaves everything usable; whether what it
+    asked for has happened is open.
+    """
+
+    name: str
+    durable: bool
+    """Whether what was put outlives this process."""
+    shared: bool
+    """Whether other processes may have the same queue: then claims are leases."""
+
+    @property
+    def settings(self) -> Settings:
+        """What is true of the queue."""
+
+    async def declare(self, settings: Settings) -> None:
+        """Have these settings from now on, and store them for others (where it is shared)."""
+
+    async def declared(self) -> Settings | None:
+        """The settings that were stored last; None where nobody has."""
+
+    # producers
+
+    async def put(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        """Store all of them, or none; returns when they are as safe as the engine keeps things, in the order of `drafts`.
+
+        Raises QueueFull where they do not all fit: `wait_for_room`, then try again. More than `size` at once never fit.
+        """
+
+    async def wait_for_room(self) -> None:
+        """Wait until there may be room (also: until the engine is there again)."""
+
+    # workers
+
+    async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
+        """Take up to `limit` items that may run now: from the priorities in `order` (all others after them, most urgent
+        first), in each those first that could be claimed first. Items with `attempts` claims behind them are dead instead.
+
+        Respects pauses, `concurrency`, `per_key` and `rate`, over all who share the queue. Each item's attempt is stored when
+        this returns. Items whose lease has run out are among those that may run. An empty answer: `wait_for_work`.
+        """
+
+    async def wait_for_work(self) -> None:
+        """Wait until a claim may bring something: one was put, given back or resumed, its time has come, a lease ran out, a
+        limit lets more through, the engine is there again. May return for nothing, but not again and again."""
+
+    async def renew(self, items: Sequence[Item]) -> list[bool]:
+        """Prolong the leases of these by `lease` from now; False: it was lost."""
+
+    async def finish(self, endings: Sequence[Ending]) -> list[bool]:
+        """Store what became of these, each by itself; False: it was lost, or has ended already, and nothing is stored."""
+
+    async def progress(self, item: Item, done: float, total: float | None) -> None:
+        """Note how far it is."""
+
+    # people
+
+    async def cancel(self, id: str) -> Literal["cancelled", "running", "ended", "unknown"]:
+        """Cancel an item. One that waits is cancelled at once; whoever has it running is told by a Notice."""
+
+    async def requeue(self, ids: Sequence[str] | None = None) -> int:
+        """Give dead items (None: all) their attempts anew; gives how many. They keep their ids."""
+
+    async def purge(self, state: State) -> int:
+        """Remove all items of a state (not RUNNING); gives how many."""
+
+    async def pause(self, paused: bool) -> None:
+        """Have nobody claim anything, or go on; stays so over restarts where the queue is durable."""
+
+    async def counts(self) -> Counts:
+        """The queue in numbers."""
+
+    async def peek(self, state: State, limit: int) -> list[Record]:
+        """The next items of a state: of those that wait, in the order of claims; of others, the latest first."""
+
+    async def show(self, id: str) -> Record | None:
+        """An item, whatever its state; None where it is not known (any more)."""
