@@ -106,7 +106,7 @@ def _backend(path: Path, backend: str, reading: Reading) -> bool:
 
 def _fault_of_url(url: str) -> str:
     """What was expected where this is no URL of a server."""
-    scheme, _, rest = url.partition("://")
+    scheme, slashes, rest = url.partition("://")
     if not set("#/").isdisjoint(rest.partition("?")[0].rpartition("@")[0]):
         return 'a "#" or "/" in a name or a password is written "%23" or "%2F"'
     try:
@@ -114,7 +114,7 @@ def _fault_of_url(url: str) -> str:
         named = bool(parts.hostname or parts.path.strip("/") or parts.query) and parts.port != 0
     except ValueError:
         named = False
-    if named and url.isprintable() and not set("# ") & set(url):
+    if slashes and named and url.isprintable() and not set("# ") & set(url):
         return ""
     scheme = scheme.partition(":")[0]
     return f'expected a URL such as "{scheme}://user@host/{"0" if QUEUES[scheme].extra == "redis" else "database"}"'
