@@ -48,8 +48,10 @@ class ControlError(SupervisorError):
     NO_SUCH_NAME = 4
     TIMED_OUT = 75
 
-    def __init__(self, message: str, code: int = REFUSED) -> None:
+    def __init__(self, message: str, code: int = REFUSED, data: object = None) -> None:
         self.code = code
+        self.data = data
+        """What else there is to say, as JSON can."""
         super().__init__(message)
 
 
