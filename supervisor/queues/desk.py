@@ -16,7 +16,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import outcome
 import trio
@@ -46,6 +46,10 @@ TELL_EVERY = 1.0
 NOTHING = Claimed()
 
 
+Cut = Callable[["Call", str], None]
+"""Has a call end, for this reason; at once, or as soon as it has heard it."""
+
+
 class Whose(Protocol):
     """Who sits at a desk."""
 
@@ -56,22 +60,14 @@ class Whose(Protocol):
 class Call:
     """The items of one call in the hands of a worker."""
 
-    __slots__ = ("fates", "items", "scope")
+    __slots__ = ("fates", "items", "work")
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
-        self.scope: trio.CancelScope | None = None
-        """The call itself, while it can be cut short. The worker's."""
+        self.work: Any = None
+        """What the worker makes of it; the worker's own."""
         self.fates: dict[str, Fate] | None = None
         """Items that are no more to be worked on, by their ids: the call is to end."""
-
-    def cut(self, id: str, fate: Fate, why: str) -> None:
-        """Have the call end, for the sake of one of its items."""
-        if self.fates is None:
-            self.fates = {}
-        self.fates.setdefault(id, fate)
-        if self.scope is not None:
-            self.scope.cancel(reason=why)
 
 
 class Tally:
@@ -90,10 +86,11 @@ class Tally:
 class Seat:
     """A worker's place at a desk, for as long as it lives: a context manager. What it still has at the end is given back."""
 
-    __slots__ = ("_desk", "_task", "attempts", "calls", "left", "shown", "tally", "wants", "who")
+    __slots__ = ("_cut", "_desk", "_task", "attempts", "calls", "left", "note", "shown", "tally", "wants", "who")
 
-    def __init__(self, desk: Desk, who: Whose, attempts: int) -> None:
+    def __init__(self, desk: Desk, who: Whose, attempts: int, cut: Cut) -> None:
         self._desk = desk
+        self._cut = cut
         self._task: trio.lowlevel.Task
         self.who = who
         self.attempts = attempts
@@ -102,6 +99,8 @@ class Seat:
         self.left = False
         self.wants = 0
         """How many items it waits for."""
+        self.note = ""
+        """What it does, where it neither handles anything nor waits for items."""
         self.shown = ""
         """What people have been told that it does."""
         self.tally = desk.tally(split_name(who.job)[0])
@@ -120,6 +119,7 @@ class Seat:
     async def take(self, most: int = 1) -> Call | None:
         """Wait for items, up to so many; None once it is to take no more. Cancelled: it has none."""
         if self.left:
+            await trio.lowlevel.checkpoint()
             return None
         self.wants = most
         self._task = trio.lowlevel.current_task()
@@ -138,7 +138,7 @@ class Seat:
                 if more is None:
                     break
                 call.items = [*call.items, *more.items]
-                call.fates = more.fates
+                call.fates = more.fates or call.fates
                 del self.calls[more]
         return call
 
@@ -154,6 +154,24 @@ class Seat:
         self.calls[call] = None
         self._wake(call)
         return call
+
+    def cut(self, call: Call, id: str, fate: Fate, why: str) -> None:
+        """Have a call end, for the sake of one of its items."""
+        first = call.fates is None
+        call.fates = {id: fate} if call.fates is None else {id: fate, **call.fates}
+        if first:
+            self._cut(call, why)
+
+    def split(self, call: Call) -> list[Call]:
+        """Make a call of each of its items."""
+        if len(call.items) == 1:
+            return [call]
+        del self.calls[call]
+        calls = [Call([item]) for item in call.items]
+        for each in calls:
+            each.fates = call.fates
+        self.calls.update(dict.fromkeys(calls))
+        return calls
 
     def end(self, call: Call, endings: Iterable[Ending]) -> None:
         """Say what became of the items of a call: each has one ending, but for those that were lost."""
@@ -215,9 +233,9 @@ class Desk:
 
     # ---- what a worker sees ----
 
-    def seat(self, who: Whose, attempts: int) -> Seat:
-        """A place for a worker. An item is dead after so many attempts."""
-        return Seat(self, who, attempts)
+    def seat(self, who: Whose, attempts: int, cut: Cut) -> Seat:
+        """A place for a worker. An item is dead after so many attempts; `cut` is called when a call is to end early."""
+        return Seat(self, who, attempts, cut)
 
     def tally(self, job: str) -> Tally:
         """The numbers of a job."""
@@ -338,7 +356,7 @@ class Desk:
                 if self._cancelled_early:
                     for item in call.items:
                         if item.id in self._cancelled_early:
-                            call.cut(item.id, "cancelled", "cancelled")
+                            seat.cut(call, item.id, "cancelled", "the item was cancelled")
         self._cancelled_early.clear()
         if at < len(items):
             self.store([back(item) for item in items[at:]])
@@ -472,7 +490,7 @@ class Desk:
         for seat, call in self._calls(item.id):
             if any(each is item for each in call.items):
                 seat.tally.lost += 1
-                call.cut(item.id, "lost", why)
+                seat.cut(call, item.id, "lost", why)
                 self._tell_lost(item.id, why)
                 return
 
@@ -495,8 +513,8 @@ class Desk:
 
     def _cancel(self, id: str) -> None:
         found = False
-        for _, call in self._calls(id):
-            call.cut(id, "cancelled", "the item was cancelled")
+        for seat, call in list(self._calls(id)):
+            seat.cut(call, id, "cancelled", "the item was cancelled")
             found = True
         if not found and self._claiming:
             self._cancelled_early.add(id)
@@ -547,12 +565,12 @@ class Desk:
         for name in names:
             self._say(name, trouble or "its queue answers again", Why.DEGRADED if trouble else Why.PLAIN, next_at)
 
-    def _doing(self, seat: Seat, known: str = "") -> str:
+    def _doing(self, seat: Seat) -> str:
         """What a worker does."""
         item = next((call.items[0].id for call in seat.calls), None)
         if item is not None:
             return f"handles {item}"
-        return "paused" if self.paused(seat) else "idle"
+        return seat.note or ("paused" if self.paused(seat) else "idle")
 
     def _show(self, seat: Seat, text: str, next_at: str | None = None) -> None:
         if seat.shown == text and next_at is None:
