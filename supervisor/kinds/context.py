@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 import msgspec
 import structlog
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
     from supervisor.queues.protocol import Receipt
+    from supervisor.queues.registry import Queues
     from supervisor.sockets import Sockets
     from supervisor.store import Store
 
@@ -113,7 +114,7 @@ class Resources:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: tuple[str, ...] = ()
     base: Path
-    queues: Any = None
+    queues: Queues | None = None
 
 
 class Run:
@@ -469,7 +470,7 @@ class RunFacts:
     async def _put(self, queue: str, item: Any, options: PutOptions) -> Receipt:
         if self._resources.queues is None:
             raise QueueError("there are no queues here")
-        return cast("Receipt", await self._resources.queues.producer(queue).put(item, **options))
+        return await self._resources.queues.producer(queue).put(item, **options)
 
 
 class Context(RunFacts):

@@ -4,7 +4,6 @@ closed after them.
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -34,9 +33,10 @@ class OpenQueue:
         self.settings = settings
         self.engine: Engine
         self.desk: Desk
-        self.producer: Producer
+        self.producer: Producer | None = None
+        """Made when it is first asked for."""
         self.there = trio.Event()
-        """Set when the three are there, or cannot be."""
+        """Set when it is open, or cannot be."""
         self.fault = ""
         """Why it cannot be opened."""
         self.changed = trio.Event()
@@ -48,7 +48,8 @@ class OpenQueue:
         """The engine has something to say."""
         if self.there.is_set() and not self.fault:
             self.desk.heard(notice)
-            self.producer.heard(notice)
+            if self.producer is not None:
+                self.producer.heard(notice)
 
 
 class Queues:
@@ -87,13 +88,19 @@ class Queues:
 
     def producer(self, name: str) -> Producer:
         """Where items are put."""
-        return self._open(name).producer
+        queue = self._open(name)
+        if queue.producer is None:
+            from supervisor.queues.producer import Producer  # loaded only where somebody puts something
+
+            queue.producer = Producer(queue.engine)
+        return queue.producer
 
     def _open(self, name: str) -> OpenQueue:
         if name not in self._queues:
             raise LookupError(f"no queue {name!r}", self.names)
-        if (queue := self._queues[name]).fault:
-            raise QueueError(queue.fault)
+        queue = self._queues[name]
+        if queue.fault or not queue.there.is_set():
+            raise QueueError(queue.fault or f"queue {name} is not open yet")
         return queue
 
     async def wait_for(self, name: str) -> Desk:
@@ -131,7 +138,6 @@ class Queues:
     async def _keep(self, queue: OpenQueue) -> None:
         """Have a queue open until it is dropped, and what was taken from it has ended."""
         from supervisor.queues.desk import open_desk  # loaded only where there are queues
-        from supervisor.queues.producer import Producer
 
         backend = queue.settings.spec.backend
         try:
@@ -146,7 +152,6 @@ class Queues:
             engine(queue.name, queue.settings, place) as queue.engine,
             open_desk(queue.engine, self._owner, self._journal, self._now, self._spread, self._patience) as queue.desk,
         ):
-            queue.producer = Producer(queue.engine)
             queue.there.set()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._declare, queue)
