@@ -136,11 +136,11 @@ class AsyncClient:
         """Put an item into a queue; its id, once it is stored, or that of the one that it is merged with.
 
         With an `id`, putting it again stores nothing twice: what raised, or was cut short, may be done again. `keep` it for
-        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError with code 75.
+        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError 75.
         Raises ControlError where the queue's `unique` rejects it.
         """
-        options = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep, "timeout": timeout}
-        (done,) = await self.submit_many(queue, [item], id=[id] if id else (), **options)
+        options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep}
+        (done,) = await self.submit_many(queue, [item], id=[id] if id else (), timeout=timeout, **options)
         if done.what == "rejected":
             raise ControlError(f"{queue}: not stored: {done.id} has its key", data=done)
         return done.id
@@ -167,13 +167,10 @@ class AsyncClient:
         options = {"priority": priority, "delay": delay, "at": moment(at), "expire": expire, "keep": keep, "result": result}
         done: list[Submitted] = []
         for chunk in chunks(items):
-            if until is not None:
-                options["timeout"] = max(0.0, until - trio.current_time())
+            left = None if until is None else max(0.0, until - trio.current_time())
             ids = id[len(done) : len(done) + len(chunk)]
             with counting(len(done)):
-                done += await self._submit(
-                    options["timeout"] if until is not None else None, submission(queue, chunk, ids, options)
-                )
+                done += await self._submit(submission(queue, chunk, ids, {**options, "timeout": left}))
         return done
 
     async def result(self, id: str, *, queue: str = "", timeout: float | None = None) -> Any:
@@ -287,7 +284,7 @@ class AsyncClient:
     async def _call(self, method: str, result: type[T], **params: Any) -> T:
         return await self._ask(method, msgspec.json.encode(arguments(method, params)), result)
 
-    async def _submit(self, timeout: float | None, params: bytes) -> list[Submitted]:
+    async def _submit(self, params: bytes) -> list[Submitted]:
         return await self._ask("submit", params, list[Submitted])
 
     async def _ask(self, method: str, params: bytes, result: type[T]) -> T:

@@ -147,11 +147,11 @@ class Client:
         """Put an item into a queue; its id, once it is stored, or that of the one that it is merged with.
 
         With an `id`, putting it again stores nothing twice: what raised, or was cut short, may be done again. `keep` it for
-        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError with code 75.
+        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError 75.
         Raises ControlError where the queue's `unique` rejects it.
         """
-        options = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep, "timeout": timeout}
-        (done,) = self.submit_many(queue, [item], id=[id] if id else (), **options)
+        options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep}
+        (done,) = self.submit_many(queue, [item], id=[id] if id else (), timeout=timeout, **options)
         if done.what == "rejected":
             raise ControlError(f"{queue}: not stored: {done.id} has its key", data=done)
         return done.id
@@ -178,11 +178,10 @@ class Client:
         options = {"priority": priority, "delay": delay, "at": moment(at), "expire": expire, "keep": keep, "result": result}
         done: list[Submitted] = []
         for chunk in chunks(items):
-            if until is not None:
-                options["timeout"] = max(0.0, until - time.monotonic())
+            left = None if until is None else max(0.0, until - time.monotonic())
             ids = id[len(done) : len(done) + len(chunk)]
             with counting(len(done)):
-                done += self._submit(options["timeout"] if until is not None else None, submission(queue, chunk, ids, options))
+                done += self._submit(submission(queue, chunk, ids, {**options, "timeout": left}), left)
         return done
 
     def result(self, id: str, *, queue: str = "", timeout: float | None = None) -> Any:
@@ -293,7 +292,7 @@ class Client:
         timeout = params.get("timeout")
         return self._answer(asked, result, timeout)
 
-    def _submit(self, timeout: float | None, params: bytes) -> list[Submitted]:
+    def _submit(self, params: bytes, timeout: float | None) -> list[Submitted]:
         return self._answer(self._connection.send_encoded("submit", params), list[Submitted], timeout)
 
     def _answer(self, asked: int, result: type[T], timeout: float | None) -> T:
