@@ -222,9 +222,8 @@ class MemoryQueue:
         """How many items have not ended."""
         return self._waiting + self._running
 
-    async def declare(self, settings: Settings) -> None:
-        await trio.lowlevel.checkpoint()
-        old, self._settings, self._declared = self._settings.spec, settings, settings
+    def use(self, settings: Settings) -> None:
+        old, self._settings = self._settings.spec, settings
         if old.unique != settings.spec.unique:
             self._take_keys_anew()
         if old.rate != settings.spec.rate:
@@ -233,6 +232,11 @@ class MemoryQueue:
             self._unpark(name)
         self._have_news()
         self._have_room()
+
+    async def declare(self, settings: Settings) -> None:
+        await trio.lowlevel.checkpoint()
+        self._declared = settings
+        self.use(settings)
 
     async def declared(self) -> Settings | None:
         await trio.lowlevel.checkpoint()
