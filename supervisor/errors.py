@@ -74,6 +74,9 @@ class QueueFull(QueueError):
 class BadItem(QueueError):
     """What was to be put is no item: not JSON, not what the handler takes, an unknown priority."""
 
+    position: int | None = None
+    """Which of several it was, counted from 0, where it was one of them."""
+
 
 class RunFailed(SupervisorError):
     """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""

@@ -215,7 +215,7 @@ class Sender:
         self._count += data.get("stored", 0)
         message, place = error["message"], ""
         if (bad := data.get("bad")) is not None and bad < len(chunk):
-            message, place = message.removeprefix(f"item {bad + 1}: "), chunk[bad].place
+            message, place = message.removeprefix(f"item {bad + 1} of {len(chunk)}: "), chunk[bad].place
         return self._stopped(place + message, exit_code(error))
 
     def _stopped(self, why: str, code: int) -> int:

@@ -59,7 +59,7 @@ async def submit(
     _engine(call.tree, queue)
     if id and len(id) != len(items):
         raise ControlError(f"submit: expected as many ids as items ({len(items)}), got {len(id)}", INVALID_PARAMS)
-    values = [_value(item, at + 1) for at, item in enumerate(items)]
+    values = [_value(item, at, items) for at, item in enumerate(items)]
     _check(call, queue, values)
     until = math.inf if timeout is None else trio.current_time() + timeout
     progress = [0]
@@ -82,12 +82,17 @@ async def submit(
     return [msgspec.structs.replace(each, ended=item) for each, item in zip(done, ended, strict=True)]
 
 
-def _value(item: msgspec.Raw, number: int) -> Any:
+def _value(item: msgspec.Raw, at: int, items: Sequence[msgspec.Raw]) -> Any:
     try:
         return msgspec.json.decode(item)
     except (msgspec.MsgspecError, RecursionError) as problem:
         why = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
-        raise ControlError(f"item {number}: {why}", data={"stored": 0, "bad": number - 1}) from None
+        raise ControlError(f"{_which(at, items)}{why}", data={"stored": 0, "bad": at}) from None
+
+
+def _which(at: int, items: Sequence[Any]) -> str:
+    """The beginning of what is said of one item; as `Producer` says it."""
+    return f"item {at + 1} of {len(items)}: " if len(items) > 1 else ""
 
 
 @contextmanager
@@ -97,7 +102,8 @@ def _told(progress: Sequence[int]) -> Iterator[None]:
         yield
     except QueueError as problem:
         code = ControlError.TIMED_OUT if isinstance(problem, QueueFull) else ControlError.REFUSED
-        raise ControlError(str(problem), code, {"stored": progress[-1]}) from None
+        bad = {"bad": problem.position} if isinstance(problem, BadItem) and problem.position is not None else {}
+        raise ControlError(str(problem), code, {"stored": progress[-1], **bad}) from None
 
 
 def _moment(text: str) -> float | None:
@@ -120,8 +126,7 @@ def _check(call: Call, queue: str, values: Sequence[Any]) -> None:
                 try:
                     check([value] if spec.batch else value)
                 except BadItem as problem:
-                    which = f"item {at + 1}: " if len(values) > 1 else ""
-                    raise ControlError(f"{which}{problem} (job {job})", data={"stored": 0, "bad": at}) from None
+                    raise ControlError(f"{_which(at, values)}{problem} (job {job})", data={"stored": 0, "bad": at}) from None
 
 
 def _check_of(call: Call, spec: JobSpec) -> Callable[[Any], None] | None:
@@ -278,8 +283,9 @@ async def _ended(call: Call, items: Sequence[tuple[str, str]], until: float) -> 
             for queue, id in dict.fromkeys(items):
                 nursery.start_soon(see, queue, id)
     done = [ended[id] for _, id in items if id in ended]
-    if len(done) < len(items):
-        raise ControlError(f"{len(items) - len(done)} of {_items(len(items))} have not ended yet", ControlError.TIMED_OUT, done)
+    if late := [id for _, id in items if id not in ended]:
+        text = late[0] if len(late) == 1 else f"{len(late)} of {_items(len(items))}"
+        raise ControlError(f"not ended yet: {text}", ControlError.TIMED_OUT, done)
     return done
 
 

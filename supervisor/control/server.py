@@ -587,7 +587,9 @@ async def _cancel(call: Call, names: list[str], wait: bool, timeout: float | Non
     """Runs, and items: a word that names neither job nor run may be the id of an item."""
     others = [name for name in names if not _names_a_job(call.tree, name)] if call.tree.queues.names else []
     found = {name: await items.find(call.tree, name) for name in others}
-    runs = [name for name in names if found.get(name) is None]
+    if unknown := [name for name, record in found.items() if record is None]:
+        raise ControlError(f"no job, run or item {unknown[0]!r}", ControlError.NO_SUCH_NAME)
+    runs = [name for name in names if name not in found]
     call.tree.resolve([name.partition("#")[0] for name in runs])
     call.record(names)
     cancelled = [await items.cancel(call.tree, record) for record in found.values() if record is not None]
