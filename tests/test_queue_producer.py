@@ -62,7 +62,7 @@ class Picture:
         (None, "null"),
         (
             Picture("a.png", datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)),
-            '{"path":"a.png","taken":"2026-01-02T00:00:00Z"}',
+            '{"path":"a.png","at":"2026-01-02T00:00:00Z"}',
         ),
     ],
 )
