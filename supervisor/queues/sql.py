@@ -2,7 +2,7 @@
 
     Dialect       how a database says the few things that they say differently
     Statements    the table and what is done to it, in the words of one of them
-    plan_put, choose, plan_finish      what is to be done, decided from what was found: pure
+    plan_put, Choice, plan_finish      what is to be done, decided from what was found: pure
     record        a row as people see it
 
 An operation is one transaction: a statement that looks (and locks), a plan, a few statements that do it, each for all items
@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from supervisor.queues.protocol import Draft, Ending, Receipt, Record, Settings, State
+from supervisor.policies.rate import Bucket
+from supervisor.queues.protocol import Draft, Ending, Item, Receipt, Record, Settings, State
 from supervisor.spec import Rate
 
 WORKER_LOST = "its daemon died, or was out of reach, while it ran"
@@ -51,21 +52,22 @@ class Dialect:
     """The same; passes over the rows that somebody else has locked."""
     array: str
     """A FROM item that gives each array in `:rows` as `value`."""
-    cell: str
-    """The cell {at} of `value` as {type}."""
+    cell: Callable[[int, str], str]
+    """Cell number so and so of `value`, as a type: text, bigint, float, or json, which is what the column `payload` takes."""
+    size: str = "0"
+    """How large a `payload` is, in bytes, if that is to be had without reading it."""
     named: str = r":\1"
     """A parameter, as the replacement of a regular expression."""
 
     def rows(self, columns: str) -> str:
         """A FROM item: the rows in `:rows`, with these columns, `"id text, seq bigint"`."""
         cells = (each.split() for each in columns.split(","))
-        picked = (f"{self.cell.format(at=at, type=type)} AS {name}" for at, (name, type) in enumerate(cells))
+        picked = (f"{self.cell(at, type)} AS {name}" for at, (name, type) in enumerate(cells))
         return f"(SELECT {', '.join(picked)} FROM {self.array})"
 
     def say(self, statement: str) -> str:
         """A statement with the names and parameters as this database has them."""
-        words = {"items": self.items, "serial": self.serial, "now": self.now, "lock": self.lock, "skip": self.skip}
-        return re.sub(r":(\w+)", self.named, statement.format(**words))
+        return re.sub(r":(\w+)", self.named, statement.format(**vars(self)))
 
 
 def packed(rows: Iterable[Sequence[object]]) -> str:
@@ -134,7 +136,7 @@ class Statements:
     def __init__(self, dialect: Dialect) -> None:
         self.dialect = dialect
         say, rows = dialect.say, dialect.rows
-        columns = ", ".join(COLUMNS)
+        columns = ", ".join(COLUMNS).replace("payload", "CAST(payload AS TEXT)")
 
         # put
         self.known = say(f"SELECT id FROM {{items}} WHERE queue = :queue AND id IN (SELECT n FROM {rows('n text')} AS new)")
@@ -172,17 +174,18 @@ class Statements:
             f" SELECT priority, {of_level}), {of_level} AND items.ready_at > {{now}}) FROM levels WHERE priority IS NOT NULL"
         )
         """The priorities that wait, most urgent first: priority, ready_at of its first, and of the first yet to come."""
-        self.full = say(
-            "SELECT in_group FROM {items} WHERE queue = :queue AND state = 'running' AND in_group IS NOT NULL"
-            " GROUP BY in_group HAVING count(*) >= :per_key"
+        self.groups = say(
+            "SELECT in_group, count(*) FROM {items} WHERE queue = :queue AND state = 'running' AND in_group IS NOT NULL"
+            " GROUP BY in_group"
         )
-        """The groups of which no more may run: in_group."""
+        """How many run of each group: in_group, count."""
+        self.running = say(f"SELECT count(*) FROM {{items}} WHERE {_where(State.RUNNING)}")
         self.candidates = say(
-            "SELECT seq, attempts, in_group, id FROM {items} WHERE queue = :queue AND state = 'waiting'"
+            "SELECT seq, attempts, in_group, {size} FROM {items} WHERE queue = :queue AND state = 'waiting'"
             " AND priority = :priority AND ready_at <= {now} AND (in_group IS NULL OR in_group NOT IN"
             f" (SELECT n FROM {rows('n text')} AS kept_out)) ORDER BY ready_at, seq LIMIT :limit {{skip}}"
         )
-        """Of one priority, the first that may be claimed, but for the groups in `:rows`: seq, attempts, in_group, id."""
+        """Of one priority, the first that may be claimed, but for the groups in `:rows`: a `Candidate` for each."""
         self.claim = say(
             "UPDATE {items} SET state = 'running', attempts = attempts + 1, token = token + 1, started_at = {now},"
             " owner = :owner, lease_until = {now} + :lease, done = NULL, total = NULL,"
@@ -191,9 +194,10 @@ class Statements:
         )
         """The seqs in `:rows` run. `:queued`: 1 where a key is taken only until then. `:lease`: null where there is none."""
         self.claimed = say(
-            f"SELECT id, token, payload, attempts, priority, in_group, put_at, ready_at FROM {{items}} WHERE {chosen}"
+            "SELECT seq, id, token, CAST(payload AS TEXT), attempts, priority, in_group, put_at, ready_at FROM {items}"
+            f" WHERE {chosen}"
         )
-        """The fields of an `Item`, in its order, for the seqs in `:rows`."""
+        """A `Taken` for each of the seqs in `:rows`, in any order."""
         self.bury = say(
             f"UPDATE {{items}} SET state = 'dead', ended_at = {{now}}, error = coalesce(error, '{NO_ATTEMPT_LEFT}'),"
             f" {_RELEASED} WHERE {chosen}"
@@ -300,7 +304,7 @@ class Plan:
     """What a put does: a receipt for each draft, the ids that make room, the rows that come."""
 
     COLUMNS = (
-        "n bigint, id text, payload text, priority bigint, delay float, at float, expire float, key text, lifetime float,"
+        "n bigint, id text, payload json, priority bigint, delay float, at float, expire float, key text, lifetime float,"
         " in_group text, keep bigint"
     )
     receipts: list[Receipt] = field(default_factory=list)
@@ -355,46 +359,84 @@ def plan_put(
 
 # ---- claim ----
 
+AT_ONCE = 64 << 20
+"""Bytes of payloads in one claim; one item is always taken, however large."""
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True):
+    """An item that is claimed, as `claimed` finds it."""
+
+    seq: int
+    id: str
+    token: int
+    payload: str
+    attempt: int
+    priority: int
+    group: str | None
+    put_at: float
+    ready_at: float
+
+    def item(self) -> Item:
+        return Item(
+            id=self.id, token=self.token, payload=self.payload.encode(), attempt=self.attempt, priority=self.priority,
+            group=self.group, put_at=self.put_at, ready_at=self.ready_at,
+        )  # fmt: skip
+
+
+class Candidate(NamedTuple):
+    """An item that may be claimed, as `candidates` finds it."""
+
+    seq: int
+    attempts: int
+    group: str | None
+    size: int
+
 
 @dataclass(kw_only=True)
 class Choice:
-    """Candidates, sorted: what is to run, and what is dead."""
+    """What of the candidates is to run, and what is dead. `limit`: so many more may run."""
 
-    run: list[int] = field(default_factory=list)
-    dead: list[int] = field(default_factory=list)
-    full: set[str] = field(default_factory=set)
-    """The groups of which no more may run."""
-    begun: Counter[str] = field(default_factory=Counter)
-    """How many of each group run by this choice."""
+    limit: int
+    attempts: int
+    per_key: int
+    groups: Counter[str]
+    """How many run of each group, those that are chosen included."""
+    size: int = 0
+
+    @property
+    def full(self) -> list[str]:
+        """The groups of which no more may run."""
+        return [group for group, running in self.groups.items() if running >= self.per_key]
+
+    def choose(self, candidates: Iterable[Candidate]) -> tuple[list[int], list[int]]:
+        """Of candidates, in their order, the seqs that run and those that are dead.
+
+        The first is always among them; of what is left over, another look tells whether it fits.
+        """
+        run: list[int] = []
+        dead: list[int] = []
+        for seq, claims, group, size in candidates:
+            if claims >= self.attempts:
+                dead.append(seq)
+            elif not self.limit:
+                break
+            elif group is None or self.groups[group] < self.per_key:
+                self._take(group, size)
+                run.append(seq)
+        return run, dead
+
+    def _take(self, group: str | None, size: int) -> None:
+        if group is not None:
+            self.groups[group] += 1
+        self.size += size
+        self.limit = self.limit - 1 if self.size < AT_ONCE else 0
 
 
-def choose(
-    candidates: Iterable[tuple[int, int, str | None, str]], choice: Choice, running: Mapping[str, int], *, limit: int,
-    attempts: int, per_key: int
-) -> bool:  # fmt: skip
-    """Add to `choice` what of `candidates` (seq, attempts, in_group, id) fits: up to `limit` in all. `running`: how many of a
-    group run before this. False: some did not fit, since their group is full now: there may be others behind them."""
-    fitted = True
-    for seq, claims, group, _ in candidates:
-        if claims >= attempts:
-            choice.dead.append(seq)
-        elif len(choice.run) == limit:
-            break
-        elif group is None:
-            choice.run.append(seq)
-        elif group in choice.full:
-            fitted = False
-        else:
-            choice.run.append(seq)
-            choice.begun[group] += 1
-            if choice.begun[group] + running.get(group, 0) >= per_key:
-                choice.full.add(group)
-    return fitted
-
-
-def burst(rate: Rate) -> int:
-    """How many tokens of a `rate` may be saved up: a twentieth of a second's, one at least."""
-    return max(1, int(rate / 20))
+def bucket(rate: Rate, full_at: float, now: float) -> Bucket:
+    """The bucket of a `rate`: it holds a twentieth of what comes in a second, one at least. `full_at` was stored with it."""
+    found = Bucket(rate, max(1, int(rate / 20)))
+    found.full_at = min(full_at, now + found.burst * found.interval)  # later only where the clock was set back
+    return found
 
 
 # ---- finish ----
