@@ -130,6 +130,14 @@ _AGAIN = "state = 'waiting', expires_at = {now} + (expires_at - ready_at), ready
 """It waits anew: its time to expire begins anew too."""
 
 
+_INSERT = (
+    "INSERT INTO {{items}}"
+    " (queue, id, payload, priority, put_at, ready_at, expires_at, key, taken, taken_until, in_group, keep)"
+    " SELECT :queue, id, payload, priority, {{now}}, ready_at, ready_at + expire, key, key, {{now}} + lifetime, in_group, keep"
+    " FROM (SELECT *, CASE WHEN at > {{now}} + delay THEN at ELSE {{now}} + delay END AS ready_at FROM {} AS draft) AS new"
+)
+
+
 class Statements:
     """What is done to the table. Parameters: `:queue` in each, `:now` where the dialect has it, and those that are named."""
 
@@ -148,13 +156,7 @@ class Statements:
         """Of the keys in `:rows`, those that are taken: key, id, state."""
         self.remove = say(f"DELETE FROM {{items}} WHERE queue = :queue AND id IN (SELECT n FROM {rows('n text')} AS gone)")
         """The ids in `:rows` are no more."""
-        self.insert = say(
-            "INSERT INTO {items} (queue, id, payload, priority, put_at, ready_at, expires_at, key, taken, taken_until,"
-            " in_group, keep) SELECT :queue, id, payload, priority, {now}, ready_at, ready_at + expire, key, key,"
-            " {now} + lifetime, in_group, keep"
-            " FROM (SELECT *, CASE WHEN at > {now} + delay THEN at ELSE {now} + delay END AS ready_at"
-            f" FROM {rows(Plan.COLUMNS)} AS draft) AS new ORDER BY n"
-        )
+        self.insert = say(_INSERT.format(rows(Plan.PLAIN + Plan.SPECIAL)))
         """The rows of a `Plan`. A key that is taken is an error of the database."""
 
         # claim
@@ -303,10 +305,8 @@ def _order(state: State) -> str:
 class Plan:
     """What a put does: a receipt for each draft, the ids that make room, the rows that come."""
 
-    COLUMNS = (
-        "n bigint, id text, payload json, priority bigint, delay float, at float, expire float, key text, lifetime float,"
-        " in_group text, keep bigint"
-    )
+    PLAIN = "id text, payload json, priority bigint"
+    SPECIAL = ", delay float, at float, expire float, key text, lifetime float, in_group text, keep bigint"
     receipts: list[Receipt] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
     """Of those that were stored before."""
@@ -324,11 +324,28 @@ class Plan:
         lifetime = float(unique.lifetime) if unique is not None and not isinstance(unique.lifetime, str) else None
         return [
             (
-                n, draft.id, draft.payload.decode(), draft.priority, draft.delay, draft.at, draft.expire,
+                draft.id, draft.payload.decode(), draft.priority, draft.delay, draft.at, draft.expire,
                 draft.key, None if draft.key is None else lifetime, draft.group, int(draft.keep),
             )
-            for n, draft in enumerate(self.drafts.values())
+            for draft in self.drafts.values()
         ]  # fmt: skip
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all drafts are nothing but a payload and a priority."""
+        return not any(
+            draft.delay
+            or draft.at
+            or draft.expire is not None
+            or draft.key is not None
+            or draft.group is not None
+            or draft.keep
+            for draft in self.drafts.values()
+        )
+
+    def plain_rows(self) -> list[Sequence[object]]:
+        """Of plain drafts, what is to be said of them."""
+        return [(draft.id, draft.payload.decode(), draft.priority) for draft in self.drafts.values()]
 
 
 def plan_put(
