@@ -249,8 +249,11 @@ class Engine(Protocol):
     def settings(self) -> Settings:
         """What is true of the queue."""
 
+    def use(self, settings: Settings) -> None:
+        """Have these settings from now on."""
+
     async def declare(self, settings: Settings) -> None:
-        """Have these settings from now on, and store them for others (where it is shared)."""
+        """`use` these settings, and store them for others (where it is shared)."""
 
     async def declared(self) -> Settings | None:
         """The settings that were stored last; None where nobody has."""
