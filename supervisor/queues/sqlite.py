@@ -109,9 +109,12 @@ class SqliteQueue:
         self._room = trio.Event()
         self._away_until = -1.0
 
-    async def declare(self, settings: Settings) -> None:
+    def use(self, settings: Settings) -> None:
         self.settings = settings
         self._wake(work=True, room=True)
+
+    async def declare(self, settings: Settings) -> None:
+        self.use(settings)
         await self._write(Rows.declare)
 
     async def declared(self) -> Settings | None:
