@@ -405,7 +405,7 @@ async def test_what_ends_well_after_it_was_cancelled_is_cancelled_all_the_same(a
 async def test_a_call_that_takes_too_long_has_failed_and_is_tried_again(autojump_clock, tmp_path):
     work = taking(100)
     async with pool(tmp_path, {"a": handling(work, timeout=2, retry=plain(2, 1))}) as f:
-        (id,) = await f.put("1")
+        await f.put("1")
         await trio.sleep(30)
         assert [at for at, _ in work.began] == [0.0, 3.0]
         assert f.said(ItemDead) == [(5.0, "item i1 is dead after 2 attempts: timed out after 2 s")]
@@ -592,7 +592,7 @@ async def test_a_handler_is_given_as_much_as_it_has_room_for_and_no_more(autojum
         await trio.sleep(20)
         assert await f.states(*ids) == " ".join(["done"] * 7)
         assert fragile.most == {"under way": 0, "seen": 3}
-        assert [of[0] for _, what, of in f.engine.asked if what == "claim"][0] == 3
+        assert next(of[0] for _, what, of in f.engine.asked if what == "claim") == 3
 
 
 async def test_several_in_hand_end_within_the_grace_or_go_back(autojump_clock, tmp_path):
@@ -616,9 +616,7 @@ async def test_an_engine_that_is_away_degrades_its_workers_and_ends_none(autojum
         await f.tree.wait_running()
         await f.put("1")
         await settle()
-        f.engine.broken = {
-            what: "no answer from redis://x: connection refused" for what in ("claim", "finish", "wait_for_work")
-        }
+        f.engine.broken = dict.fromkeys(("claim", "finish", "wait_for_work"), "no answer from redis://x: connection refused")
         await trio.sleep(20)
         assert f.words("a", "a:0", "a:1") == "a:degraded a:0:degraded a:1:degraded"
         ((at, cause),) = f.said(QueueDegraded)
