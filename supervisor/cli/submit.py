@@ -80,7 +80,7 @@ def _checked(word: str) -> int:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - importing pathlib would take longer than asking
             return 0
-        return sum(1 for _ in _lines(word))
+        return sum(line is not None for line in _lines(word))
     except OSError as problem:
         raise Unfit(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
 
@@ -123,7 +123,7 @@ def _check(text: bytes, place: str) -> bytes:
 
 
 def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number that JSON has")
+    raise ValueError(f"it has no number {word}")
 
 
 def _lower(text: str) -> str:

@@ -438,7 +438,7 @@ def returned(item: ItemStatus) -> Any:
     """What an item returned that has ended. Raises ControlError where it has failed."""
     if item.state != "done":
         raise ControlError(f"{item.id}: {item.state}" + (f": {item.error}" if item.error else ""), data=item)
-    return None if item.result is None else msgspec.json.decode(item.result)
+    return item.result
 
 
 def outcome(reply: Reply, result: type[T]) -> T:

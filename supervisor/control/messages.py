@@ -205,9 +205,9 @@ class ItemStatus(msgspec.Struct, frozen=True, kw_only=True):
     traceback: str | None = None
     bytes: int
     """The length of the payload."""
-    payload: Raw | None = None
+    payload: Any = None
     """Left out (null) of lists where it is long."""
-    result: Raw | None = None
+    result: Any = None
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
