@@ -99,12 +99,15 @@ class Retry(RunFailed):
 class RaisedElsewhere(RunFailed):
     """A function in a process of its own raised: `failure_names` are its class and those above, as "module:Class".
 
-    `retry_after` is the exception's, where it has one.
+    `retry_after` is the exception's, where it has one, and `traceback` the text of its traceback.
     """
 
-    def __init__(self, message: str, names: Collection[str] = (), retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, names: Collection[str] = (), retry_after: float | None = None, traceback: str = ""
+    ) -> None:
         self.failure_names = names
         self.retry_after = retry_after
+        self.traceback = traceback
         super().__init__(message)
 
 

@@ -57,7 +57,7 @@ class Handler:
 
     async def handle(self, work: Work, payload: bytes) -> bytes | None:
         """One call, in the caller's task. Where it takes no Context, it is cancelled when it has taken too long."""
-        work.begun = True
+        work.begin()
         item = self._function.read(payload)
         if self._function.hears:
             return result(await self._function(item, Context(work, self._resources)))
