@@ -161,9 +161,8 @@ class Calls(Channel):
         call = self._line[number] = Call(work)
         self.tell(_head(number, work), payload)
         work.follow(partial(self._tell_phase, number, work))
-        if len(self._line) == 1:
-            self._begin(work)
-        elif len(self._line) == 2:
+        self._begin_first()
+        if len(self._line) == 2:
             self._patience.deadline = self._began + LONG
         try:
             returned: bytes | None = await trio.lowlevel.wait_task_rescheduled(partial(_leave, call))
@@ -172,11 +171,13 @@ class Calls(Channel):
             raise
         return returned
 
-    def _begin(self, work: Work) -> None:
-        """The process has no other call to make before this."""
-        work.begin()
-        self._began = trio.current_time()
-        self._taking_back = False
+    def _begin_first(self) -> None:
+        """The first call in the line is the one that the process makes next, or makes already."""
+        first = next(iter(self._line.values()), None)
+        if first is not None and not first.work.begun:
+            first.work.begin()
+            self._began = trio.current_time()
+            self._taking_back = False
 
     def _answer(self, number: int, what: outcome.Outcome[bytes | None]) -> None:
         call = self._line.pop(number)
@@ -187,8 +188,7 @@ class Calls(Channel):
 
     def _tell_phase(self, number: int, work: Work, phase: Phase) -> None:
         if number in self._line:
-            stopping = not phase < Phase.STOPPING
-            self.tell({"is": "phase", "call": number, "phase": phase.value, "stopping": stopping, "overdue": work.overdue})
+            self.tell({"is": "phase", "call": number, **_told(work)})
 
     async def _end_by_force(self, number: int, call: Call) -> None:
         """End a call that nobody waits for any more: take it back, or kill what makes it."""
@@ -237,8 +237,7 @@ class Calls(Channel):
             raise Nonsense(f"an answer to call {number}, which has not begun")
         self._expect(trio.current_time() - self._began)
         self._answer(number, what)
-        if self._line:
-            self._begin(next(iter(self._line.values())).work)
+        self._begin_first()
 
     def _expect(self, took: float) -> None:
         """Learn from what a call took how many of them to ask for."""
@@ -247,26 +246,24 @@ class Calls(Channel):
         self.room = max(1, min(MOST, int(AHEAD / max(self._expected, 1e-6))))
 
     def _take_back(self, numbers: tuple[int, ...]) -> None:
-        """Give back what the process has not begun, and now never will."""
+        """Give back what the process has not begun, whatever it looked like from here, and now never will."""
         for number in numbers:
-            if number in self._line and not self._line[number].work.begun:
+            if number in self._line:
+                self._line[number].work.begun = False
                 self._answer(number, outcome.Error(RunFailed("not begun: the call before it takes long")))
+        self._begin_first()
         for call in self._line.values():
             if call.gone is not None:
                 call.gone.set()
 
 
 def _head(number: int, work: Work) -> dict[str, Any]:
-    phase = work.current_phase
-    return {
-        "is": "item",
-        "call": number,
-        "item": work.item,
-        "attempt": work.attempt,
-        "left": work.left,
-        "phase": phase.value,
-        "stopping": work.stopping,
-    }
+    return {"is": "item", "call": number, "item": work.item, "attempt": work.attempt, "left": work.left, **_told(work)}
+
+
+def _told(work: Work) -> dict[str, Any]:
+    """What the process is to know of its stop."""
+    return {"phase": work.current_phase.value, "stopping": work.stopping, "overdue": work.overdue}
 
 
 def _leave(call: Call, _: object) -> trio.lowlevel.Abort:

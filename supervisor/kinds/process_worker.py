@@ -257,7 +257,12 @@ class Server(Worker):
         """Held to begin a call, and to tell one something: it is to be heard by no other."""
         self._call = 0
         """The number of the call that is being made; 0 between two."""
+        self._last = 0
+        """That of the last one that has begun."""
+        self._early: dict[int, dict[str, Any]] = {}
+        """What those were told that have not begun."""
         self._overdue = 0
+        """The number of a call that is to be interrupted."""
         self._forked = False
         os.register_at_fork(after_in_child=self._note_fork)
 
@@ -266,28 +271,34 @@ class Server(Worker):
 
     def _take(self, head: dict[str, Any], body: bytes) -> None:
         if head["is"] == "withdraw":
-            self._withdraw(head["calls"])
+            self._withdraw(set(head["calls"]))
         else:
             super()._take(head, body)
 
     def _enter(self, head: dict[str, Any]) -> None:
         with self._turn:
             if head["call"] == self._call:
-                self.phase = head["phase"]
-                if head["stopping"]:
-                    self.ask()
-                if head["overdue"] and self._deaf:
-                    self._overdue = self._call
-                    signal.pthread_kill(self._main, self._stop_signal)
+                self._hear(head)
+            elif head["call"] > self._last:
+                self._early[head["call"]] = head
 
-    def _withdraw(self, calls: list[int]) -> None:
-        """Give back what has not begun of these."""
+    def _hear(self, head: dict[str, Any]) -> None:
+        self.phase = head["phase"]
+        if head["stopping"]:
+            self.ask()
+        if head["overdue"] and self._deaf:
+            self._overdue = self._call
+            signal.pthread_kill(self._main, self._stop_signal)
+
+    def _withdraw(self, calls: set[int] | None) -> None:
+        """Give back what has not begun of these, or (None) of all."""
         kept, given = [], []
         with suppress(Empty):
             while True:
                 order = self._orders.get_nowait()
-                if order is not None and order[0].get("call") in calls:
+                if order is not None and (calls is None or order[0]["call"] in calls):
                     given.append(order[0]["call"])
+                    self._early.pop(order[0]["call"], None)
                 else:
                     kept.append(order)
         for order in kept:
@@ -324,6 +335,7 @@ class Server(Worker):
         self.say("started")
         while not self._interrupted and (call := self._orders.get()) is not None:
             self._make(function, order[0]["facts"], *call)
+        self._withdraw(None)
         return 0
 
     def _load(self, head: dict[str, Any], body: bytes) -> ItemFunction:
@@ -352,12 +364,10 @@ class Server(Worker):
         head["until"] = None if head["left"] is None else time.monotonic() + head["left"]
         with self._turn:
             self._deaf = deaf
-            self.phase = head["phase"]
             with suppress(BlockingIOError):
                 os.eventfd_read(self._stop)  # what an earlier call was told
-            if head["stopping"]:
-                self.ask()
-            self._call = head["call"]
+            self._call = self._last = head["call"]
+            self._hear(self._early.pop(self._call, head))
 
     def end(self) -> None:
         """It ends well, whatever has asked it to."""
