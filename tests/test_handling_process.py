@@ -349,7 +349,7 @@ async def test_one_that_takes_too_long_and_hears_nothing_is_interrupted_and_the_
         calls = Calls(worker, nursery)
         with house.outputs.follow("job") as follower:
             work = await calls.start("1", until=trio.current_time() + 3600)
-            while b"up\n" not in await anext(follower):
+            while b"\n" not in await anext(follower):
                 pass
             work.overdue = True
             work.advance(Phase.STOPPING)

@@ -51,7 +51,7 @@ LONGEST_HEAD = 1 << 20
 LONGEST_BODY = 1 << 32
 """More is no frame of ours."""
 
-PIECE = 256 << 10
+PIECE = 64 << 10
 """So much is read at once."""
 
 LONGEST_TEXT = 64 << 10
@@ -206,9 +206,13 @@ class Worker:
 
     def put(self, queue: str, item: Any, options: dict[str, Any]) -> dict[str, Any]:
         """Have the daemon put an item, and wait for its answer."""
+        from supervisor.kinds import payload
+
         number, answered = next(self._numbers), SimpleQueue[dict[str, Any]]()
         self._asked[number] = answered
-        self._channel.send(encoded({"is": "put", "number": number, "queue": queue, "options": options}), json_of(item))
+        self._channel.send(
+            encoded({"is": "put", "number": number, "queue": queue, "options": options}), payload.result(item) or b"null"
+        )
         return answered.get()
 
     # ---- calls ----
@@ -259,6 +263,8 @@ class Server(Worker):
         """The number of the call that is being made; 0 between two."""
         self._last = 0
         """That of the last one that has begun."""
+        self._told = False
+        """Whether it was told to end: the next is not to hear of that."""
         self._early: dict[int, dict[str, Any]] = {}
         """What those were told that have not begun."""
         self._overdue = 0
@@ -285,6 +291,7 @@ class Server(Worker):
     def _hear(self, head: dict[str, Any]) -> None:
         self.phase = head["phase"]
         if head["stopping"]:
+            self._told = True
             self.ask()
         if head["overdue"] and self._deaf:
             self._overdue = self._call
@@ -339,8 +346,9 @@ class Server(Worker):
         return 0
 
     def _load(self, head: dict[str, Any], body: bytes) -> ItemFunction:
-        from supervisor.kinds.payload import ItemFunction
+        from supervisor.kinds.payload import ItemFunction, result
 
+        self._json = result
         return ItemFunction(load(head["call"], "process"), unpickled(body), head["batch"])
 
     def _make(self, function: ItemFunction, facts: dict[str, Any], head: dict[str, Any], payload: bytes) -> None:
@@ -350,7 +358,7 @@ class Server(Worker):
             try:
                 self._begin(head, deaf=not function.hears)
                 context = Context(self, {**facts, **head}) if function.hears else None
-                body = json_of(function(function.read(payload), context))
+                body = self._json(function(function.read(payload), context)) or b""
             finally:
                 self._call = 0
             said = b'{"is":"returned","call":%d}' % number
@@ -364,8 +372,9 @@ class Server(Worker):
         head["until"] = None if head["left"] is None else time.monotonic() + head["left"]
         with self._turn:
             self._deaf = deaf
-            with suppress(BlockingIOError):
-                os.eventfd_read(self._stop)  # what an earlier call was told
+            if self._told:
+                self._told = False
+                os.eventfd_read(self._stop)
             self._call = self._last = head["call"]
             self._hear(self._early.pop(self._call, head))
 
@@ -527,13 +536,6 @@ def result(value: Any) -> bytes:
         return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"the function returned what is no JSON: {error}") from None
-
-
-def json_of(value: Any) -> bytes:
-    """An item, or what came of one, as JSON; empty for None. Raises TypeError for what is no JSON."""
-    from supervisor.kinds.payload import result
-
-    return result(value) or b""
 
 
 def unpickled(args: bytes) -> dict[str, Any]:
