@@ -130,7 +130,7 @@ class Worker:
 
     def work(self, attempt: int = 1, until: float | None = None, items: int = 1) -> Work:
         self.items += 1
-        return Work(self.run, until, f"item{self.items}", attempt, items)
+        return Work(self.run, until, f"item{self.items}", attempt, trio.CancelScope(), items)
 
     async def json(self, payload: str, **keys) -> str | None:
         """What the function returns for an item, both as JSON."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import msgspec
 import structlog
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from supervisor.children import Children
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
+    from supervisor.queues.producer import PutOptions
     from supervisor.queues.protocol import Receipt
+    from supervisor.queues.registry import Queues
     from supervisor.sockets import Sockets
     from supervisor.store import Store
 
@@ -43,23 +45,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The last lines of a child process that failed by itself."""
 
 
-class PutOptions(TypedDict, total=False):
-    """What can be said of an item when it is put: see `Producer.put`."""
-
-    id: str
-    priority: str
-    delay: float
-    at: float | datetime.datetime
-    expire: float
-    keep: bool
-    timeout: float
-
-
-async def put(resources: Resources, queue: str, item: Any, options: PutOptions | Mapping[str, Any]) -> Receipt:
+async def put(resources: Resources, queue: str, item: Any, options: PutOptions) -> Receipt:
     """Put an item into a queue of the file, for a job. See `Context.put`."""
     if resources.queues is None:
         raise QueueError("there are no queues here")
-    return cast("Receipt", await resources.queues.producer(queue).put(item, **options))
+    return await resources.queues.producer(queue).put(item, **options)
 
 
 class Reporter(Protocol):
@@ -122,7 +112,7 @@ class Resources:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: tuple[str, ...] = ()
     base: Path
-    queues: Any = None
+    queues: Queues | None = None
 
 
 class Run:
@@ -326,27 +316,67 @@ class Attempt(Run):
 
 
 class Work(Attempt):
-    """One call of a queue job's function: an item, or a batch of them, in the hands of a worker."""
+    """One call of a queue job's function: an item, or a batch of them, in the hands of a worker.
 
-    __slots__ = ("_made", "begun", "item", "items")
+    There may be 50 000 of these a second: what most calls never ask for is made when it is asked for.
+    """
+
+    __slots__ = ("_made", "begun", "item", "items", "kill")
 
     item: str
     """The id of the item, or of the first of a batch: the same at each attempt, so a key for what must be done once."""
 
-    def __init__(self, whole: Run, until: float | None, item: str, attempt: int, items: int = 1) -> None:
-        super().__init__(whole, until, followed=True)
+    def __init__(
+        self, whole: Run, until: float | None, item: str, attempt: int, kill: trio.CancelScope, items: int = 1
+    ) -> None:
+        self.whole = whole
+        self.id = whole.id
+        self.until = until
         self.item = item
         self.items = items
         self.attempt = attempt
+        self.kill = kill
+        """What ends the call by force."""
         self.begun = False
         """Whether the function has been called, or is about to be: what ends before was not the item's fault."""
-        self._made = 0.0 if until is None else trio.current_time()
+        self._phase = whole.current_phase
+        if until is not None:
+            self._made = trio.current_time()
 
     def begin(self) -> None:
         """The function is called now. What it may take counts from here: `until` moves by what it has waited for its turn."""
         self.begun = True
         if self.until is not None:
             self.until += trio.current_time() - self._made
+
+    def __getattr__(self, name: str) -> Any:
+        """A slot that is empty."""
+        if name not in _OF_WORK:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        value = _OF_WORK[name](self.whole)
+        setattr(self, name, value)
+        return value
+
+
+_OF_WORK: dict[str, Callable[[Run], Any]] = {
+    "_follower": lambda whole: None,
+    "_hooks": lambda whole: [],
+    "_ready_cause": lambda whole: None,
+    "_reporter": lambda whole: _Passing(whole),
+    "_spawning": lambda whole: False,
+    "_watch": lambda whole: None,
+    "abandoned": lambda whole: whole.abandoned,
+    "environ": lambda whole: whole.environ,
+    "followed": lambda whole: True,
+    "heard": lambda whole: -math.inf,
+    "is_ready": lambda whole: whole.is_ready,
+    "job": lambda whole: whole.job,
+    "kind": lambda whole: None,
+    "outcome": lambda whole: None,
+    "overdue": lambda whole: False,
+    "scheduled_at": lambda whole: None,
+}
+"""What an attempt has besides, and how it begins."""
 
 
 class Handler(Protocol):
@@ -361,6 +391,10 @@ class Handler(Protocol):
     @property
     def room(self) -> int:
         """How many calls it has or will take, at least 1."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether a call can hear that it is to end, and end by itself; else it is cancelled as soon as it has to end early."""
 
     async def handle(self, work: Work, payload: bytes) -> bytes | None:
         """Make one call with what is in `payload` (JSON; a list of items for a batch): what it returned, as JSON.

@@ -17,7 +17,7 @@ import msgspec
 import outcome
 import trio
 
-from supervisor.errors import RunFailed, SpawnFailed, WorkerLost
+from supervisor.errors import NotBegun, RunFailed, SpawnFailed, WorkerLost
 from supervisor.kinds.context import Attempt, Resources, Run, Work, alone
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.process_channel import (
@@ -83,6 +83,8 @@ class Calls(Channel):
     """Our side of the process. The calls in `_line` are answered in that order: the first has begun."""
 
     serves = True
+    hears = True
+    """A function that takes no Context is interrupted."""
 
     def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         super().__init__(spec, run, resources)
@@ -142,8 +144,6 @@ class Calls(Channel):
         await self._started.wait()
         if self.failure is not None:
             raise self.failure
-        if not self._over.is_set():
-            self._run.ready("started")
 
     def close(self) -> None:
         """Have the process end. It has no call in hand."""
@@ -250,7 +250,7 @@ class Calls(Channel):
         for number in numbers:
             if number in self._line:
                 self._line[number].work.begun = False
-                self._answer(number, outcome.Error(RunFailed("not begun: the call before it takes long")))
+                self._answer(number, outcome.Error(NotBegun("the call before it takes long")))
         self._begin_first()
         for call in self._line.values():
             if call.gone is not None:

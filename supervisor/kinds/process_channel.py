@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import PurePath
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import structlog
 import trio
@@ -22,6 +22,9 @@ from supervisor.kinds import command
 from supervisor.kinds.context import Resources, Run, alone, put
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.process_worker import HEADER, LONGEST_BODY, LONGEST_HEAD
+
+if TYPE_CHECKING:
+    from supervisor.queues.producer import PutOptions
 
 PROGRAM = (sys.executable, "-P", "-X", "faulthandler", str(PurePath(__file__).with_name("process_main.py")))
 """What a worker is started as. Of a crash in native code, the job's output gets the Python stack."""
@@ -165,7 +168,7 @@ class Channel:
         """Put an item for the function, and tell it what became of that."""
         answer: dict[str, Any]
         try:
-            receipt = await put(self._resources, message.queue, json.decode(body), message.options)
+            receipt = await put(self._resources, message.queue, json.decode(body), cast("PutOptions", message.options))
             answer = {"receipt": structs.asdict(receipt)}
         except (QueueError, LookupError, TypeError, MsgspecError, RecursionError) as error:
             answer = {"error": type(error).__name__, "text": str(error)}

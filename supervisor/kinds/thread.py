@@ -15,7 +15,7 @@ import trio
 from structlog.contextvars import bound_contextvars
 
 from supervisor.errors import QueueFull, WorkerLost
-from supervisor.kinds.context import Outcome, PutOptions, Resources, Run, RunFacts, Work, alone, does_not_end, put
+from supervisor.kinds.context import Outcome, Resources, Run, RunFacts, Work, alone, does_not_end, put
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.payload import ItemFunction, result
@@ -23,6 +23,7 @@ from supervisor.kinds.task import COMPLETED
 from supervisor.state import Phase
 
 if TYPE_CHECKING:
+    from supervisor.queues.producer import PutOptions
     from supervisor.queues.protocol import Receipt
 
 
@@ -125,7 +126,6 @@ async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterat
         with alone():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(handler.live)
-                run.ready("started")
                 try:
                     yield handler
                 finally:
@@ -138,6 +138,7 @@ class Handler:
     """Has the function called by its thread. `_serve` belongs to that, everything else to Trio's."""
 
     room = 1
+    hears = True  # nothing else can end it
 
     def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         self._function = ItemFunction(load(spec.call or "", "thread"), spec.args, spec.batch is not None)

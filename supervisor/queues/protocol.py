@@ -9,6 +9,9 @@ An item waits, runs and ends: *done*, *dead* (no attempt is left, or none is wor
 are counted when it is claimed and stored before its handler begins, so that an item which kills its worker each time is dead
 in the end. A claim has a `token` that no earlier claim of the item had: who comes with an old one has lost the item.
 
+How long an item is known when it has ended: a dead one until somebody requeues or purges it. A cancelled or expired one for
+`keep_results`, and a done one too if it has a result or was put with `keep`; else it is gone at once.
+
 Everything is at least once: see `docs/queues.md` for exactly what that means.
 """
 
@@ -17,8 +20,9 @@ from __future__ import annotations
 import enum
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -26,7 +30,8 @@ from supervisor.errors import BadItem as BadItem
 from supervisor.errors import QueueError as QueueError
 from supervisor.errors import QueueFull as QueueFull
 from supervisor.errors import QueueUnavailable as QueueUnavailable
-from supervisor.queues.spec import QueueSpec
+from supervisor.queues.spec import QueueSpec, UniqueSpec
+from supervisor.spec import Rate, Seconds
 
 # ---- an item, in its life ----
 
@@ -44,11 +49,18 @@ class State(enum.Enum):
 
 def new_id() -> str:
     """An id for an item: 26 letters and digits, later ones sort after earlier ones (to the millisecond), 80 bits of chance."""
-    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join(_DIGITS[number >> 5 * place & 31] for place in range(25, -1, -1))
+    return _moment(time.time_ns() // 1_000_000) + os.urandom(16).translate(_ANY_DIGIT).decode()
 
 
-_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+_DIGITS = b"0123456789abcdefghjkmnpqrstvwxyz"
+_ANY_DIGIT = _DIGITS * 8
+"""The digit for each byte."""
+
+
+@lru_cache(1)
+def _moment(milliseconds: int) -> str:
+    """Ten digits, the same for all ids of a millisecond."""
+    return bytes(_DIGITS[milliseconds >> 5 * place & 31] for place in range(9, -1, -1)).decode()
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +76,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     at: float | None = None
     """Not before this moment of the wall clock (Unix time); with a `delay`, the later of both."""
     expire: float | None = None
-    """Seconds from when it may be claimed after which it is *expired* instead."""
+    """Seconds from when it may be claimed after which it is *expired* instead; None: never. A Producer says the queue's own."""
     key: str | None = None
     """What `unique` compares; None: it is like no other."""
     group: str | None = None
@@ -77,7 +89,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a draft.
 
     stored: as its id says. known: an item of this id was there already. merged, rejected: `id` is the item whose key it has.
-    replaced: it is stored in the place of an item that waited, which is gone.
+    replaced: it is stored in the place of an item that waited, which is gone. Drafts of one call come one after another: the
+    second of a key meets the first.
     """
 
     id: str
@@ -113,6 +126,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
     done: with its `result`. retry: it failed, and may be claimed again after `delay` seconds. dead: it failed for good.
     cancelled: somebody wanted that. back: it was not begun, or was cut short by us: claimable at once, as if never claimed.
+    An item that somebody has cancelled while it ran is cancelled instead of claimable: by retry, by back, by a lost lease.
     """
 
     id: str
@@ -171,7 +185,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """What a daemon is told without asking: that an item it has is to be cancelled, or that it has lost it; that an item has
-    ended (for those who wait for a result); that the queue was paused or resumed."""
+    ended (one with `keep`, told to all who have the queue: somebody waits for it); that the queue was paused or resumed (told
+    to all). Told once the engine has stored it. What happens while the engine is away may go untold: look, when it is back."""
 
     what: Literal["cancel", "lost", "ended", "paused", "resumed"]
     id: str = ""
@@ -184,6 +199,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spec: QueueSpec
     group_by: str | None = None
     """The field of an item that is its group: the `serialize_by` of the jobs that handle it."""
+
+
+def packed(settings: Settings) -> str:
+    """Settings as JSON, to be stored for others; without the `backend`, which each knows by a way of its own: it may have a
+    password."""
+    spec = msgspec.structs.replace(settings.spec, backend="")
+    return msgspec.json.encode(msgspec.structs.replace(settings, spec=spec), enc_hook=float).decode()
+
+
+def unpacked(text: str | bytes, backend: str) -> Settings:
+    """What `packed` made, in this version or another; `backend`: ours."""
+    said = msgspec.json.decode(text)
+    spec = _known(QueueSpec, said["spec"])
+    if (unique := _known(UniqueSpec, spec.pop("unique", None) or {})) and (lifetime := unique.get("lifetime")) is not None:
+        unique["lifetime"] = lifetime if isinstance(lifetime, str) else Seconds(lifetime)
+    spec |= {name: Seconds(spec[name]) for name in ("lease", "expire", "keep_results") if spec.get(name) is not None}
+    spec |= {"rate": Rate(spec["rate"])} if spec.get("rate") is not None else {}
+    spec |= {"backend": backend, "unique": UniqueSpec(**unique) if unique else None}
+    return Settings(spec=QueueSpec(**spec), group_by=said.get("group_by"))
+
+
+def _known(struct: type[msgspec.Struct], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said, by the names of the fields that there are."""
+    fields = msgspec.structs.fields(struct)
+    found = {each.name: said[each.encode_name] for each in fields if each.encode_name in said}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 Listener = Callable[[Notice], None]
@@ -208,8 +249,11 @@ class Engine(Protocol):
     def settings(self) -> Settings:
         """What is true of the queue."""
 
+    def use(self, settings: Settings) -> None:
+        """Have these settings from now on."""
+
     async def declare(self, settings: Settings) -> None:
-        """Have these settings from now on, and store them for others (where it is shared)."""
+        """`use` these settings, and store them for others (where it is shared)."""
 
     async def declared(self) -> Settings | None:
         """The settings that were stored last; None where nobody has."""
@@ -219,7 +263,9 @@ class Engine(Protocol):
     async def put(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Store all of them, or none; returns when they are as safe as the engine keeps things, in the order of `drafts`.
 
-        Raises QueueFull where they do not all fit: `wait_for_room`, then try again. More than `size` at once never fit.
+        `size` items may wait, the delayed ones among them. Raises QueueFull where they do not all fit, not counting those that
+        are not stored or replace another: `wait_for_room`, then try again. More than `size` at once never fit. What comes
+        back (retry, back, requeue) always fits.
         """
 
     async def wait_for_room(self) -> None:
@@ -229,10 +275,12 @@ class Engine(Protocol):
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
         """Take up to `limit` items that may run now: from the priorities in `order` (all others after them, most urgent
-        first), in each those first that could be claimed first. Items with `attempts` claims behind them are dead instead.
+        first), in each those first that could be claimed first; of the same moment, those put first. Items with `attempts`
+        claims behind them are dead instead.
 
-        Respects pauses, `concurrency`, `per_key` and `rate`, over all who share the queue. Each item's attempt is stored when
-        this returns. Items whose lease has run out are among those that may run. An empty answer: `wait_for_work`.
+        Respects pauses, `concurrency`, `per_key` and `rate`, over all who share the queue. A rate lets through at once what
+        comes in a second, or one, where that is less; more than that does not gather. Each item's attempt is stored when this
+        returns. Items whose lease has run out are among those that may run. An empty answer: `wait_for_work`.
         """
 
     async def wait_for_work(self) -> None:
