@@ -6,6 +6,8 @@ from typing import TypedDict
 
 import trio
 
+from supervisor import Context
+
 
 class Image(TypedDict):
     """What `resize` takes."""
@@ -35,3 +37,8 @@ async def forget(item: object) -> None:
 async def add(numbers: list[int]) -> int:
     """Something that takes several at once."""
     return sum(numbers)
+
+
+async def cling(item: object, ctx: Context) -> None:
+    """Something that is asked to end, and does not."""
+    await trio.sleep_forever()

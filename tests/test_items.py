@@ -227,7 +227,10 @@ async def test_an_item_is_cancelled_beside_jobs_and_runs(tmp_path):
         while (await client.ask("queue.show", {"id": "runs"}))["result"]["state"] != "running":
             await trio.lowlevel.checkpoint()  # each turn is a turn of the daemon's loop too
         answers = (await client.ask("cancel", {"names": ["waits", "runs"]}))["result"]
-        assert [(answer["name"], answer["ok"]) for answer in answers] == [("waits", True), ("runs", True)]
+        assert answers == [
+            {"name": "waits", "ok": True, "text": "cancelled: it waited"},
+            {"name": "runs", "ok": True, "text": "cancelled: it ran"},
+        ]
         assert [row["state"] for row in (await client.ask("queue.wait", {"ids": ["waits", "runs"]}))["result"]] == [
             "cancelled",
             "cancelled",
@@ -236,6 +239,19 @@ async def test_an_item_is_cancelled_beside_jobs_and_runs(tmp_path):
         assert not answer["ok"] and answer["text"] == "it has ended already"
         (answer,) = (await client.ask("cancel", {"names": ["once"]}))["result"]
         assert (answer["name"], answer["ok"], answer["text"]) == ("once", False, "no run in hand")
+
+
+async def test_who_cancels_may_wait_for_a_while_or_not_at_all(tmp_path):
+    jobs = {"stuck": {"call": "control_items:cling", "queue": "other", "grace": "1h"}}
+    async with queueing(tmp_path, jobs=jobs) as (_, path), peer(path) as client:
+        await client.ask("submit", {"queue": "other", "items": [1], "id": ["a"]})
+        while (await client.ask("queue.show", {"id": "a"}))["result"]["state"] != "running":
+            await trio.lowlevel.checkpoint()
+        error = (await client.ask("cancel", {"names": ["a"], "timeout": 0.05}))["error"]
+        assert error == {"code": 75, "message": "cancel: not done in time: a; it goes on", "data": []}
+        (answer,) = (await client.ask("cancel", {"names": ["a"], "wait": False}))["result"]
+        assert answer["ok"] and answer["text"].endswith("its worker is told to end it")
+        assert (await client.ask("queue.show", {"id": "a"}))["result"]["cancelling"] is True
 
 
 async def test_who_names_what_is_not_there_cancels_nothing(tmp_path):

@@ -13,13 +13,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
 
+from supervisor.concurrency import race
 from supervisor.control.messages import INVALID_PARAMS, ItemStatus, QueueStatus, Submitted
 from supervisor.errors import BadItem, ControlError, QueueError, QueueFull
+from supervisor.events import ItemCancelled
 from supervisor.kinds.payload import payload_check
 from supervisor.queues import shown_backend
 from supervisor.queues.protocol import Counts, Record, State
@@ -28,6 +31,7 @@ from supervisor.wall import written
 
 if TYPE_CHECKING:
     from supervisor.control.server import Call
+    from supervisor.events import Subscription
     from supervisor.kinds.job import JobSpec
     from supervisor.queues.protocol import Engine
     from supervisor.tree import Supervisor
@@ -321,15 +325,52 @@ async def _look(tree: Supervisor, id: str, names: Iterable[str]) -> tuple[list[R
     return found, silent
 
 
-async def cancel(tree: Supervisor, record: Record) -> Answer:
-    """Cancel an item, wherever it is."""
-    with _told([0]):
-        what = await _engine(tree, record.queue).cancel(record.id)
-    if what == "cancelled":
-        return Answer(name=record.id, ok=True, text="cancelled: it waited")
+async def cancel(call: Call, records: Sequence[Record], wait: bool, until: float) -> list[Answer]:
+    """Cancel items, wherever they are; with `wait`, those that run are waited for until that moment."""
+    answers: dict[str, Answer] = {}
+
+    async def one(record: Record) -> None:
+        answers[record.id] = await _cancel(call, record, wait)
+
+    with trio.move_on_at(until):
+        async with trio.open_nursery() as nursery:
+            for record in records:
+                nursery.start_soon(one, record)
+    if late := [record.id for record in records if record.id not in answers]:
+        done = list(answers.values())
+        raise ControlError(f"cancel: not done in time: {', '.join(late)}; it goes on", ControlError.TIMED_OUT, done)
+    return [answers[record.id] for record in records]
+
+
+async def _cancel(call: Call, record: Record, wait: bool) -> Answer:
+    with call.tree.journal.subscribe() as feed:
+        with _told([0]):
+            what: str = await _engine(call.tree, record.queue).cancel(record.id)
+        waited = what == "cancelled"
+        if what == "running" and wait:
+            what = await race(partial(_heard, feed, record), partial(_outcome, call, record))
     if what == "running":
         return Answer(name=record.id, ok=True, text=f"it runs ({record.owner}): its worker is told to end it")
+    if what == "cancelled":
+        return Answer(name=record.id, ok=True, text="cancelled: it waited" if waited else "cancelled: it ran")
     return Answer(name=record.id, ok=False, text="it has ended already")
+
+
+async def _heard(feed: Subscription, record: Record) -> str:
+    """Wait until a worker of this daemon has said that the item is cancelled."""
+    async for event in feed:
+        if isinstance(event, ItemCancelled) and (event.queue, event.item) == (record.queue, record.id):
+            return "cancelled"
+    return "ended"
+
+
+async def _outcome(call: Call, record: Record) -> str:
+    """Wait until the item has ended, on whatever host; how, or that it is forgotten already."""
+    try:
+        ended = await call.tree.queues.producer(record.queue).wait(record.id)
+    except QueueError:
+        return "ended"
+    return ended.state.value
 
 
 async def find(tree: Supervisor, id: str) -> Record | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import math
 import os
 import pwd
 import re
@@ -592,8 +593,11 @@ async def _cancel(call: Call, names: list[str], wait: bool, timeout: float | Non
     runs = [name for name in names if name not in found]
     call.tree.resolve([name.partition("#")[0] for name in runs])
     call.record(names)
-    cancelled = [await items.cancel(call.tree, record) for record in found.values() if record is not None]
-    return cancelled + await _answers(call.verb, call.tree.order(call.verb, runs, by=call.by), wait, timeout)
+    until = math.inf if timeout is None else trio.current_time() + timeout
+    orders = call.tree.order(call.verb, runs, by=call.by)
+    cancelled = await items.cancel(call, [record for record in found.values() if record is not None], wait, until)
+    left = None if timeout is None else max(0.0, until - trio.current_time())
+    return cancelled + await _answers(call.verb, orders, wait, left)
 
 
 def _names_a_job(tree: Supervisor, name: str) -> bool:
