@@ -284,7 +284,7 @@ def cancel_first(queue: Engine) -> Callable[[], Awaitable[object]]:
 
 async def test_first_come_first_served_the_most_urgent_before(backend):
     async with backend.open() as queue:
-        those = [draft(number, priority=number % 3) for number in range(12)]
+        those = [draft(number, priority=2 - number % 3) for number in range(12)]
         await queue.put(those[:6])
         for each in those[6:]:
             await queue.put([each])
@@ -483,7 +483,7 @@ async def test_what_returned_nothing_is_not_kept_unless_asked_for(backend):
 
 
 async def test_results_are_kept_for_so_long(backend):
-    async with backend.open(keep_results=Seconds(1)) as queue:
+    async with backend.open(keep_results=Seconds(0.5)) as queue:
         ended, dead = draft(keep=True), draft()
         await queue.put([ended, dead])
         first, second = await claim(queue)
@@ -555,7 +555,7 @@ async def test_a_key_is_free_when_its_item_has_ended_somehow(backend, how):
 
 
 async def test_a_key_may_be_taken_for_a_time(backend):
-    async with backend.open(unique=unique(1.0, "reject")) as queue:
+    async with backend.open(unique=unique(0.5, "reject")) as queue:
         assert await put(queue, first := draft(key="k")) == ["stored"]
         (item,) = await claim(queue)
         await finish(queue, item, "done")
