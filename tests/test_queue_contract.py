@@ -603,6 +603,30 @@ async def test_a_group_runs_one_at_a_time_in_its_order(backend):
         assert await is_quiet(queue)
 
 
+async def test_a_group_goes_on_though_the_next_one_is_cancelled(backend):
+    async with backend.open(group_by="customer") as queue:
+        those = drafts(3, group="a")
+        await queue.put(those)
+        (item,) = await claim(queue)
+        await finish(queue, item, "done")
+        await queue.cancel(those[1].id)  # it was its turn
+        assert ids(await claim_some(queue)) == [those[2].id]
+
+
+async def test_a_group_goes_on_though_those_before_are_dead(backend):
+    async with backend.open(group_by="customer") as queue:
+        first, second, third = drafts(3, group="a")
+        await queue.put([first, second])
+        (item,) = await claim(queue)
+        await finish(queue, item, "retry")
+        (item,) = await claim_some(queue)
+        assert item.id == second.id
+        await queue.put([third])
+        assert await claim(queue) == []
+        await finish(queue, item, "retry")
+        assert ids(await claim_some(queue, attempts=1)) == [third.id]  # the others have used up their attempts
+
+
 async def test_a_group_may_run_so_many_at_a_time(backend):
     async with backend.open(per_key=2, group_by="customer") as queue:
         those = drafts(4, group="a")
@@ -1276,7 +1300,7 @@ async def test_it_behaves_as_a_plain_list(backend, history):
 
 @pytest.mark.long
 @pytest.mark.limit(1800)
-@hypothesis.settings(a_few, max_examples=1000)
+@hypothesis.settings(a_few, max_examples=300)
 @hypothesis.given(history=histories)
 async def test_it_behaves_as_a_plain_list_for_long(backend, history):
     await follow(backend, history)
