@@ -54,6 +54,7 @@ WALL_CLOCK = {
     "cli/render.py": "the same, in tables",
     "output/files.py": "how old a file is",
     "queues/protocol.py": "ids of items sort by when they were made",
+    "queues/memory.py": "moments of items, for people",
 }
 
 
