@@ -18,6 +18,8 @@ from supervisor.client import AsyncClient, Client, ControlError
 from supervisor.control import server
 from supervisor.control.client import chunks
 from supervisor.control.messages import ItemStatus, QueueStatus
+from supervisor.queues import QUEUES as QUEUE_ENGINES
+from supervisor.queues import Scheme
 
 QUEUES = {
     "images": {"backend": "memory"},
@@ -293,6 +295,19 @@ async def test_a_queue_whose_engine_is_away_keeps_nobody_from_the_others(tmp_pat
         assert error["code"] == 1 and "connection refused" in error["message"]
         error = (await client.ask("submit", {"queue": "images", "items": [{"path": "a"}]}))["error"]
         assert error["code"] == 1 and error["data"] == {"stored": 0}
+
+
+async def test_a_queue_that_cannot_be_opened_says_why(tmp_path, monkeypatch):
+    monkeypatch.setitem(QUEUE_ENGINES, "redis", Scheme("no_such_module", "redis", "coredis"))
+    queues = {"images": {"backend": "redis://:hunter2@h/0"}, "small": {"backend": "memory"}}
+    async with serving(tmp_path, {}, {}, queues=queues) as (_, path), peer(path) as client:
+        rows = (await client.ask("queue.ls"))["result"]
+        assert "cannot be loaded" in rows[0]["trouble"] and rows[0]["backend"] == "redis://:***@h/0"
+        assert rows[1]["trouble"] is None
+        for verb, params in (("submit", {"items": [1]}), ("queue.peek", {}), ("queue.pause", {})):
+            error = (await client.ask(verb, {"queue": "images", **params}))["error"]
+            assert error["code"] == 1 and "cannot be loaded" in error["message"]
+        assert "cannot be loaded" in (await client.ask("queue.show", {"id": "x"}))["error"]["message"]
 
 
 # -- the clients ----------------------------------------------------------------------------------------------------------

@@ -120,11 +120,16 @@ def test_an_expansion_fits_all_these_shapes(load):
             '2:1: queues.q.backend: expected "sqlite", "memory", or a URL such as "postgresql://user@host/database" or "redis://host:6379/0", got "sqllite"; did you mean "sqlite"?',
         ),
         ('backend = "sqlite:///x"', '2:1: queues.q.backend: expected just "sqlite", got "sqlite:///x"'),
-        ('backend = "redis"', '2:1: queues.q.backend: expected a URL such as "redis://user@host/0", got "redis"'),
+        ('backend = "redis"', '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis"'),
         (
             'backend = "redis://host:port"',
-            '2:1: queues.q.backend: expected a URL such as "redis://user@host/0", got "redis://host:port"',
+            '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis://host:port"',
         ),
+        (
+            'backend = "redis://host/db"',
+            '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis://host/db"',
+        ),
+        ('backend = "redis:///0"', '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis:///0"'),
         (
             f'backend = "postgresql://me:{PASSWORD}@h:x/d"',
             '2:1: queues.q.backend: expected a URL such as "postgresql://user@host/database", got "postgresql://me:***@h:x/d"',
@@ -358,7 +363,7 @@ def test_of_an_expansion_the_text_of_the_file_is_shown(load):
 def test_a_fault_in_an_expansion_gives_nothing_away(faults):
     text = queue('backend = "${URL}"') + job("")
     assert faults(text, {"URL": f"redis://:{PASSWORD}@h:x/0"}) == [
-        '2:1: queues.q.backend: expected a URL such as "redis://user@host/0", got "${URL}"'
+        '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "${URL}"'
     ]
 
 

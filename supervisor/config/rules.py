@@ -109,15 +109,22 @@ def _fault_of_url(url: str) -> str:
     scheme, slashes, rest = url.partition("://")
     if not set("#/").isdisjoint(rest.partition("?")[0].rpartition("@")[0]):
         return 'a "#" or "/" in a name or a password is written "%23" or "%2F"'
+    scheme = scheme.partition(":")[0]
+    redis = QUEUES[scheme].extra == "redis"
+    if slashes and url.isprintable() and not set("# ") & set(url) and _names_a_server(url, redis and "+" not in scheme):
+        return ""
+    return f'expected a URL such as "{scheme}://{"host:6379/0" if redis else "user@host/database"}"'
+
+
+def _names_a_server(url: str, redis: bool) -> bool:
+    """Whether there is a host, or a place of another kind, in it; what follows the host of a Redis is a number."""
     try:
         parts = urlsplit(url)
-        named = bool(parts.hostname or parts.path.strip("/") or parts.query) and parts.port != 0
+        if redis:
+            return bool(parts.hostname) and parts.port != 0 and (parts.path.strip("/") or "0").isdecimal()
+        return bool(parts.hostname or parts.path.strip("/") or parts.query) and parts.port != 0
     except ValueError:
-        named = False
-    if slashes and named and url.isprintable() and not set("# ") & set(url):
-        return ""
-    scheme = scheme.partition(":")[0]
-    return f'expected a URL such as "{scheme}://user@host/{"0" if QUEUES[scheme].extra == "redis" else "database"}"'
+        return False
 
 
 def check_child(path: Path, spec: ChildSpec, reading: Reading) -> None:
