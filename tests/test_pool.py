@@ -643,6 +643,22 @@ async def test_a_reload_brings_queues_and_takes_them_away_with_their_jobs(autoju
         assert f.tree.queues.names == ("q",)
 
 
+async def test_new_policies_hold_from_the_next_item_on_without_a_restart(autojump_clock, tmp_path):
+    work = taking(10)
+    async with pool(tmp_path, {"a": handling(work)}) as f:
+        await f.tree.wait_running()
+        queues = {"q": QueueSpec(backend="moody")}
+        f.tree.apply(replace(f.config({"a": handling(work, timeout=2, retry=plain(1))}), queues=queues))
+        await f.put("1")
+        await trio.sleep(5)
+        assert f.said(ItemDead) == [(2.0, "item i1 is dead after 1 attempt: timed out after 2 s")]
+        f.tree.apply(replace(f.config({"a": handling(work)}), queues=queues))
+        await f.put("2")
+        await trio.sleep(30)
+        assert work.ended == [(15.0, 2)]
+        assert len(f.events(Starting)) == 1
+
+
 async def test_new_settings_of_a_queue_are_declared(autojump_clock, tmp_path):
     async with pool(tmp_path, {"a": handling(taking(1))}) as f:
         await f.tree.wait_running()

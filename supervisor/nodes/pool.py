@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from supervisor import events
-from supervisor.errors import DeadlineExceeded, Rejected, RunFailed, UnfitItem, WorkerLost
+from supervisor.errors import DeadlineExceeded, QueueError, Rejected, RunFailed, UnfitItem, WorkerLost
 from supervisor.kinds import KINDS, Handler, Outcome, Run, Work
 from supervisor.kinds.context import does_not_end
 from supervisor.nodes.attempts import Guard, as_failure, jitter
@@ -34,6 +34,7 @@ from supervisor.state import Phase
 if TYPE_CHECKING:
     from supervisor.kinds import Attempt
     from supervisor.nodes.job import JobNode
+    from supervisor.queues.desk import Desk
 
 log = structlog.get_logger("supervisor")
 
@@ -66,11 +67,8 @@ class Worker:
     def __init__(self, node: JobNode, run: Run) -> None:
         self.node = node
         self.run_ = run
-        self._spec = spec = node.spec
-        self._guarded = any(getattr(spec, name) is not None for name in GUARDS)
-        self._batched = spec.batch is not None
-        self._retry = retry.from_spec(spec.retry or USUAL, spread=jitter(node.tree.spread))
-        self._runs = spec.recycle.runs if spec.recycle is not None else None
+        self._batched = node.spec.batch is not None
+        self._take_in_spec()
         self._handled = 0
         self._leaving = trio.Event()
         self._recycled = ""
@@ -89,12 +87,7 @@ class Worker:
 
     async def run(self) -> Outcome:
         """Handle items until the run is to end. Raises WorkerLost where the handler is gone before."""
-        resources, queue = self.node.tree.resources, self._spec.queue
-        assert queue is not None
-        assert resources.queues is not None
-        desk = await resources.queues.wait_for(queue)
-        if self.node.paused:
-            desk.pause(self.node.name)
+        resources, desk = self.node.tree.resources, await self._desk()
         async with KINDS[self.node.kind].handling(self._spec, self.run_, resources) as self.handler:
             with desk.seat(self.run_, self._retry.attempts, self._cut) as self.seat:
                 self.node.pool = self
@@ -113,6 +106,27 @@ class Worker:
             self.node.tree.order("restart", [self.node.name], cause=self._recycled)
             await self.run_.wait_stopping()
         return Outcome(reason="stopped", failed=False)
+
+    async def _desk(self) -> Desk:
+        assert self._spec.queue is not None
+        try:
+            desk = await self.node.tree.queues.wait_for(self._spec.queue)
+        except QueueError as error:
+            raise RunFailed(str(error)) from None
+        if self.node.paused:
+            desk.pause(self.node.name)
+        return desk
+
+    def _take_in_spec(self) -> None:
+        self._spec = spec = self.node.spec
+        self._guarded = any(getattr(spec, name) is not None for name in GUARDS)
+        self._retry = retry.from_spec(spec.retry or USUAL, spread=jitter(self.node.tree.spread))
+        self._runs = spec.recycle.runs if spec.recycle is not None else None
+
+    def respecified(self) -> None:
+        """Go on under the new spec of the job, from the next item on."""
+        self._take_in_spec()
+        self.seat.attempts = self._retry.attempts
 
     async def _work(self) -> None:
         """Handle items until it is to leave, and what is in hand is over."""
@@ -184,10 +198,10 @@ class Worker:
         while not seat.left:
             with trio.CancelScope() as kill:
                 while (call := await seat.take()) is not None:
-                    await self._call(call, kill)
+                    await (self._call_guarded(call, kill) if self._guarded else self._call(call, kill))
                     if call.fates is not None:
                         break  # the scope is used up
-                    if self.handler.room > 1:
+                    if self._guarded or self.handler.room > 1:
                         return
 
     async def _side_by_side(self) -> None:
