@@ -27,8 +27,8 @@ from supervisor.nodes.attempts import Guard, as_failure, jitter
 from supervisor.nodes.fence import foreign, in_one_line, split_foreign
 from supervisor.policies import RetrySpec
 from supervisor.policies.retrying import retry
-from supervisor.queues.desk import Call, Seat, back
 from supervisor.queues.protocol import Ending, Item
+from supervisor.queues.seat import Call, Seat, back
 from supervisor.state import Phase
 
 if TYPE_CHECKING:
