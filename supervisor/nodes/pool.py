@@ -252,8 +252,8 @@ class Worker:
         """The call itself."""
         item = call.items[0]
         call.work = work = Work(self.run_, None, item.id, item.attempt, kill, len(call.items))
-        if call.fates is not None:  # before it was begun with
-            self._end(call, None)
+        if call.fates is not None or self.seat.left:  # before it was begun with
+            self._end(call, back)
             return
         try:
             result = await self.handler.handle(work, self.payload(call.items))
@@ -265,8 +265,8 @@ class Worker:
     async def _call_guarded(self, call: Call, kill: trio.CancelScope) -> None:
         """The call under the job's policies."""
         call.work = guard = ItemCall(self, call, kill)
-        if call.fates is not None:
-            self._end(call, None)
+        if call.fates is not None or self.seat.left:
+            self._end(call, back)
             return
         try:
             result = await guard.run()
@@ -367,7 +367,7 @@ class Worker:
         failure.add_note(f"its fallback failed: {in_one_line(answer)}")
         return False
 
-    def _end(self, call: Call, ending: Callable[[Item], Ending] | None) -> None:
+    def _end(self, call: Call, ending: Callable[[Item], Ending]) -> None:
         """Say what became of each item, where nobody has decided that before: a cancel, a lost lease."""
         fates, endings, tally = call.fates or {}, [], self.seat.tally
         for item in call.items:
@@ -377,7 +377,7 @@ class Worker:
             if fate == "cancelled":
                 self._tell(events.ItemCancelled, item, f"item {item.id} was cancelled")
                 each = Ending(id=item.id, token=item.token, how="cancelled")
-            elif fates or ending is None:
+            elif fates:
                 each = back(item)  # it was in one batch with those
             else:
                 each = ending(item)

@@ -186,6 +186,7 @@ class Desk:
 
     async def _claim(self, limit: int, attempts: int) -> Claimed:
         self._claiming, self._asked_at = True, trio.current_time()
+        self._cancelled_early.clear()
         try:
             return await self.engine.claim(limit, owner=self._owner, attempts=attempts, order=self._order())
         finally:
@@ -216,11 +217,9 @@ class Desk:
             if seat.attempts == attempts and not self.paused(seat):
                 call = seat.give(items[at : at + seat.wants])
                 at += len(call.items)
-                if self._cancelled_early:
-                    for item in call.items:
-                        if item.id in self._cancelled_early:
-                            seat.cut(call, item.id, "cancelled", "the item was cancelled")
-        self._cancelled_early.clear()
+                for item in call.items if self._cancelled_early else ():
+                    if item.id in self._cancelled_early:
+                        seat.cut(call, item.id, "cancelled", "the item was cancelled")
         if at < len(items):
             self.store([back(item) for item in items[at:]])
         self._news.set()
@@ -346,42 +345,51 @@ class Desk:
         begins = not self.trouble
         self.trouble[what] = str(error)
         next_at = written(self._now() + wait)
-        cause = f"queue {self.name}: cannot {what}: {error}"
         if begins:
-            self._journal.emit(events.QueueDegraded, queue=self.name, cause=cause, next_at=next_at)
-        self._show_all(cause, next_at)
+            self._journal.emit(events.QueueDegraded, queue=self.name, cause=self._trouble, next_at=next_at)
+        self._show_all(next_at)
 
     def _is_well(self, what: str) -> None:
         if self.trouble.pop(what, None) is not None and not self.trouble:
             self._journal.emit(events.QueueRecovered, queue=self.name, cause=f"queue {self.name} answers again")
             self._missed = self.engine.shared
             self._news.set()
-            self._show_all("", None)
+            self._show_all(None)
+
+    @property
+    def _trouble(self) -> str:
+        """What the engine does not do, in one sentence; empty while all is well."""
+        what = next(iter(self.trouble), None)
+        return "" if what is None else f"queue {self.name}: cannot {what}: {self.trouble[what]}"
 
     # ---- what people are told ----
 
-    def _show_all(self, trouble: str, next_at: str | None) -> None:
-        """Have every worker, and every group of them, say what is the matter."""
-        names = dict.fromkeys(split_name(seat.who.job)[0] for seat in self.seats)
+    def _show_all(self, next_at: str | None) -> None:
+        """Have every worker say what is the matter, and every job when the engine is asked again."""
+        jobs = dict.fromkeys(split_name(seat.who.job)[0] for seat in self.seats)
         for seat in self.seats:
-            names.pop(seat.who.job, None)
-            self._show(seat, trouble or self._doing(seat), next_at)
-        for name in names:
-            self._say(name, trouble or "its queue answers again", Why.DEGRADED if trouble else Why.PLAIN, next_at)
+            if seat.who.job not in jobs:
+                self._show(seat, self._doing(seat))
+            else:
+                seat.shown = self._trouble
+        for job in jobs:
+            why = Why.DEGRADED if self.trouble else Why.PLAIN
+            self._say(job, self._trouble or "its queue answers again", why, next_at)
 
     def _doing(self, seat: Seat) -> str:
-        """What a worker does."""
+        """What a worker does, or what keeps it from it."""
+        if self.trouble:
+            return self._trouble
         item = next((call.items[0].id for call in seat.calls), None)
         if item is not None:
             return f"handles {item}"
         return seat.note or ("paused" if self.paused(seat) else "idle")
 
-    def _show(self, seat: Seat, text: str, next_at: str | None = None) -> None:
-        if seat.shown == text and next_at is None:
-            return
-        seat.shown = text
-        why = Why.DEGRADED if self.trouble else Why.PAUSED if self.paused(seat) and not seat.calls else Why.PLAIN
-        self._say(seat.who.job, text, why, next_at)
+    def _show(self, seat: Seat, text: str) -> None:
+        if seat.shown != text:
+            seat.shown = text
+            why = Why.DEGRADED if self.trouble else Why.PAUSED if self.paused(seat) and not seat.calls else Why.PLAIN
+            self._say(seat.who.job, text, why, None)
 
     def _say(self, name: str, cause: str, why: Why, next_at: str | None) -> None:
         if name in self._journal.table:
@@ -399,9 +407,9 @@ class Desk:
                 await self._store_progress()
                 await self._look_for_cancels()
             doing = {seat: self._doing(seat) for seat in self.seats}
-            for seat, text in doing.items() if not self.trouble else ():
+            for seat, text in doing.items():
                 if text != seat.shown:
-                    if before.get(seat) == text or not seat.calls:
+                    if before.get(seat) == text or not seat.calls or self.trouble:
                         self._show(seat, text)
                     else:
                         self._news.set()  # it has just begun: most are over before anybody could read of them

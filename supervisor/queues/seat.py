@@ -89,7 +89,7 @@ class Seat:
     def __exit__(self, *_: object) -> None:
         self.leave()
         for call in list(self.calls):
-            self.end(call, [back(item) for item in call.items if (call.fates or {}).get(item.id) != "lost"])
+            self.give_back(call)
         del self._desk.seats[self]
         self._desk.look_whether_idle()
 
@@ -117,7 +117,10 @@ class Seat:
                 call.items = [*call.items, *more.items]
                 call.fates = more.fates or call.fates
                 del self.calls[more]
-        return call
+        if not self.left:
+            return call
+        self.give_back(call)
+        return None
 
     def leave(self) -> None:
         """Take nothing more: who waits for items is told that there are none."""
@@ -159,6 +162,12 @@ class Seat:
         """Say what became of the items of a call: each has one ending, but for those that were lost."""
         del self.calls[call]
         self._desk.store(endings)
+
+    def give_back(self, call: Call) -> None:
+        """Say of a call that it was not begun."""
+        kept = [item for item in call.items if (call.fates or {}).get(item.id) != "lost"]
+        self.tally.back += len(kept)
+        self.end(call, [back(item) for item in kept])
 
     def _wake(self, call: Call | None) -> None:
         self.wants = 0
