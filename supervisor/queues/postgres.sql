@@ -533,6 +533,12 @@ BEGIN
         WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at > t ORDER BY ready_at LIMIT 1
       );
       next_one := least(next_one, moment);
+      IF s.concurrency IS NULL AND s.rate IS NULL AND EXISTS (
+        SELECT FROM supervisor.items
+        WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at <= t AND in_group IS NULL
+      ) THEN
+        next_one := least(next_one, t + 1); -- somebody claims them this moment, if he does not fail
+      END IF;
       IF supervisor.tokens_left(s) < 1 AND EXISTS (
         SELECT FROM supervisor.items WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at <= t
       ) THEN
@@ -612,21 +618,21 @@ END $$;
 
 CREATE FUNCTION supervisor.cancel(q text, which text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-  found supervisor.items;
+  item supervisor.items;
 BEGIN
-  SELECT * INTO found FROM supervisor.items WHERE queue = q AND id = which FOR UPDATE;
+  SELECT * INTO item FROM supervisor.items WHERE queue = q AND id = which FOR UPDATE;
   IF NOT FOUND THEN
     RETURN 'unknown';
-  ELSIF found.state = 'waiting' THEN
+  ELSIF item.state = 'waiting' THEN
     UPDATE supervisor.items
     SET state = 'cancelled', ended_at = supervisor.now(),
       forget_at = supervisor.now() + (SELECT keep_results FROM supervisor.queues WHERE name = q)
     WHERE queue = q AND id = which;
-    PERFORM supervisor.over(q, ARRAY[which], CASE WHEN found.keep THEN ARRAY[which] END), supervisor.count(q, -1);
+    PERFORM supervisor.over(q, ARRAY[which], CASE WHEN item.keep THEN ARRAY[which] END), supervisor.count(q, -1);
     RETURN 'cancelled';
-  ELSIF found.state = 'running' THEN
+  ELSIF item.state = 'running' THEN
     UPDATE supervisor.items SET cancelling = true WHERE queue = q AND id = which;
-    PERFORM supervisor.tell_of(q, 'cancel', ARRAY[which || ':' || found.token]);
+    PERFORM supervisor.tell_of(q, 'cancel', ARRAY[which || ':' || item.token]);
     RETURN 'running';
   END IF;
   RETURN 'ended';

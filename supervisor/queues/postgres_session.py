@@ -112,9 +112,9 @@ class Session:
         self._connection.cut()
         raise QueueUnavailable(f"{self.where} does not answer")
 
-    def post(self, *statements: Statement) -> None:
-        """Do these, with nobody waiting; it does not matter much if they fail."""
-        self._put(_Operation(statements))
+    def post(self, *statements: Statement, then: Callable[[list[Rows]], object] | None = None) -> None:
+        """Do these, with nobody waiting; it does not matter much if they fail. `then` gets what they found."""
+        self._put(_Operation(statements, then, awaited=False))
 
     async def close(self) -> None:
         """Do what was asked before, for a few seconds at most, and disconnect; also when cancelled."""
@@ -129,33 +129,30 @@ class Session:
 
 
 class _Operation:
-    """What is asked for, once. Only `statements` and `begin` are the thread's."""
+    """What is asked for. The thread reads `statements` and `wanted`, and sets `found` or `error`."""
 
-    __slots__ = ("_late", "_left", "_over", "error", "found", "statements")
+    __slots__ = ("_awaited", "_late", "_over", "error", "found", "statements", "wanted")
 
-    def __init__(self, statements: Sequence[Statement], late: Callable[[list[Rows]], object] | None = None) -> None:
+    def __init__(
+        self, statements: Sequence[Statement], late: Callable[[list[Rows]], object] | None = None, *, awaited: bool = True
+    ) -> None:
         self.statements = statements
+        self.wanted = True
+        """False: whoever asked has gone away. If it has not begun, it never will."""
         self.found: list[Rows] = []
         self.error: QueueError | None = None
+        self._awaited = awaited
         self._late = late
-        self._left = False
         self._over = trio.Event()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether it is to be done: nobody has gone away before it was begun."""
-        return not self._left
 
     async def wait(self) -> list[Rows]:
         """What was found, when it is."""
-        waited = False
         try:
             await self._over.wait()
-            waited = True
-        finally:
-            if not waited:
-                self._left = True
-                self._tell_late()
+        except trio.Cancelled:
+            self.wanted = self._awaited = False
+            self._tell_late()
+            raise
         if self.error is not None:
             raise self.error
         return self.found
@@ -163,11 +160,10 @@ class _Operation:
     def finish(self) -> None:
         """It is over."""
         self._over.set()
-        if self._left:
-            self._tell_late()
+        self._tell_late()
 
     def _tell_late(self) -> None:
-        if self._late is not None and self._over.is_set() and self.error is None and self.found:
+        if self._late is not None and not self._awaited and self.found:
             self._late(self.found)
 
 
@@ -390,7 +386,8 @@ _OURS = (
 )
 """Somebody has dropped the tables, or it is a standby now: a new connection sees to that."""
 
-_REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded)
+_AWAY = (*_OURS, psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.errors.InsufficientPrivilege)
+"""It is worth trying again."""
 
 
 def _is_lost(db: psycopg.Connection, error: Exception) -> bool:
@@ -409,6 +406,7 @@ def _as_queue_error(where: str, error: Exception) -> QueueError:
         words = "it may only be read: a standby, or default_transaction_read_only is set"
     elif isinstance(error, psycopg.errors.LockNotAvailable):
         words = "another transaction has been keeping what is needed for a second"
-    told = (QueueError if isinstance(error, _REFUSED) else QueueUnavailable)(f"cannot use {where}: {words}")
+    away = isinstance(error, (*_AWAY, OSError)) and not isinstance(error, psycopg.errors.ProgramLimitExceeded)
+    told = (QueueUnavailable if away else QueueError)(f"cannot use {where}: {words}")
     told.__cause__ = error
     return told

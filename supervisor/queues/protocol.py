@@ -20,8 +20,8 @@ from __future__ import annotations
 import enum
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -29,7 +29,8 @@ from supervisor.errors import BadItem as BadItem
 from supervisor.errors import QueueError as QueueError
 from supervisor.errors import QueueFull as QueueFull
 from supervisor.errors import QueueUnavailable as QueueUnavailable
-from supervisor.queues.spec import QueueSpec
+from supervisor.queues.spec import QueueSpec, UniqueSpec
+from supervisor.spec import Rate, Seconds
 
 # ---- an item, in its life ----
 
@@ -190,6 +191,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spec: QueueSpec
     group_by: str | None = None
     """The field of an item that is its group: the `serialize_by` of the jobs that handle it."""
+
+
+def packed(settings: Settings) -> str:
+    """Settings as JSON, to be stored for others; without the `backend`, which each knows by a way of its own: it may have a
+    password."""
+    spec = msgspec.structs.replace(settings.spec, backend="")
+    return msgspec.json.encode(msgspec.structs.replace(settings, spec=spec), enc_hook=float).decode()
+
+
+def unpacked(text: str | bytes, backend: str) -> Settings:
+    """What `packed` made, in this version or another; `backend`: ours."""
+    said = msgspec.json.decode(text)
+    spec = _known(QueueSpec, said["spec"])
+    if (unique := _known(UniqueSpec, spec.pop("unique", None) or {})) and (lifetime := unique.get("lifetime")) is not None:
+        unique["lifetime"] = lifetime if isinstance(lifetime, str) else Seconds(lifetime)
+    spec |= {name: Seconds(spec[name]) for name in ("lease", "expire", "keep_results") if spec.get(name) is not None}
+    spec |= {"rate": Rate(spec["rate"])} if spec.get("rate") is not None else {}
+    spec |= {"backend": backend, "unique": UniqueSpec(**unique) if unique else None}
+    return Settings(spec=QueueSpec(**spec), group_by=said.get("group_by"))
+
+
+def _known(struct: type[msgspec.Struct], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said, by the names of the fields that there are."""
+    fields = msgspec.structs.fields(struct)
+    found = {each.name: said[each.encode_name] for each in fields if each.encode_name in said}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 Listener = Callable[[Notice], None]
