@@ -3,6 +3,10 @@
 -- Everything happens in functions, so that an operation is one round trip, no lock outlives it, and an application puts items
 -- by the same rules as a daemon. Moments are Unix time by the server's clock. What others should know is told on a channel
 -- for each queue: work, room, paused, resumed, and with a JSON array: ended ["ID", ...], cancel and lost ["ID:TOKEN", ...].
+--
+-- Plans are made while the tables are empty, and kept: each statement must leave the planner no choice. Rows are looked for by
+-- an index that has the order that is asked for, or by queue and id with no word of the state (there are indexes for that);
+-- then they are changed by their place, `ctid`, which a lock keeps.
 
 CREATE SCHEMA IF NOT EXISTS supervisor;
 CREATE TABLE supervisor.version (number int NOT NULL);
@@ -20,7 +24,7 @@ CREATE TABLE supervisor.queues (
   rate float8,
   keep_results float8 NOT NULL,
   expire float8,
-  on_conflict text NOT NULL,
+  on_conflict text, -- null: keys mean nothing
   key_for float8, -- null: until the item has ended, or with key_queued until it is claimed
   key_queued boolean NOT NULL DEFAULT false,
   group_by text,
@@ -61,7 +65,6 @@ CREATE TABLE supervisor.items (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05);
 
 CREATE INDEX items_waiting ON supervisor.items (queue, priority, ready_at, seq) WHERE state = 'waiting';
-CREATE INDEX items_grouped ON supervisor.items (queue, in_group, state) WHERE in_group IS NOT NULL AND state IN ('waiting', 'running');
 CREATE INDEX items_expiring ON supervisor.items (queue, expires_at) WHERE state = 'waiting' AND expires_at IS NOT NULL;
 CREATE INDEX items_running ON supervisor.items (queue, lease_until) WHERE state = 'running';
 CREATE INDEX items_ended ON supervisor.items (queue, state, ended_at) WHERE ended_at IS NOT NULL;
@@ -168,7 +171,7 @@ BEGIN
     q, said, declare.declared, (spec ->> 'size')::bigint, (spec ->> 'lease')::float8,
     ARRAY(SELECT json_array_elements_text(spec -> 'priorities')), (spec ->> 'concurrency')::int, (spec ->> 'per_key')::int,
     (spec ->> 'rate')::float8, (spec ->> 'keep_results')::float8, (spec ->> 'expire')::float8,
-    coalesce(key ->> 'on_conflict', 'reject'),
+    key ->> 'on_conflict',
     CASE WHEN key ->> 'for' NOT IN ('queued', 'running') THEN (key ->> 'for')::float8 END,
     coalesce(key ->> 'for' = 'queued', false), said ->> 'group_by'
   )
@@ -261,7 +264,7 @@ DECLARE
   more int := 0;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  IF array_remove(keys, NULL) = '{}' THEN
+  IF s.on_conflict IS NULL OR array_remove(keys, NULL) = '{}' THEN
     came := supervisor.store(q, ids, payloads, priorities, delays, ats, expires, keys, groups, keeps);
     more := cardinality(came);
     RETURN QUERY
@@ -339,33 +342,34 @@ DECLARE
   lost text[];
 BEGIN
   PERFORM supervisor.sum_up(q);
-  DELETE FROM supervisor.items WHERE queue = q AND id IN (
-    SELECT id FROM supervisor.items WHERE queue = q AND forget_at <= t ORDER BY forget_at LIMIT 1000 FOR UPDATE SKIP LOCKED
-  );
-  WITH due AS (
-    SELECT id FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at <= t
-    ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED
-  ), done AS (
-    UPDATE supervisor.items AS i SET state = 'expired', ended_at = t, forget_at = t + kept_for
-    FROM due WHERE i.queue = q AND i.id = due.id RETURNING i.id, i.key, i.keep
+  DELETE FROM supervisor.items WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM supervisor.items WHERE queue = q AND forget_at <= t ORDER BY forget_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+  ));
+  WITH done AS (
+    UPDATE supervisor.items SET state = 'expired', ended_at = t, forget_at = t + kept_for
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at <= t
+      ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING id, key, keep
   )
   SELECT count(*), array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep)
   INTO late, keyed, kept FROM done;
   IF late > 0 THEN
     PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, -late);
   END IF;
-  WITH due AS (
-    SELECT id FROM supervisor.items WHERE queue = q AND state = 'running' AND lease_until <= t
-    ORDER BY lease_until LIMIT most FOR UPDATE SKIP LOCKED
-  ), done AS (
-    UPDATE supervisor.items AS i SET
-      state = CASE WHEN i.cancelling THEN 'cancelled' ELSE 'waiting' END,
-      ended_at = CASE WHEN i.cancelling THEN t END,
-      forget_at = CASE WHEN i.cancelling THEN t + kept_for END,
-      expires_at = t + (i.expires_at - i.ready_at), ready_at = t, lease_until = NULL, cancelling = false,
+  WITH done AS (
+    UPDATE supervisor.items SET
+      state = CASE WHEN cancelling THEN 'cancelled' ELSE 'waiting' END,
+      ended_at = CASE WHEN cancelling THEN t END,
+      forget_at = CASE WHEN cancelling THEN t + kept_for END,
+      expires_at = t + (expires_at - ready_at), ready_at = t, lease_until = NULL, cancelling = false,
       error = why, traceback = NULL
-    FROM due WHERE i.queue = q AND i.id = due.id
-    RETURNING i.id, i.token, i.state, i.key, i.keep
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'running' AND lease_until <= t
+      ORDER BY lease_until LIMIT most FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING id, token, state, key, keep
   )
   SELECT
     count(*) FILTER (WHERE state = 'waiting'), array_agg(id) FILTER (WHERE state = 'cancelled' AND key IS NOT NULL),
@@ -382,126 +386,139 @@ END $$;
 CREATE FUNCTION supervisor.tokens_left(s supervisor.queues) RETURNS float8 LANGUAGE sql AS
   $$ SELECT least(greatest(1, s.rate), (supervisor.now() - s.rate_since) * s.rate) + 1e-6 $$;
 
--- Up to `most` items that may run now, in their order; locked, or else nobody else picks before this transaction ends.
-CREATE FUNCTION supervisor.pick(s supervisor.queues, most int, first int[]) RETURNS text[] LANGUAGE plpgsql AS $$
+-- The priorities of what waits, those of `first` first.
+CREATE FUNCTION supervisor.levels(q text, first int[]) RETURNS int[] LANGUAGE plpgsql AS $$
 DECLARE
-  t float8 := supervisor.now();
-  ids text[] := '{}';
-  levels int[] := first;
+  found int[] := first;
   level int;
-  full_groups text[] := '{}';
-  begun text[] := '{}';
-  limited boolean;
-  each record;
 BEGIN
-  IF s.paused THEN
-    RETURN ids;
-  END IF;
-  limited := s.concurrency IS NOT NULL OR s.rate IS NOT NULL
-    OR EXISTS (SELECT FROM supervisor.items WHERE queue = s.name AND in_group IS NOT NULL AND state = 'waiting');
-  IF limited THEN
-    PERFORM pg_advisory_xact_lock(hashtextextended('supervisor claim ' || s.name, 0));
-    SELECT * INTO s FROM supervisor.queues WHERE name = s.name;
-    IF s.concurrency IS NOT NULL THEN
-      most := least(most, s.concurrency - (SELECT count(*) FROM supervisor.items WHERE queue = s.name AND state = 'running'));
-    END IF;
-    IF s.rate IS NOT NULL THEN
-      most := least(most, floor(supervisor.tokens_left(s)));
-    END IF;
-    full_groups := ARRAY(
-      SELECT in_group FROM supervisor.items WHERE queue = s.name AND in_group IS NOT NULL AND state = 'running'
-      GROUP BY in_group HAVING count(*) >= s.per_key
-    );
-  END IF;
   LOOP
     level := (
       SELECT priority FROM supervisor.items
-      WHERE queue = s.name AND state = 'waiting' AND priority > coalesce(level, -2147483648) ORDER BY priority LIMIT 1
+      WHERE queue = q AND state = 'waiting' AND priority > coalesce(level, -2147483648) ORDER BY priority LIMIT 1
     );
     EXIT WHEN level IS NULL;
-    IF level <> ALL (levels) THEN
-      levels := levels || level;
+    IF level <> ALL (found) THEN
+      found := found || level;
     END IF;
   END LOOP;
-  FOREACH level IN ARRAY levels LOOP
-    EXIT WHEN cardinality(ids) >= most;
-    IF NOT limited THEN
-      ids := ids || ARRAY(
-        SELECT id FROM supervisor.items
-        WHERE queue = s.name AND state = 'waiting' AND priority = level AND ready_at <= t AND in_group IS NULL
-        ORDER BY ready_at, seq LIMIT most - cardinality(ids) FOR UPDATE SKIP LOCKED
+  RETURN found;
+END $$;
+
+-- The places of up to `most` items that may run now, in their order, locked. Where there are limits, nobody else picks before
+-- this transaction ends.
+CREATE FUNCTION supervisor.pick(s supervisor.queues, most int, first int[]) RETURNS tid[] LANGUAGE plpgsql AS $$
+DECLARE
+  t float8 := supervisor.now();
+  places tid[] := '{}';
+  level int;
+  running bigint;
+  full_groups text[];
+  begun text[] := '{}';
+  each record;
+BEGIN
+  IF s.paused THEN
+    RETURN places;
+  END IF;
+  IF s.concurrency IS NULL AND s.rate IS NULL AND s.group_by IS NULL THEN
+    FOREACH level IN ARRAY supervisor.levels(s.name, first) LOOP
+      places := places || ARRAY(
+        SELECT ctid FROM supervisor.items WHERE queue = s.name AND state = 'waiting' AND priority = level AND ready_at <= t
+        ORDER BY ready_at, seq LIMIT most - cardinality(places) FOR UPDATE SKIP LOCKED
       );
-      CONTINUE;
-    END IF;
+    END LOOP;
+    RETURN places;
+  END IF;
+  PERFORM pg_advisory_xact_lock(hashtextextended('supervisor claim ' || s.name, 0));
+  SELECT * INTO s FROM supervisor.queues WHERE name = s.name;
+  running := (SELECT count(*) FROM supervisor.items WHERE queue = s.name AND state = 'running');
+  most := least(most, s.concurrency - running, floor(supervisor.tokens_left(s)));
+  full_groups := ARRAY(
+    SELECT in_group FROM supervisor.items WHERE queue = s.name AND state = 'running' AND in_group IS NOT NULL
+    GROUP BY in_group HAVING count(*) >= s.per_key
+  );
+  FOREACH level IN ARRAY supervisor.levels(s.name, first) LOOP
+    EXIT WHEN cardinality(places) >= most;
     FOR each IN
-      SELECT id, in_group FROM supervisor.items
+      SELECT ctid AS place, in_group FROM supervisor.items
       WHERE queue = s.name AND state = 'waiting' AND priority = level AND ready_at <= t
-        AND (in_group IS NULL OR in_group <> ALL (full_groups))
-      ORDER BY ready_at, seq
+        AND (s.group_by IS NULL OR in_group IS NULL OR in_group <> ALL (full_groups))
+      ORDER BY ready_at, seq FOR UPDATE SKIP LOCKED
     LOOP
-      CONTINUE WHEN each.in_group = ANY (full_groups);
-      ids := ids || each.id;
-      EXIT WHEN cardinality(ids) >= most;
-      IF each.in_group IS NOT NULL THEN
+      IF s.group_by IS NOT NULL AND each.in_group IS NOT NULL THEN
+        CONTINUE WHEN each.in_group = ANY (full_groups);
         begun := begun || each.in_group;
-        IF cardinality(array_positions(begun, each.in_group)) + (
-          SELECT count(*) FROM supervisor.items WHERE queue = s.name AND in_group = each.in_group AND state = 'running'
-        ) >= s.per_key THEN
+        running := (
+          SELECT count(*) FROM supervisor.items WHERE queue = s.name AND state = 'running' AND in_group = each.in_group
+        );
+        IF running + cardinality(array_positions(begun, each.in_group)) >= s.per_key THEN
           full_groups := full_groups || each.in_group;
         END IF;
       END IF;
+      places := places || each.place;
+      EXIT WHEN cardinality(places) >= most;
     END LOOP;
   END LOOP;
-  RETURN ids;
+  RETURN places;
 END $$;
+
+-- Of places, the first ones, whose items are not too much to send in one go; one at least.
+CREATE FUNCTION supervisor.trimmed(places tid[]) RETURNS tid[] LANGUAGE sql AS $$
+  SELECT ARRAY(
+    SELECT place FROM (
+      SELECT place, n, sum(size) OVER (ORDER BY n) - size AS before
+      FROM unnest(places) WITH ORDINALITY AS each (place, n),
+        LATERAL (SELECT octet_length(payload) AS size FROM supervisor.items WHERE ctid = each.place LIMIT 1) AS sized
+    ) AS sums
+    WHERE before < 4000000 ORDER BY n
+  )
+$$;
 
 -- Claim up to `most` items: gives those that run, and those that are dead, since no attempt of the `allowed` is left.
 CREATE FUNCTION supervisor.claim(q text, most int, who text, allowed int, first int[], why text)
 RETURNS SETOF supervisor.items LANGUAGE plpgsql AS $$
 DECLARE
   s supervisor.queues;
-  ids text[];
+  places tid[];
+  claimed supervisor.items[];
   t float8;
-  dead bigint;
   begun bigint;
   keyed text[];
   kept text[];
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  ids := supervisor.pick(s, most, first);
-  IF ids = '{}' THEN
+  places := supervisor.trimmed(supervisor.pick(s, most, first));
+  IF places = '{}' THEN
     RETURN;
   END IF;
   t := supervisor.now();
   WITH done AS (
-    UPDATE supervisor.items AS i SET state = 'dead', ended_at = t, error = coalesce(i.error, why)
-    WHERE i.queue = q AND i.id = ANY (ids) AND i.state = 'waiting' AND i.attempts >= allowed
-    RETURNING i.id, i.key, i.keep
+    UPDATE supervisor.items AS i SET
+      state = CASE WHEN attempts < allowed THEN 'running' ELSE 'dead' END,
+      attempts = least(attempts + 1, greatest(allowed, attempts)),
+      token = nextval('supervisor.tokens'),
+      started_at = CASE WHEN attempts < allowed THEN t ELSE started_at END,
+      owner = CASE WHEN attempts < allowed THEN who ELSE owner END,
+      lease_until = CASE WHEN attempts < allowed THEN t + s.lease END,
+      ended_at = CASE WHEN attempts >= allowed THEN t END,
+      error = CASE WHEN attempts < allowed THEN error ELSE coalesce(error, why) END,
+      done = NULL, total = NULL
+    WHERE ctid = ANY (places)
+    RETURNING i
   )
-  SELECT count(*), array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep)
-  INTO dead, keyed, kept FROM done;
-  IF dead > 0 THEN
-    PERFORM supervisor.over(q, keyed, kept);
-    RETURN QUERY SELECT * FROM supervisor.items AS i WHERE i.queue = q AND i.id = ANY (ids) AND i.state = 'dead';
-  END IF;
-  RETURN QUERY
-    WITH claimed AS (
-      UPDATE supervisor.items AS i SET
-        state = 'running', attempts = i.attempts + 1, token = nextval('supervisor.tokens'), started_at = t, owner = who,
-        lease_until = t + s.lease, done = NULL, total = NULL
-      FROM unnest(ids) WITH ORDINALITY AS chosen (id, n)
-      WHERE i.queue = q AND i.id = chosen.id AND i.state = 'waiting'
-      RETURNING chosen.n, i AS item
-    )
-    SELECT (claimed.item).* FROM claimed ORDER BY claimed.n;
-  GET DIAGNOSTICS begun = ROW_COUNT;
+  SELECT array_agg(i), count(*) INTO claimed, begun FROM done;
+  SELECT array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep)
+  INTO keyed, kept FROM unnest(claimed) WHERE state = 'dead';
+  PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, -begun);
   IF s.key_queued THEN
-    DELETE FROM supervisor.keys WHERE queue = q AND id = ANY (ids) AND until IS NULL;
+    DELETE FROM supervisor.keys WHERE queue = q AND id IN (SELECT id FROM unnest(claimed)) AND until IS NULL;
   END IF;
   IF s.rate IS NOT NULL THEN
-    UPDATE supervisor.queues SET rate_since = greatest(rate_since, t - greatest(1, rate) / rate) + begun / rate WHERE name = q;
+    UPDATE supervisor.queues SET rate_since = greatest(rate_since, t - greatest(1, rate) / rate)
+      + (SELECT count(*) FROM unnest(claimed) WHERE state = 'running') / rate WHERE name = q;
   END IF;
-  PERFORM supervisor.count(q, -(dead + begun));
+  RETURN QUERY
+    SELECT i.* FROM unnest(claimed) AS i ORDER BY array_position(first, i.priority) NULLS LAST, i.priority, i.ready_at, i.seq;
 END $$;
 
 -- In how many seconds a claim may bring something; 0: now; null: not before something happens.
@@ -511,52 +528,52 @@ DECLARE
   t float8 := supervisor.now();
   level int;
   moment float8;
-  next_one float8;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  next_one := least(
+  IF supervisor.pick(s, 1, '{}') <> '{}' THEN
+    RETURN 0;
+  END IF;
+  moment := least(
     (SELECT min(lease_until) FROM supervisor.items WHERE queue = q AND state = 'running'),
     (SELECT min(expires_at) FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL)
   );
-  IF NOT s.paused THEN
-    IF supervisor.pick(s, 1, '{}') <> '{}' THEN
-      RETURN 0;
+  FOREACH level IN ARRAY CASE WHEN s.paused THEN '{}' ELSE supervisor.levels(q, '{}') END LOOP
+    moment := least(moment, (
+      SELECT ready_at FROM supervisor.items WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at > t
+      ORDER BY ready_at LIMIT 1
+    ));
+    IF EXISTS (
+      SELECT FROM supervisor.items WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at <= t
+      ORDER BY ready_at LIMIT 1
+    ) THEN -- either a limit keeps it, or somebody claims it this moment, if that does not fail
+      IF s.rate IS NOT NULL THEN
+        moment := least(moment, greatest(s.rate_since + 1 / s.rate, t + 0.001));
+      ELSIF s.concurrency IS NULL AND s.group_by IS NULL THEN
+        moment := least(moment, t + 1);
+      END IF;
     END IF;
-    LOOP
-      level := (
-        SELECT priority FROM supervisor.items
-        WHERE queue = q AND state = 'waiting' AND priority > coalesce(level, -2147483648) ORDER BY priority LIMIT 1
-      );
-      EXIT WHEN level IS NULL;
-      moment := (
-        SELECT ready_at FROM supervisor.items
-        WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at > t ORDER BY ready_at LIMIT 1
-      );
-      next_one := least(next_one, moment);
-      IF s.concurrency IS NULL AND s.rate IS NULL AND EXISTS (
-        SELECT FROM supervisor.items
-        WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at <= t AND in_group IS NULL
-      ) THEN
-        next_one := least(next_one, t + 1); -- somebody claims them this moment, if he does not fail
-      END IF;
-      IF supervisor.tokens_left(s) < 1 AND EXISTS (
-        SELECT FROM supervisor.items WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at <= t
-      ) THEN
-        next_one := least(next_one, s.rate_since + 1 / s.rate);
-      END IF;
-    END LOOP;
-  END IF;
-  RETURN greatest(0, next_one - t);
+  END LOOP;
+  RETURN CASE WHEN moment IS NOT NULL THEN greatest(0, moment - t) END;
 END $$;
 
 -- ---- finish ----
 
+-- What of this is still held so, locked.
+CREATE FUNCTION supervisor.held(q text, ids text[], tokens bigint[]) RETURNS TABLE (
+  n bigint, place tid, id text, token bigint, cancelling boolean, keep boolean, key text
+) LANGUAGE sql AS $$
+  SELECT each.n, i.ctid, i.id, i.token, i.cancelling, i.keep, i.key
+  FROM unnest(ids, tokens) WITH ORDINALITY AS each (id, token, n), LATERAL (
+    SELECT ctid, * FROM supervisor.items WHERE queue = q AND id = each.id AND token = each.token LIMIT 1 FOR UPDATE
+  ) AS i
+  WHERE i.state = 'running'
+$$;
+
 -- Prolong leases; gives the tokens of those that are still held.
 CREATE FUNCTION supervisor.renew(q text, ids text[], tokens bigint[]) RETURNS SETOF bigint LANGUAGE sql AS $$
-  UPDATE supervisor.items AS i SET lease_until = supervisor.now() + s.lease
-  FROM supervisor.queues AS s, unnest(ids, tokens) AS held (id, token)
-  WHERE s.name = q AND i.queue = q AND i.id = held.id AND i.token = held.token AND i.state = 'running'
-  RETURNING i.token
+  UPDATE supervisor.items SET lease_until = supervisor.now() + (SELECT lease FROM supervisor.queues WHERE name = q)
+  WHERE ctid = ANY (ARRAY(SELECT place FROM supervisor.held(q, ids, tokens)))
+  RETURNING token
 $$;
 
 -- What became of items; gives the tokens of those that were still held.
@@ -566,52 +583,53 @@ CREATE FUNCTION supervisor.finish(
 DECLARE
   s supervisor.queues;
   t float8 := supervisor.now();
-  ended bigint[];
-  again bigint;
+  found bigint[] := '{}';
+  gone tid[] := '{}';
+  again int := 0;
   keyed text[];
   kept text[];
-  grouped boolean;
+  each record;
+  how text;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  WITH said AS (
-    SELECT * FROM unnest(ids, tokens, hows, results, errors, tracebacks, delays)
-      AS each (id, token, how, result, error, traceback, wait)
-  ), gone AS (
-    DELETE FROM supervisor.items AS i USING said
-    WHERE i.queue = q AND i.id = said.id AND i.token = said.token AND i.state = 'running'
-      AND said.how = 'done' AND said.result IS NULL AND NOT i.keep
-    RETURNING i.id, i.token, 'done' AS state, i.key, i.keep, i.in_group
-  ), stays AS (
-    UPDATE supervisor.items AS i SET
-      state = next.state,
-      attempts = CASE WHEN next.how = 'back' THEN i.attempts - 1 ELSE i.attempts END,
-      ready_at = CASE WHEN next.how = 'retry' THEN t + next.wait ELSE i.ready_at END,
-      expires_at = CASE WHEN next.how = 'retry' THEN t + next.wait + (i.expires_at - i.ready_at) ELSE i.expires_at END,
-      ended_at = CASE WHEN next.state <> 'waiting' THEN t END,
-      forget_at = CASE WHEN next.state IN ('done', 'cancelled') THEN t + s.keep_results END,
-      lease_until = NULL, cancelling = false, result = next.result,
-      error = CASE WHEN next.how = 'back' THEN i.error ELSE next.error END,
-      traceback = CASE WHEN next.how = 'back' THEN i.traceback ELSE next.traceback END
-    FROM (
-      SELECT said.*, CASE
-        WHEN said.how NOT IN ('retry', 'back') THEN said.how WHEN held.cancelling THEN 'cancelled' ELSE 'waiting'
-      END AS state
-      FROM said JOIN supervisor.items AS held ON held.queue = q AND held.id = said.id AND held.token = said.token
-      WHERE held.state = 'running' AND (said.how <> 'done' OR said.result IS NOT NULL OR held.keep)
-    ) AS next
-    WHERE i.queue = q AND i.id = next.id AND i.token = next.token AND i.state = 'running'
-    RETURNING i.id, i.token, i.state, i.key, i.keep, i.in_group
-  ), done AS (SELECT * FROM gone UNION ALL SELECT * FROM stays)
-  SELECT
-    coalesce(array_agg(token), '{}'), count(*) FILTER (WHERE state = 'waiting'),
-    array_agg(id) FILTER (WHERE state <> 'waiting' AND key IS NOT NULL), array_agg(id) FILTER (WHERE state <> 'waiting' AND keep),
-    coalesce(bool_or(in_group IS NOT NULL), false)
-  INTO ended, again, keyed, kept, grouped FROM done;
+  FOR each IN SELECT * FROM supervisor.held(q, ids, tokens) LOOP
+    CONTINUE WHEN each.token = ANY (found); -- said twice
+    found := found || each.token;
+    how := hows[each.n];
+    IF how IN ('retry', 'back') AND NOT each.cancelling THEN
+      again := again + 1;
+      UPDATE supervisor.items SET
+        state = 'waiting', lease_until = NULL,
+        attempts = attempts - CASE how WHEN 'back' THEN 1 ELSE 0 END,
+        ready_at = CASE how WHEN 'back' THEN ready_at ELSE t + delays[each.n] END,
+        expires_at = CASE how WHEN 'back' THEN expires_at ELSE t + delays[each.n] + (expires_at - ready_at) END,
+        error = CASE how WHEN 'back' THEN error ELSE errors[each.n] END,
+        traceback = CASE how WHEN 'back' THEN traceback ELSE tracebacks[each.n] END
+      WHERE ctid = each.place;
+      CONTINUE;
+    END IF;
+    IF how = 'done' AND results[each.n] IS NULL AND NOT each.keep THEN
+      gone := gone || each.place;
+    ELSE
+      UPDATE supervisor.items SET
+        state = CASE WHEN how IN ('retry', 'back') THEN 'cancelled' ELSE how END, ended_at = t,
+        forget_at = CASE WHEN how <> 'dead' THEN t + s.keep_results END, lease_until = NULL, cancelling = false,
+        result = results[each.n], error = errors[each.n], traceback = tracebacks[each.n]
+      WHERE ctid = each.place;
+    END IF;
+    IF each.key IS NOT NULL THEN
+      keyed := keyed || each.id;
+    END IF;
+    IF each.keep THEN
+      kept := kept || each.id;
+    END IF;
+  END LOOP;
+  DELETE FROM supervisor.items WHERE ctid = ANY (gone);
   PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, again);
-  IF again > 0 OR grouped OR s.concurrency IS NOT NULL THEN
+  IF again > 0 OR s.group_by IS NOT NULL OR s.concurrency IS NOT NULL THEN
     PERFORM supervisor.tell(q, 'work');
   END IF;
-  RETURN ended;
+  RETURN found;
 END $$;
 
 -- ---- for people ----
@@ -644,13 +662,13 @@ DECLARE
   t float8 := supervisor.now();
   again bigint;
 BEGIN
-  UPDATE supervisor.items AS i
-  SET state = 'waiting', attempts = 0, expires_at = t + (i.expires_at - i.ready_at), ready_at = t, ended_at = NULL
-  WHERE i.queue = q AND i.id IN (
-    SELECT id FROM supervisor.items
+  UPDATE supervisor.items
+  SET state = 'waiting', attempts = 0, expires_at = t + (expires_at - ready_at), ready_at = t, ended_at = NULL
+  WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM supervisor.items
     WHERE queue = q AND state = 'dead' AND ended_at IS NOT NULL AND (wanted IS NULL OR id = ANY (wanted))
     ORDER BY ended_at LIMIT most FOR UPDATE SKIP LOCKED
-  );
+  ));
   GET DIAGNOSTICS again = ROW_COUNT;
   PERFORM supervisor.count(q, again);
   IF again > 0 THEN
@@ -662,16 +680,23 @@ END $$;
 -- Up to `most` items of a state are no more; gives how many.
 CREATE FUNCTION supervisor.purge(q text, what text, most int) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
+  places tid[];
   gone bigint;
   keyed text[];
   kept text[];
 BEGIN
-  WITH done AS (
-    DELETE FROM supervisor.items WHERE queue = q AND id IN (
-      SELECT id FROM supervisor.items WHERE queue = q AND state = what LIMIT most FOR UPDATE SKIP LOCKED
-    )
-    RETURNING id, key, keep
-  )
+  IF what = 'waiting' THEN
+    places := ARRAY(
+      SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'waiting'
+      ORDER BY priority, ready_at, seq LIMIT most FOR UPDATE SKIP LOCKED
+    );
+  ELSE
+    places := ARRAY(
+      SELECT ctid FROM supervisor.items WHERE queue = q AND state = what AND ended_at IS NOT NULL
+      ORDER BY ended_at LIMIT most FOR UPDATE SKIP LOCKED
+    );
+  END IF;
+  WITH done AS (DELETE FROM supervisor.items WHERE ctid = ANY (places) RETURNING id, key, keep)
   SELECT count(*), array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep)
   INTO gone, keyed, kept FROM done;
   IF what = 'waiting' THEN
