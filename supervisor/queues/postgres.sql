@@ -382,9 +382,12 @@ BEGIN
   RETURN late;
 END $$;
 
--- How many a rate lets through now: what a second brings is saved up, one at least.
-CREATE FUNCTION supervisor.tokens_left(s supervisor.queues) RETURNS float8 LANGUAGE sql AS
-  $$ SELECT least(greatest(1, s.rate), (supervisor.now() - s.rate_since) * s.rate) + 1e-6 $$;
+-- How many a rate lets through now (null: there is none): what a second brings is saved up, one at least.
+CREATE FUNCTION supervisor.tokens_left(s supervisor.queues) RETURNS float8 LANGUAGE sql AS $$
+  SELECT CASE WHEN s.rate IS NOT NULL THEN
+    least(greatest(1, s.rate), (supervisor.now() - s.rate_since) * s.rate) + 1e-6 -- a millionth, for what floats lose
+  END
+$$;
 
 -- The priorities of what waits, those of `first` first.
 CREATE FUNCTION supervisor.levels(q text, first int[]) RETURNS int[] LANGUAGE plpgsql AS $$
