@@ -21,6 +21,7 @@ import enum
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -48,11 +49,18 @@ class State(enum.Enum):
 
 def new_id() -> str:
     """An id for an item: 26 letters and digits, later ones sort after earlier ones (to the millisecond), 80 bits of chance."""
-    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join(_DIGITS[number >> 5 * place & 31] for place in range(25, -1, -1))
+    return _moment(time.time_ns() // 1_000_000) + os.urandom(16).translate(_ANY_DIGIT).decode()
 
 
-_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+_DIGITS = b"0123456789abcdefghjkmnpqrstvwxyz"
+_ANY_DIGIT = _DIGITS * 8
+"""The digit for each byte."""
+
+
+@lru_cache(1)
+def _moment(milliseconds: int) -> str:
+    """Ten digits, the same for all ids of a millisecond."""
+    return bytes(_DIGITS[milliseconds >> 5 * place & 31] for place in range(9, -1, -1)).decode()
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -241,8 +249,11 @@ class Engine(Protocol):
     def settings(self) -> Settings:
         """What is true of the queue."""
 
+    def use(self, settings: Settings) -> None:
+        """Have these settings from now on."""
+
     async def declare(self, settings: Settings) -> None:
-        """Have these settings from now on, and store them for others (where it is shared)."""
+        """`use` these settings, and store them for others (where it is shared)."""
 
     async def declared(self) -> Settings | None:
         """The settings that were stored last; None where nobody has."""
