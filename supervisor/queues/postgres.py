@@ -8,8 +8,8 @@ What is done is in `postgres.sql`, as functions of the database: an operation is
 an application puts by SQL (`supervisor.put`) obeys the same rules. So its statements are not SQLite's, whose database is in
 the process; rows for people are shared (`sql.py`). The connection is `postgres_session.py`'s.
 
-Leases and all moments go by the server's clock. What others do is heard by LISTEN; whatever may have been missed while there was
-no connection is looked at when there is one again.
+Leases and all moments go by the server's clock. What others do is heard by LISTEN; what may have been missed while there was no
+connection is looked at when there is one again.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class PostgresQueue:
         self.name = name
         self._settings = settings
         self._listen = listen
-        self._session = Session(
-            settings.spec.backend, prepare=self._prepare, heard=self._heard, connected=self._look_again
-        )
+        self._session = Session(settings.spec.backend, prepare=self._prepare, heard=self._heard, connected=self._look_again)
         self._held: dict[str, int] = {}
         """The token of each item that was claimed here and is not known to be over."""
         self._work = trio.Event()
@@ -97,8 +95,11 @@ class PostgresQueue:
         """Disconnect, after what was asked for is done."""
         await self._session.close()
 
-    async def declare(self, settings: Settings) -> None:
+    def use(self, settings: Settings) -> None:
         self._settings = settings
+
+    async def declare(self, settings: Settings) -> None:
+        self.use(settings)
         await self._do("declare(%s, %s, true)", packed(settings))
 
     async def declared(self) -> Settings | None:
@@ -307,13 +308,11 @@ _AGAIN = 5.0
 """Seconds until what could not be asked is asked again, if nothing is heard before."""
 
 _PUT = (
-    "SELECT * FROM supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[], %s::text[],"
-    " %s::text[], %s::boolean[])"
+    "SELECT * FROM supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[],"
+    " %s::text[], %s::text[], %s::boolean[])"
 )
 _CLAIM = f"SELECT token, {', '.join(COLUMNS)} FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s)"
-_FINISH = (
-    "SELECT supervisor.finish(%s, %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])"
-)
+_FINISH = "SELECT supervisor.finish(%s, %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])"
 _PROGRESS = (
     "UPDATE supervisor.items SET done = %s, total = %s WHERE queue = %s AND id = %s AND token = %s AND state = 'running'"
 )

@@ -316,6 +316,95 @@ EXCEPTION
     RETURN QUERY SELECT 'full', '';
 END $$;
 
+-- JSON as a producer in Python writes it to compare it: no spaces, keys in order; a long one by its hash.
+CREATE FUNCTION supervisor.canonical(value jsonb) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  IF jsonb_typeof(value) = 'object' THEN
+    RETURN '{' || coalesce((
+      SELECT string_agg(to_json(e.key) || ':' || supervisor.canonical(e.value), ',' ORDER BY e.key COLLATE "C")
+      FROM jsonb_each(value) AS e
+    ), '') || '}';
+  ELSIF jsonb_typeof(value) = 'array' THEN
+    RETURN '[' || coalesce((
+      SELECT string_agg(supervisor.canonical(e.value), ',' ORDER BY e.n)
+      FROM jsonb_array_elements(value) WITH ORDINALITY AS e (value, n)
+    ), '') || ']';
+  END IF;
+  RETURN value;
+END $$;
+
+CREATE FUNCTION supervisor.shortened(word text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+  SELECT CASE WHEN length(word) <= 128 THEN word ELSE encode(sha256(convert_to(word, 'UTF8')), 'hex') END
+$$;
+
+-- A field of an item. Raises where there is none.
+CREATE FUNCTION supervisor.field(payload jsonb, name text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  IF jsonb_typeof(payload) <> 'object' OR NOT payload ? name THEN
+    RAISE EXCEPTION 'expected an object with a field "%", which the queue compares', name USING ERRCODE = '22023';
+  END IF;
+  RETURN payload -> name;
+END $$;
+
+-- For applications: put an item, in the transaction in which this is called. Gives its id; or, where the queue is `unique` and
+-- its key is taken, the id of the item that it is one with (`merge`), or null (`reject`). Raises where the queue is full (SVQ01),
+-- is not known, has no such priority, or compares a field that the payload does not have.
+CREATE FUNCTION supervisor.put(
+  queue text, payload jsonb, id text DEFAULT NULL, priority text DEFAULT NULL, delay interval DEFAULT '0',
+  at timestamptz DEFAULT NULL, expire interval DEFAULT NULL, keep boolean DEFAULT false
+) RETURNS text LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  s supervisor.queues;
+  level int;
+  fields text[];
+  key text;
+  in_group jsonb;
+  receipt record;
+BEGIN
+  SELECT * INTO s FROM supervisor.queues AS q WHERE q.name = put.queue AND q.declared;
+  IF NOT FOUND THEN
+    RAISE EXCEPTION 'no daemon has handled a queue "%" in this database', put.queue USING ERRCODE = '22023';
+  END IF;
+  level := coalesce(array_position(s.priorities, put.priority), CASE WHEN put.priority IS NULL THEN cardinality(s.priorities) / 2 + 1 END);
+  IF level IS NULL THEN
+    RAISE EXCEPTION 'no priority "%"; there are %', put.priority, array_to_string(s.priorities, ', ') USING ERRCODE = '22023';
+  END IF;
+  IF s.on_conflict IS NOT NULL THEN
+    fields := ARRAY(SELECT json_array_elements_text(s.settings -> 'spec' -> 'unique' -> 'by'));
+    key := supervisor.shortened(supervisor.canonical(CASE WHEN fields = '{}' THEN put.payload ELSE to_jsonb(
+      ARRAY(SELECT supervisor.field(put.payload, name) FROM unnest(fields) WITH ORDINALITY AS each (name, n) ORDER BY n)
+    ) END));
+  END IF;
+  IF s.group_by IS NOT NULL THEN
+    in_group := nullif(supervisor.field(put.payload, s.group_by), 'null');
+  END IF;
+  SELECT * INTO receipt FROM supervisor.put_all(
+    s.name, ARRAY[coalesce(put.id, supervisor.new_id())], ARRAY[put.payload::text], ARRAY[level - 1],
+    ARRAY[extract(epoch FROM put.delay)::float8], ARRAY[extract(epoch FROM put.at)::float8],
+    ARRAY[coalesce(extract(epoch FROM put.expire)::float8, s.expire)], ARRAY[key],
+    ARRAY[supervisor.shortened(CASE jsonb_typeof(in_group) WHEN 'string' THEN in_group #>> '{}' ELSE supervisor.canonical(in_group) END)],
+    ARRAY[put.keep]
+  );
+  RETURN CASE WHEN receipt.what <> 'rejected' THEN receipt.who END;
+END $$;
+
+-- As a producer in Python makes them: later ones sort after earlier ones.
+CREATE FUNCTION supervisor.new_id() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+  digits CONSTANT text := '0123456789abcdefghjkmnpqrstvwxyz';
+  moment bigint := supervisor.now() * 1000;
+  chance bytea := sha256(uuid_send(gen_random_uuid())); -- some bits of a UUID are not random
+  id text := '';
+BEGIN
+  FOR place IN REVERSE 9 .. 0 LOOP
+    id := id || substr(digits, (moment >> 5 * place & 31)::int + 1, 1);
+  END LOOP;
+  FOR byte IN 0 .. 15 LOOP -- of 256 values, 32 digits: all alike
+    id := id || substr(digits, get_byte(chance, byte) % 32 + 1, 1);
+  END LOOP;
+  RETURN id;
+END $$;
+
 -- ---- claim ----
 
 -- Items have ended: their keys are free, and who waits for them is told.

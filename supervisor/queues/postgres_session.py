@@ -26,16 +26,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import psycopg
 import trio
 
+from supervisor.queues import shown_backend
 from supervisor.queues.protocol import QueueError, QueueUnavailable
-
-try:
-    import psycopg
-except ImportError as error:
-    raise ImportError(
-        f"a queue in a PostgreSQL needs the extra `postgresql`: pip install 'trio-supervisor[postgresql]' ({error})"
-    ) from None
 
 PATIENCE = 5.0
 """Seconds that an operation may take."""
@@ -94,8 +89,8 @@ class Session:
     def __init__(
         self, url: str, *, prepare: Callable[[psycopg.Connection], object], heard: Callable[[str], object], connected: Hook
     ) -> None:
-        self.where, self._connection = where(url), _Connection(parameters(url), prepare, heard, connected)
-        self._connection.where = self.where
+        self.where = shown_backend(url)
+        self._connection = _Connection(self.where, parameters(url), prepare, heard, connected)
         self._closed = False
 
     async def ask(
@@ -169,17 +164,23 @@ class _Operation:
             self._late(self.found)
 
 
+def _finish(operations: Sequence[_Operation]) -> None:
+    for operation in operations:
+        operation.finish()
+
+
 class _Connection:
     """The thread, and what only it touches."""
 
     def __init__(
         self,
+        where: str,
         parameters: dict[str, Any],
         prepare: Callable[[psycopg.Connection], object],
         heard: Callable[[str], object],
         connected: Hook,
     ) -> None:
-        self.where = ""
+        self.where = where
         self._parameters = parameters
         self._prepare = prepare
         self._heard = heard
@@ -269,7 +270,7 @@ class _Connection:
             self._do(self._connect(), operations)
         except Exception as error:
             self._fail(operations, error)
-        self._tell(lambda: [operation.finish() for operation in operations])
+        self._tell(lambda: _finish(operations))
 
     def _do(self, db: psycopg.Connection, operations: Sequence[_Operation]) -> None:
         """All in one transaction, in one round trip."""
@@ -371,14 +372,6 @@ def parameters(url: str) -> dict[str, Any]:
         ) from None  # the reason would show the password
 
 
-def where(url: str) -> str:
-    """A URL as it may be shown."""
-    said = parameters(url)
-    user = f"{said['user']}@" if "user" in said else ""
-    port = f":{said['port']}" if "port" in said else ""
-    return f"postgresql://{user}{said.get('host', '')}{port}/{said.get('dbname', '')}"
-
-
 _OURS = (
     psycopg.errors.UndefinedTable,
     psycopg.errors.UndefinedFunction,
@@ -394,8 +387,11 @@ _AWAY = (*_OURS, psycopg.OperationalError, psycopg.InterfaceError, psycopg.Inter
 
 def _is_lost(db: psycopg.Connection, error: Exception) -> bool:
     """Whether the connection is of no use any more."""
-    return db.closed or db.pgconn.status != psycopg.pq.ConnStatus.OK or not isinstance(error, psycopg.Error) or isinstance(
-        error, _OURS
+    return (
+        db.closed
+        or db.pgconn.status != psycopg.pq.ConnStatus.OK
+        or not isinstance(error, psycopg.Error)
+        or isinstance(error, _OURS)
     )
 
 
