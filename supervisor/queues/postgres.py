@@ -282,19 +282,24 @@ def _migrate(db: psycopg.Connection) -> None:
     """Bring the tables to our version; whoever comes first makes them, and others wait for that."""
     if _version(db) == VERSION:
         return
+    db.execute("SELECT pg_advisory_lock(%s)", (_MIGRATION,))  # before the transaction: only then it sees what others made
     with db.transaction():
-        db.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION,))
         found = _version(db)
         if found > VERSION:
             raise QueueUnavailable("its tables were made by a newer version of this program: run that")
         if found == 0:
-            try:
-                db.execute(cast(Any, schema()))
-            except psycopg.errors.InsufficientPrivilege as error:
-                raise QueueUnavailable(
-                    f"it has no tables for queues, and this user may not make them ({error.diag.message_primary}): let an"
-                    " administrator run what supervisor.queues.postgres.schema() gives"
-                ) from error
+            _make(db)
+    db.execute("SELECT pg_advisory_unlock(%s)", (_MIGRATION,))
+
+
+def _make(db: psycopg.Connection) -> None:
+    try:
+        db.execute(cast(Any, schema()))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise QueueUnavailable(
+            f"it has no tables for queues, and this user may not make them ({error.diag.message_primary}): let an"
+            " administrator run what supervisor.queues.postgres.schema() gives"
+        ) from error
 
 
 def _version(db: psycopg.Connection) -> int:
