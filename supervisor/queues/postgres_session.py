@@ -381,18 +381,14 @@ _OURS = (
 )
 """Somebody has dropped the tables, or it is a standby now: a new connection sees to that."""
 
-_AWAY = (*_OURS, psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, psycopg.errors.InsufficientPrivilege)
-"""It is worth trying again."""
+_REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError, psycopg.errors.ProgramLimitExceeded)
 
 
 def _is_lost(db: psycopg.Connection, error: Exception) -> bool:
-    """Whether the connection is of no use any more."""
-    return (
-        db.closed
-        or db.pgconn.status != psycopg.pq.ConnStatus.OK
-        or not isinstance(error, psycopg.Error)
-        or isinstance(error, _OURS)
-    )
+    """Whether the connection is of no use any more: it is closed, or says what makes no sense."""
+    if db.closed or db.pgconn.status != psycopg.pq.ConnStatus.OK or isinstance(error, _OURS):
+        return True
+    return not isinstance(error, psycopg.Error) or (error.sqlstate is None and not isinstance(error, _REFUSED))
 
 
 def _as_queue_error(where: str, error: Exception) -> QueueError:
@@ -404,7 +400,7 @@ def _as_queue_error(where: str, error: Exception) -> QueueError:
         words = "it may only be read: a standby, or default_transaction_read_only is set"
     elif isinstance(error, psycopg.errors.LockNotAvailable):
         words = "another transaction has been keeping what is needed for a second"
-    away = isinstance(error, (*_AWAY, OSError)) and not isinstance(error, psycopg.errors.ProgramLimitExceeded)
-    told = (QueueUnavailable if away else QueueError)(f"cannot use {where}: {words}")
+    refused = isinstance(error, _REFUSED) and not isinstance(error, (*_OURS, psycopg.errors.InsufficientPrivilege))
+    told = (QueueError if refused else QueueUnavailable)(f"cannot use {where}: {words}")
     told.__cause__ = error
     return told
