@@ -144,8 +144,8 @@ class PostgresQueue:
 
     def _claimed(self, found: Sequence[Rows]) -> Claimed:
         (((expired,),), rows) = found
-        items = [_item(row) for row in rows if row[3] == State.RUNNING.value]
-        dead = [record(row[1:]) for row in rows if row[3] == State.DEAD.value]
+        items = [Item(**dict(zip(_ITEM, row, strict=False))) for row in rows if row[-1] is None]
+        dead = [record([row[-1][column] for column in COLUMNS]) for row in rows if row[-1] is not None]
         return Claimed(items=items, dead=dead, expired=expired)
 
     def _claimed_late(self, found: Sequence[Rows]) -> None:
@@ -316,7 +316,13 @@ _PUT = (
     "SELECT * FROM supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[],"
     " %s::text[], %s::text[], %s::boolean[])"
 )
-_CLAIM = f"SELECT token, {', '.join(COLUMNS)} FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s)"
+_CLAIM = (
+    "SELECT id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead"
+    " FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s)"
+)
+_ITEM = ("id", "token", "payload", "attempt", "priority", "group", "put_at", "ready_at")
+"""What the fields of an item are called, in this order."""
+
 _FINISH = "SELECT supervisor.finish(%s, %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])"
 _PROGRESS = (
     "UPDATE supervisor.items SET done = %s, total = %s WHERE queue = %s AND id = %s AND token = %s AND state = 'running'"
@@ -359,17 +365,3 @@ def _columns(endings: Sequence[Ending]) -> list[list[object]]:
         for e in endings
     ]  # fmt: skip
     return [list(column) for column in zip(*rows, strict=True)] or [[]] * 7
-
-
-def _item(row: Sequence[Any]) -> Item:
-    found = dict(zip(("token", *COLUMNS), row, strict=True))
-    return Item(
-        id=found["id"],
-        token=found["token"],
-        payload=found["payload"].encode(),
-        attempt=found["attempts"],
-        priority=found["priority"],
-        group=found["in_group"],
-        put_at=found["put_at"],
-        ready_at=found["ready_at"],
-    )

@@ -566,17 +566,17 @@ CREATE FUNCTION supervisor.trimmed(places tid[]) RETURNS tid[] LANGUAGE sql AS $
   )
 $$;
 
--- Claim up to `most` items: gives those that run, and those that are dead, since no attempt of the `allowed` is left.
-CREATE FUNCTION supervisor.claim(q text, most int, who text, allowed int, first int[], why text)
-RETURNS SETOF supervisor.items LANGUAGE plpgsql AS $$
+-- Claim up to `most` items: gives those that run, and as `dead` those of which no attempt of the `allowed` is left.
+CREATE FUNCTION supervisor.claim(q text, most int, who text, allowed int, first int[], why text) RETURNS TABLE (
+  id text, token bigint, payload text, attempts int, priority int, in_group text, put_at float8, ready_at float8, dead json
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
 DECLARE
   s supervisor.queues;
   places tid[];
-  claimed supervisor.items[];
   t float8;
   begun bigint;
-  keyed text[];
-  kept text[];
+  late supervisor.items[];
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
   places := supervisor.trimmed(supervisor.pick(s, most, first));
@@ -584,33 +584,37 @@ BEGIN
     RETURN;
   END IF;
   t := supervisor.now();
-  WITH done AS (
-    UPDATE supervisor.items AS i SET
-      state = CASE WHEN attempts < allowed THEN 'running' ELSE 'dead' END,
-      attempts = least(attempts + 1, greatest(allowed, attempts)),
-      token = nextval('supervisor.tokens'),
-      started_at = CASE WHEN attempts < allowed THEN t ELSE started_at END,
-      owner = CASE WHEN attempts < allowed THEN who ELSE owner END,
-      lease_until = CASE WHEN attempts < allowed THEN t + s.lease END,
-      ended_at = CASE WHEN attempts >= allowed THEN t END,
-      error = CASE WHEN attempts < allowed THEN error ELSE coalesce(error, why) END,
-      done = NULL, total = NULL
-    WHERE ctid = ANY (places)
-    RETURNING i
-  )
-  SELECT array_agg(i), count(*) INTO claimed, begun FROM done;
-  SELECT array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep)
-  INTO keyed, kept FROM unnest(claimed) WHERE state = 'dead';
-  PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, -begun);
-  IF s.key_queued THEN
-    DELETE FROM supervisor.keys WHERE queue = q AND id IN (SELECT id FROM unnest(claimed)) AND until IS NULL;
+  IF EXISTS (SELECT FROM supervisor.items WHERE ctid = ANY (places) AND attempts >= allowed) THEN
+    WITH done AS (
+      UPDATE supervisor.items AS i SET state = 'dead', ended_at = t, error = coalesce(error, why)
+      WHERE ctid = ANY (places) AND attempts >= allowed RETURNING i
+    )
+    SELECT array_agg(i) INTO late FROM done;
+    PERFORM supervisor.over(
+      q, array_agg(i.id) FILTER (WHERE i.key IS NOT NULL), array_agg(i.id) FILTER (WHERE i.keep)
+    ) FROM unnest(late) AS i;
+    RETURN QUERY SELECT
+      i.id, i.token, NULL, i.attempts, i.priority, i.in_group, i.put_at, i.ready_at, row_to_json(i) FROM unnest(late) AS i;
   END IF;
-  IF s.rate IS NOT NULL THEN
-    UPDATE supervisor.queues SET rate_since = greatest(rate_since, t - greatest(1, rate) / rate)
-      + (SELECT count(*) FROM unnest(claimed) WHERE state = 'running') / rate WHERE name = q;
+  IF s.key_queued THEN
+    DELETE FROM supervisor.keys
+    WHERE queue = q AND id IN (SELECT id FROM supervisor.items WHERE ctid = ANY (places)) AND until IS NULL;
   END IF;
   RETURN QUERY
-    SELECT i.* FROM unnest(claimed) AS i ORDER BY array_position(first, i.priority) NULLS LAST, i.priority, i.ready_at, i.seq;
+    WITH done AS (
+      UPDATE supervisor.items AS i SET
+        state = 'running', attempts = attempts + 1, token = nextval('supervisor.tokens'), started_at = t, owner = who,
+        lease_until = t + s.lease, done = NULL, total = NULL
+      WHERE ctid = ANY (places) -- those that are dead are at another place by now
+      RETURNING id, token, payload, attempts, priority, in_group, put_at, ready_at, seq
+    )
+    SELECT d.id, d.token, d.payload, d.attempts, d.priority, d.in_group, d.put_at, d.ready_at, NULL::json
+    FROM done AS d ORDER BY array_position(first, d.priority) NULLS LAST, d.priority, d.ready_at, d.seq;
+  GET DIAGNOSTICS begun = ROW_COUNT;
+  IF s.rate IS NOT NULL THEN
+    UPDATE supervisor.queues SET rate_since = greatest(rate_since, t - greatest(1, rate) / rate) + begun / rate WHERE name = q;
+  END IF;
+  PERFORM supervisor.count(q, -(begun + coalesce(cardinality(late), 0)));
 END $$;
 
 -- In how many seconds a claim may bring something; 0: now; null: not before something happens.

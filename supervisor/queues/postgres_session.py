@@ -63,8 +63,6 @@ _SETTINGS = """
     SET idle_in_transaction_session_timeout = '5s';
     SET enable_seqscan = off;  -- plans are made while the tables are still empty, and kept
     SET enable_bitmapscan = off;
-    SET enable_hashjoin = off;
-    SET enable_mergejoin = off;
     SET jit = off;
 """
 
