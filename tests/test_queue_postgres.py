@@ -457,16 +457,32 @@ async def test_a_bad_way_to_the_server(postgres, what, monkeypatch):
         await drained_while(postgres.url_at(proxy.port), trouble, total=100)
 
 
-async def test_a_cancelled_claim_that_was_begun_is_given_back(postgres):
-    async with queue_at(postgres.url) as queue:
+@pytest.mark.parametrize("closed", [False, True])
+async def test_a_cancelled_claim_that_was_begun_is_given_back(postgres, closed):
+    name = f"cancelled{next(names)}"
+    async with queue_at(postgres.url, name) as other:
+        async with queue_at(postgres.url, name) as queue:
+            await queue.put([draft()])
+            with application(postgres) as db:
+                db.execute("LOCK TABLE supervisor.items IN EXCLUSIVE MODE")
+                with trio.move_on_after(0.2) as scope:
+                    await claim(queue)
+                assert scope.cancelled_caught
+            if not closed:
+                assert (await claim_some(queue))[0].attempt == 1
+        if closed:
+            assert (await claim(other))[0].attempt == 1
+
+
+async def test_what_others_notify_is_no_harm(postgres):
+    ear = Ear()
+    async with queue_at(postgres.url, "noise", listen=ear) as queue:
         await queue.put([draft()])
-        with application(postgres) as db:
-            db.execute("LOCK TABLE supervisor.items IN EXCLUSIVE MODE")
-            with trio.move_on_after(0.2) as scope:
-                await claim(queue)
-            assert scope.cancelled_caught
-        (item,) = await claim_some(queue)
-        assert item.attempt == 1
+        (item,) = await claim(queue)
+        for noise in ("", "ended", "ended [1]", "lost {", 'lost ["x"]', f'cancel ["{item.id}:0"]', 'ended ["over"]'):
+            sql(postgres.url, f"SELECT supervisor.tell('noise', '{noise}')")
+        await until(lambda: ear.heard != [])
+        assert ear.heard == [Notice(what="ended", id="over")]
 
 
 async def test_a_bad_operation_does_not_spoil_the_others(postgres):

@@ -259,12 +259,11 @@ class PostgresQueue:
         elif what in ("paused", "resumed"):
             self._listen(Notice(what=cast(Literal["paused", "resumed"], what)))
         elif what == "ended":
-            for id in msgspec.json.decode(of):
+            for id in _some(of):
                 self._listen(Notice(what="ended", id=id))
         elif what in ("cancel", "lost"):
-            for each in msgspec.json.decode(of):
-                id, _, token = each.rpartition(":")
-                if self._held.get(id) == int(token):
+            for id, _, token in (each.rpartition(":") for each in _some(of)):
+                if str(self._held.get(id)) == token:
                     self._tell_of(cast(Literal["cancel", "lost"], what), id, int(token))
 
     def _tell_of(self, what: Literal["cancel", "lost"], id: str, token: int) -> None:
@@ -276,6 +275,14 @@ class PostgresQueue:
         for id, token in over:
             if self._held.get(id) == token:
                 del self._held[id]
+
+
+def _some(said: str) -> list[str]:
+    """The strings in a notification; none where somebody else has made it."""
+    try:
+        return msgspec.json.decode(said, type=list[str])
+    except msgspec.DecodeError:
+        return []
 
 
 def _migrate(db: psycopg.Connection) -> None:

@@ -88,8 +88,10 @@ class Session:
         self, url: str, *, prepare: Callable[[psycopg.Connection], object], heard: Callable[[str], object], connected: Hook
     ) -> None:
         self.where = shown_backend(url)
-        self._connection = _Connection(self.where, parameters(url), prepare, heard, connected)
-        self._closed = False
+        self._connection = _Connection(self.where, parameters(url), prepare, heard, connected, self._finish)
+        self._open: set[_Operation] = set()
+        self._quiet = trio.Event()
+        self._closing = False
 
     async def ask(
         self, *statements: Statement, size: int = 0, late: Callable[[list[Rows]], object] | None = None
@@ -100,6 +102,8 @@ class Session:
         Cancelled, or too late: it may happen all the same; then `late` gets what came of it, if that is ever known.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._closing:
+            raise trio.ClosedResourceError(f"the queue in {self.where} is closed")
         operation = _Operation(statements, late)
         self._put(operation)
         with trio.move_on_after(PATIENCE + size / PACE):
@@ -112,15 +116,26 @@ class Session:
         self._put(_Operation(statements, then, awaited=False))
 
     async def close(self) -> None:
-        """Do what was asked before, for a few seconds at most, and disconnect; also when cancelled."""
-        self._closed = True
+        """Do what was asked before, and what `late` makes of it, for a few seconds at most; disconnect. Also when cancelled."""
+        self._closing = True
         with trio.CancelScope(shield=True):
+            with trio.move_on_after(CLOSING) as patience:
+                while self._open:
+                    self._quiet = trio.Event()
+                    await self._quiet.wait()
+            if patience.cancelled_caught:
+                self._connection.cut()
             await self._connection.close()
 
     def _put(self, operation: _Operation) -> None:
-        if self._closed:
-            raise trio.ClosedResourceError(f"the queue in {self.where} is closed")
+        self._open.add(operation)
         self._connection.put(operation)
+
+    def _finish(self, operations: Sequence[_Operation]) -> None:
+        for operation in operations:
+            operation.finish()
+        self._open.difference_update(operations)
+        self._quiet.set()
 
 
 class _Operation:
@@ -162,11 +177,6 @@ class _Operation:
             self._late(self.found)
 
 
-def _finish(operations: Sequence[_Operation]) -> None:
-    for operation in operations:
-        operation.finish()
-
-
 class _Connection:
     """The thread, and what only it touches."""
 
@@ -177,12 +187,14 @@ class _Connection:
         prepare: Callable[[psycopg.Connection], object],
         heard: Callable[[str], object],
         connected: Hook,
+        finish: Callable[[Sequence[_Operation]], object],
     ) -> None:
         self.where = where
         self._parameters = parameters
         self._prepare = prepare
         self._heard = heard
         self._connected = connected
+        self._finish = finish
         self._asked: deque[_Operation | None] = deque()
         self._awake, self._waker = socket.socketpair()
         self._awake.setblocking(False)
@@ -234,7 +246,7 @@ class _Connection:
             self._wait()
             operations = self._gather()
             going_on = None not in operations
-            self._perform([operation for operation in operations if operation is not None and operation.wanted])
+            self._perform([operation for operation in operations if operation is not None])
             self._listen()
         self._drop()
 
@@ -262,13 +274,13 @@ class _Connection:
         return gathered
 
     def _perform(self, operations: list[_Operation]) -> None:
-        if not operations:
-            return
+        wanted = [operation for operation in operations if operation.wanted]
         try:
-            self._do(self._connect(), operations)
+            if wanted:
+                self._do(self._connect(), wanted)
         except Exception as error:
-            self._fail(operations, error)
-        self._tell(lambda: _finish(operations))
+            self._fail(wanted, error)
+        self._tell(lambda: self._finish(operations))
 
     def _do(self, db: psycopg.Connection, operations: Sequence[_Operation]) -> None:
         """All in one transaction, in one round trip."""
