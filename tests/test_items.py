@@ -297,17 +297,20 @@ async def test_a_queue_whose_engine_is_away_keeps_nobody_from_the_others(tmp_pat
         assert error["code"] == 1 and error["data"] == {"stored": 0}
 
 
-async def test_a_queue_that_cannot_be_opened_says_why(tmp_path, monkeypatch):
-    monkeypatch.setitem(QUEUE_ENGINES, "redis", Scheme("no_such_module", "redis", "coredis"))
+@pytest.mark.parametrize(
+    ("module", "why"), [("no_such_module", "cannot be loaded"), ("control_items", "images: no address of a server")]
+)
+async def test_a_queue_that_cannot_be_opened_says_why(tmp_path, monkeypatch, module, why):
+    monkeypatch.setitem(QUEUE_ENGINES, "redis", Scheme(module, "redis", "coredis"))
     queues = {"images": {"backend": "redis://:hunter2@h/0"}, "small": {"backend": "memory"}}
     async with serving(tmp_path, {}, {}, queues=queues) as (_, path), peer(path) as client:
         rows = (await client.ask("queue.ls"))["result"]
-        assert "cannot be loaded" in rows[0]["trouble"] and rows[0]["backend"] == "redis://:***@h/0"
+        assert why in rows[0]["trouble"] and rows[0]["backend"] == "redis://:***@h/0"
         assert rows[1]["trouble"] is None
         for verb, params in (("submit", {"items": [1]}), ("queue.peek", {}), ("queue.pause", {})):
             error = (await client.ask(verb, {"queue": "images", **params}))["error"]
-            assert error["code"] == 1 and "cannot be loaded" in error["message"]
-        assert "cannot be loaded" in (await client.ask("queue.show", {"id": "x"}))["error"]["message"]
+            assert error["code"] == 1 and why in error["message"]
+        assert why in (await client.ask("queue.show", {"id": "x"}))["error"]["message"]
 
 
 # -- the clients ----------------------------------------------------------------------------------------------------------
