@@ -278,9 +278,13 @@ class Withdrawn(Struct, tag="withdrawn", tag_field="is"):
 
 
 class Returned(Struct, tag="returned", tag_field="is"):
-    """The function has returned. `call` says from which of its calls, where it makes many; the body is what it returned."""
+    """The function has returned. `call` says from which of its calls, where it makes many, and `took` how many seconds it took.
+
+    The body is what it returned.
+    """
 
     call: int = 0
+    took: float = 0.0
 
 
 class Failed(Struct, tag="failed", tag_field="is"):
@@ -292,6 +296,7 @@ class Failed(Struct, tag="failed", tag_field="is"):
     retry_after: float | None = None
     positions: tuple[int, ...] = ()
     call: int = 0
+    took: float = 0.0
 
     @property
     def error(self) -> RunFailed:

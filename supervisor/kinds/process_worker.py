@@ -353,7 +353,7 @@ class Server(Worker):
 
     def _make(self, function: ItemFunction, facts: dict[str, Any], head: dict[str, Any], payload: bytes) -> None:
         """Make one call, and say what became of it."""
-        number = head["call"]
+        number, began = head["call"], time.perf_counter()
         try:
             try:
                 self._begin(head, deaf=not function.hears)
@@ -361,9 +361,10 @@ class Server(Worker):
                 body = self._json(function(function.read(payload), context)) or b""
             finally:
                 self._call = 0
-            said = b'{"is":"returned","call":%d}' % number
+            said = b'{"is":"returned","call":%d,"took":%f}' % (number, time.perf_counter() - began)
         except BaseException as error:  # the call boundary: what ends this call does not end the process
-            said, body = encoded({"is": "failed", "call": number, **told(error)}), b""
+            said = encoded({"is": "failed", "call": number, "took": time.perf_counter() - began, **told(error)})
+            body = b""
         if self._forked:
             os._exit(0)  # a fork that has come back out of the call: the process that it was made of answers
         self._channel.send(said, body)
@@ -376,7 +377,9 @@ class Server(Worker):
                 self._told = False
                 os.eventfd_read(self._stop)
             self._call = self._last = head["call"]
-            self._hear(self._early.pop(self._call, head))
+            self.phase = "running"
+            if "phase" in (told := self._early.pop(self._call, head)):
+                self._hear(told)
 
     def end(self) -> None:
         """It ends well, whatever has asked it to."""
