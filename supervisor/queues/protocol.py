@@ -250,7 +250,7 @@ class Engine(Protocol):
         """What is true of the queue."""
 
     def use(self, settings: Settings) -> None:
-        """Have these settings from now on."""
+        """Have these settings from now on. A server may go by what was declared all the same: that is true for all."""
 
     async def declare(self, settings: Settings) -> None:
         """`use` these settings, and store them for others (where it is shared)."""
