@@ -55,6 +55,7 @@ WALL_CLOCK = {
     "output/files.py": "how old a file is",
     "queues/sqlite.py": "moments of items, which outlive the daemon",
     "queues/protocol.py": "ids of items sort by when they were made",
+    "queues/memory.py": "moments of items, for people",
 }
 
 

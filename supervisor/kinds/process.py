@@ -16,7 +16,6 @@ from msgspec import structs
 
 from supervisor.kinds.context import Outcome, Resources, Run, alone
 from supervisor.kinds.job import JobSpec
-from supervisor.kinds.process_calls import handling
 from supervisor.kinds.process_channel import Channel, Failed, Message, Nonsense, Progress, Returned, Started, arguments, named
 from supervisor.spec import split_name
 from supervisor.state import Phase
@@ -106,6 +105,3 @@ class Worker(Channel):
         if self._returned and not outcome.failed:  # perhaps of our own signal, on its way out
             return structs.replace(outcome, reason="completed")
         return outcome
-
-
-__all__ = ["handling", "run"]
