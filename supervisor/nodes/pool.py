@@ -109,8 +109,9 @@ class Worker:
             desk = await self.node.tree.queues.wait_for(self._spec.queue)
         except QueueError as error:
             raise RunFailed(str(error)) from None
-        if self.node.paused:
-            desk.pause(self.node.name)
+        for node in (self.node, self.node.parent):
+            if node is not None and node.paused:
+                desk.pause(node.name)
         return desk
 
     def _take_in_spec(self) -> None:
