@@ -184,6 +184,8 @@ class Group(Member):
     group_waits: Member = None  # type: ignore[assignment]
     """The books of the backoff of its group restarts."""
     whole_since: float | None = None
+    well_since: float | None = None  # whole, and no group restart goes on
+    well_for: float | None = None  # how long it was the last time, since its last start or group restart
     hurried: bool = False
     hastened: bool = False  # somebody wants something of it: its next backoff is left out
 
@@ -319,7 +321,7 @@ class World:
         member.ready_at = member.timeout_at = member.ends_at = member.kill_at = member.stuck_at = NEVER
         member.run_wanted = member.run_wanted and not member.wanted
         if isinstance(member, Group):
-            member.closing = member.operation = None
+            member.closing = member.operation = member.well_since = member.well_for = None
             member.hastened = False
             member.window.clear()
             for child in member.children:
@@ -461,7 +463,8 @@ class World:
         names = [child.name for child in parent.children]
         if parent.spec.strategy is Strategy.REST_FOR_ONE:
             names = names[names.index(member.name) :]
-        ready_for = None if parent.whole_since is None else self.now - parent.whole_since
+        ready_for = parent.well_for if parent.well_since is None else self.now - parent.well_since
+        parent.well_since = parent.well_for = None
         operation = Operation(set(names), parent.group_waits.backoff(parent.spec.backoff, ready_for), set())
         if parent.operation is not None:
             operation.members |= parent.operation.members
@@ -676,6 +679,11 @@ class World:
 def rule_readiness_of_a_whole(world: World) -> bool:
     """A supervisor is ready when its auto children are."""
     for group in world.groups():
+        well = group.whole and group.operation is None
+        if well and group.well_since is None:
+            group.well_since = world.now
+        elif not well and group.well_since is not None:
+            group.well_for, group.well_since = world.now - group.well_since, None
         if group.whole and group.whole_since is None:
             group.whole_since = world.now
             if group is not world.root:
