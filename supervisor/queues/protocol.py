@@ -22,31 +22,11 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from supervisor.errors import SupervisorError
+from supervisor.errors import BadItem as BadItem
+from supervisor.errors import QueueError as QueueError
+from supervisor.errors import QueueFull as QueueFull
+from supervisor.errors import QueueUnavailable as QueueUnavailable
 from supervisor.queues.spec import QueueSpec
-
-# ---- what can go wrong ----
-
-
-class QueueError(SupervisorError):
-    """What was asked of a queue was not done."""
-
-
-class QueueUnavailable(QueueError):
-    """The engine does not answer, or cannot store now: a server that is away, a full disk. It is worth trying again.
-
-    What was asked for may have happened all the same. Each operation may be done twice: a put with the same ids stores nothing
-    twice, and the other operations are fenced.
-    """
-
-
-class QueueFull(QueueError):
-    """There is no room for what was to be put, and none came in the time that could be waited. Nothing of it is stored."""
-
-
-class BadItem(QueueError):
-    """What was to be put is no item: not JSON, not what the handler takes, an unknown priority."""
-
 
 # ---- an item, in its life ----
 
