@@ -710,7 +710,7 @@ def rule_of_the_phases(world: World) -> bool:
     if world.phase == "draining":
         if any(world.members[name].alive and until > world.now + SAME for name, until in world.draining_until.items()):
             return False
-        if any(group.closing and not any(child.alive for child in group.children) for group in world.groups()):
+        if any(group.closing and all(gone_at_once(world, child) for child in group.children) for group in world.groups()):
             raise Tie("a supervisor ends by itself in the moment in which it would be asked to")
         world.phase = "stopping"
         world.root.closing = world.root.closing or "asked"
@@ -725,6 +725,17 @@ def rule_of_the_phases(world: World) -> bool:
         world.root.alive = False
         return True
     return False
+
+
+def gone_at_once(world: World, member: Member) -> bool:
+    """Whether it is not alive, or will not be any more in this very moment if it is asked to end."""
+    if not member.alive:
+        return True
+    if isinstance(member, Group):
+        return all(gone_at_once(world, child) for child in member.children)
+    if member.asked is not None:
+        return member.ends_at <= world.now + SAME
+    return not (member.part.lag if member.part.hears else member.part.stubborn)
 
 
 def rule_who_must_stop(world: World) -> bool:
