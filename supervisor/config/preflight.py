@@ -300,6 +300,7 @@ class _Function(NamedTuple):
     kind: str | None = None
     args: Mapping[str, Any] = MappingProxyType({})
     offered: bool = False
+    into: bool = False
 
     @property
     def module(self) -> str:
@@ -309,7 +310,7 @@ class _Function(NamedTuple):
 def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
     """The functions that a job names, its own under the job's name, others under `name.ready` and so on."""
     if spec.call is not None:
-        yield name, _Function(spec.call, spec.kind, spec.args or {})
+        yield name, _Function(spec.call, spec.kind, spec.args or {}, into=spec.into is not None)
     for key, probe in _probes(spec):
         if probe.call is not None:
             yield f"{name}.{key}", _Function(probe.call)
@@ -362,6 +363,7 @@ def _inspector(
             "kind": function.kind,
             "args": {key: _type_name(value) for key, value in function.args.items()},
             "offered": function.offered,
+            "into": function.into,
         }
         for name, function in functions.items()
     ]

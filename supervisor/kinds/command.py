@@ -8,11 +8,11 @@ import re
 import shlex
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 import trio
@@ -30,10 +30,13 @@ from supervisor.spec import shown, split_name
 from supervisor.state import Spent
 from supervisor.wall import written
 
+if TYPE_CHECKING:
+    from supervisor.kinds.chain import Chain
+
 log = structlog.get_logger("supervisor")
 
 
-async def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None = None) -> Outcome:
+def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None = None) -> Awaitable[Outcome]:
     """One run of a command. Raises SpawnFailed if there was none.
 
     Asked to end: the stop signal, or the stop command; when the main process is gone, what it left gets SIGTERM. Cancelled,
@@ -42,10 +45,27 @@ async def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.soc
 
     With a `channel` (`Launch.channel`), it is the child's from its start on, and closed here; and who has the other end says
     that the run has started.
+
+    Where what it gives is wanted, each line that it prints is an item, which is put before the run has ended; what it writes to
+    stderr goes where the output of others does.
     """
+    if run.chain is None or channel is not None:
+        return _one_run(spec, run, resources, channel, None)
+    return _handed_on(spec, run, resources, run.chain)
+
+
+async def _handed_on(spec: JobSpec, run: Run, resources: Resources, chain: Chain) -> Outcome:
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chain.put_lines, reading)
+        return await _one_run(spec, run, resources, None, writing)
+    raise AssertionError("a run was cancelled, and nobody was told")
+
+
+async def _one_run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None, lines: int | None) -> Outcome:
     pattern = spec.ready.log if spec.ready else None
-    with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec, channel) as kept:
-        child, launch = await _start(spec, run, resources, stdout, capture, kept, channel)
+    with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec, channel, lines) as kept:
+        child, launch = await _start(spec, run, resources, stdout, capture, kept, channel, lines)
         try:
             run.send_signal = lambda number, group: child.send_signal(number, group=group)
             if spec.ready is None and channel is None:
@@ -70,6 +90,7 @@ async def _start(
     capture: Capture | None,
     kept: ExitStack | None,
     channel: socket.socket | None,
+    lines: int | None,
 ) -> tuple[Child, Launch | None]:
     """Start the main process. The launch is given only where it will be needed again: a thousand of them weigh something."""
     launch = await _launch(spec.command, spec, run, resources, stdout)
@@ -80,6 +101,9 @@ async def _start(
             whole = await _with_extras(launch, spec, run, resources, capture, kept, handed)
             if channel is not None:
                 whole = replace(whole, channel=handed.enter_context(channel).fileno())
+            if lines is not None:
+                whole = replace(whole, stdout=lines)
+                handed.callback(os.close, lines)
             child = await _spawn(whole, run, resources)
     if capture is not None:
         capture.release()
@@ -93,9 +117,10 @@ async def _spawn(launch: Launch, run: Run, resources: Resources) -> Child:
     return child
 
 
-def _extras(spec: JobSpec, channel: socket.socket | None) -> AbstractContextManager[ExitStack | None]:
+def _extras(spec: JobSpec, channel: socket.socket | None, lines: int | None) -> AbstractContextManager[ExitStack | None]:
     """What the main process alone gets, and we keep until it has ended; None for one that gets nothing, as most do."""
-    return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" or channel is not None else nullcontext()
+    own = channel is not None or lines is not None
+    return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" or own else nullcontext()
 
 
 async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:

@@ -304,7 +304,7 @@ class Attempts:
         self._tell(events.FallingBack, run=self._run.id, cause=f"fallback after: {reason}")
         answer = await self._fall_back(self._spec.fallback, failure)
         if isinstance(answer, Outcome):
-            return Outcome(reason=f"completed by its fallback after: {reason}", failed=False)
+            return Outcome(reason=f"completed by its fallback after: {reason}", failed=False, returned=answer.returned)
         return replace(outcome, reason=f"{reason}; its fallback failed: {self._outcome_of(answer).reason}")
 
     async def _fall_back(self, call: str, failure: Exception) -> Outcome | Exception:

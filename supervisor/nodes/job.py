@@ -47,7 +47,7 @@ class JobNode(Node):
     def infer_kind(self) -> str:
         """Look at the function. One that does not import is called a task; its run will say what is wrong."""
         try:
-            self._kind = kind_of(load(self.spec.call or ""))
+            self._kind = kind_of(load(self.spec.call or "", into=True))
         except RunFailed:
             return "task"
         return self._kind
@@ -109,13 +109,29 @@ class JobNode(Node):
     async def body(self, run: Run) -> Outcome:
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
-            if self.spec.policies:
-                from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
-
-                return await Attempts(self, run).run()
-            return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
+            if self.spec.into is not None:
+                return await self._handed_on(self.spec.into, run)
+            return await self._run(run)
         except BaseException as error:
             return stopped_at_fence(run, error)
+
+    async def _run(self, run: Run) -> Outcome:
+        if self.spec.policies:
+            from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
+
+            return await Attempts(self, run).run()
+        return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
+
+    async def _handed_on(self, into: str, run: Run) -> Outcome:
+        """A run that has a queue for what it gives. What it returned is there before it has ended."""
+        from supervisor.kinds.chain import Chain  # loaded only where a job has one
+
+        run.chain = Chain(into, self.tree.resources.queues.producer(into), run, self.tree.spread)
+        outcome = await self._run(run)
+        if outcome.returned is not None:
+            run.outcome = structs.replace(outcome, failed=True, reason=f"killed before queue {into} had taken what it returned")
+            await run.chain.put_result(outcome.returned)
+        return outcome
 
     def adapted(self, spec: ChildSpec) -> JobSpec:
         """The job as this worker runs it. What concerns the group of workers is the group's."""

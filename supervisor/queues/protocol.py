@@ -15,6 +15,7 @@ Everything is at least once: see `docs/queues.md` for exactly what that means.
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -45,6 +46,19 @@ class State(enum.Enum):
 def new_id() -> str:
     """An id for an item: 26 letters and digits, later ones sort after earlier ones (to the millisecond), 80 bits of chance."""
     number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
+    return _written(number)
+
+
+def derived_id(parent: str, *parts: str | bytes) -> str:
+    """The id of an item that came of another: the same for the same parts, and no other's."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (parent, *parts):
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return _written(int.from_bytes(digest.digest(), "big"))
+
+
+def _written(number: int) -> str:
     return "".join(_DIGITS[number >> 5 * place & 31] for place in range(25, -1, -1))
 
 
