@@ -71,7 +71,7 @@ class Tree:
         return ("jobs" if name in self.jobs else "supervisors", name, *keys)
 
     def engine(self, queue: str) -> Scheme:
-        """What keeps a queue; the default where what the file says has a fault."""
+        """What keeps a queue; the default where what the file says of it has a fault."""
         broken = self.reading.broken(("queues", queue))
         return scheme_of(QueueSpec().backend if broken else self.queues[queue].backend)
 
@@ -242,7 +242,7 @@ def _in_step(tree: Tree, queue: str, names: list[str]) -> None:
 
 def _loses(tree: Tree, name: str, job: JobSpec) -> None:
     """Warn where what a durable queue has handed over may be lost."""
-    if job.queue not in tree.queues or job.into not in tree.queues:
+    if job.queue is None or job.into is None or not {job.queue, job.into} <= tree.queues.keys():
         return
     if tree.engine(job.queue).durable and not tree.engine(job.into).durable:
         message = f'"{job.into}" is in memory: what it holds is gone with the daemon, and "{job.queue}" knows no more of it'

@@ -106,17 +106,18 @@ def _backend(path: Path, backend: str, reading: Reading) -> bool:
 
 def _fault_of_url(url: str) -> str:
     """What was expected where this is no URL of a server."""
+    scheme, slashes, rest = url.partition("://")
+    if not set("#/").isdisjoint(rest.partition("?")[0].rpartition("@")[0]):
+        return 'a "#" or "/" in a name or a password is written "%23" or "%2F"'
     try:
         parts = urlsplit(url)
         named = bool(parts.hostname or parts.path.strip("/") or parts.query) and parts.port != 0
     except ValueError:
         named = False
-    if not named or "://" not in url or not url.isprintable() or " " in url:
-        scheme = url.partition(":")[0]
-        return f'expected a URL such as "{scheme}://user@host/{"0" if QUEUES[scheme].extra == "redis" else "database"}"'
-    if "#" in url or "@" in parts.path:
-        return 'a "#", "/" or "?" in a name or password is written "%23", "%2F", "%3F"'
-    return ""
+    if slashes and named and url.isprintable() and not set("# ") & set(url):
+        return ""
+    scheme = scheme.partition(":")[0]
+    return f'expected a URL such as "{scheme}://user@host/{"0" if QUEUES[scheme].extra == "redis" else "database"}"'
 
 
 def check_child(path: Path, spec: ChildSpec, reading: Reading) -> None:
