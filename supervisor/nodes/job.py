@@ -19,6 +19,7 @@ from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
 from supervisor.state import Goal, State
 
 if TYPE_CHECKING:
+    from supervisor.nodes.pool import Worker
     from supervisor.nodes.workers import WorkersNode
     from supervisor.tree import Supervisor
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class JobNode(Node):
     """A job."""
 
-    __slots__ = ("_failures", "_kind", "_probe_thread", "due")
+    __slots__ = ("_failures", "_kind", "_probe_thread", "due", "pool")
 
     spec: JobSpec
 
@@ -35,6 +36,8 @@ class JobNode(Node):
         self.spec = self.adapted(spec)
         self.due: Due | None = None
         """The tick that the run is for that was asked for."""
+        self.pool: Worker | None = None
+        """What handles the items of a queue, while it does."""
         self.schedule = Schedule(self) if self.spec.scheduled else None
         self._failures: restart.Window | None = None
         self._kind: str | None = None
@@ -116,6 +119,10 @@ class JobNode(Node):
             return stopped_at_fence(run, error)
 
     async def _run(self, run: Run) -> Outcome:
+        if self.spec.pooled:
+            from supervisor.nodes.pool import Worker  # loaded only where there are queues
+
+            return await Worker(self, run).run()
         if self.spec.policies:
             from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
 
@@ -126,12 +133,20 @@ class JobNode(Node):
         """A run that has a queue for what it gives. What it returned is there before it has ended."""
         from supervisor.kinds.chain import Chain  # loaded only where a job has one
 
-        run.chain = Chain(into, self.tree.resources.queues.producer(into), run, self.tree.spread)
+        await self.tree.queues.wait_for(into)
+        run.chain = Chain(into, self.tree.queues.producer(into), run, self.tree.spread)
         outcome = await self._run(run)
         if outcome.returned is not None:
             run.outcome = structs.replace(outcome, failed=True, reason=f"killed before queue {into} had taken what it returned")
             await run.chain.put_result(outcome.returned)
         return outcome
+
+    def recycle(self, cause: str) -> None:
+        """Have a fresh run take the place of this one; of a queue's worker, when what it has in hand is over."""
+        if self.pool is not None:
+            self.pool.recycle(cause)
+        else:
+            self.tree.order("restart", [self.name], cause=cause)
 
     def adapted(self, spec: ChildSpec) -> JobSpec:
         """The job as this worker runs it. What concerns the group of workers is the group's."""
