@@ -310,7 +310,7 @@ class _Function(NamedTuple):
 def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
     """The functions that a job names, its own under the job's name, others under `name.ready` and so on."""
     if spec.call is not None:
-        yield name, _Function(spec.call, spec.kind, spec.args or {}, into=spec.into is not None)
+        yield name, _Function(spec.call, spec.kind, (not spec.ticks and spec.args) or {}, into=spec.into is not None)
     for key, probe in _probes(spec):
         if probe.call is not None:
             yield f"{name}.{key}", _Function(probe.call)

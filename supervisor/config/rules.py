@@ -36,6 +36,7 @@ NOT_OF_A_QUEUE = {
     "ready": "a worker is ready when it takes items",
     "health": "how an item fares is seen of the item: use timeout",
     "overlap": "each time of its schedule is an item of its own",
+    "run_on_start": "each time of its schedule is one item, for all daemons; for another use submit",
 }
 """Keys that a job with `queue` cannot have, and why."""
 

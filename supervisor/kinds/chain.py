@@ -14,7 +14,7 @@ import msgspec
 import structlog
 import trio
 
-from supervisor.errors import BadItem, QueueFull, QueueUnavailable
+from supervisor.errors import BadItem, QueueFull, QueueUnavailable, RunFailed
 from supervisor.output.lines import Lines
 from supervisor.queues.protocol import derived_id, new_id
 from supervisor.restart import Delays
@@ -80,23 +80,28 @@ class Chain:
         return made
 
     async def put(self, value: Any) -> None:
-        """Put one item; of None, nothing. Returns when it is stored. Raises BadItem for what is none."""
-        if value is None:
-            return
-        self._given += 1
-        id = new_id() if self._parent is None else derived_id(self._parent, str(self._given), _encoded(value))
-        receipt = await self._stored(value, id)
+        """Put one item; of None, nothing. Returns when it is stored. Raises RunFailed for what is none."""
+        if value is not None:
+            self._given += 1
+            await self._put(value, str(self._given))
+
+    async def _put(self, value: Any, place: str) -> None:
+        id = new_id() if self._parent is None else derived_id(self._parent, place, _encoded(value))
+        try:
+            receipt = await put_patiently(self._producer, self._queue, value, self._run.waits_for_room, self._spread, id=id)
+        except BadItem as error:
+            raise RunFailed(f"queue {self._queue} does not take what it gives: {error}") from None
         if receipt.what == "rejected":
             self._log.info("not put: its key is taken", queue=self._queue, by=receipt.id)
 
     async def put_result(self, result: bytes) -> None:
         """Put what a function returned, as JSON."""
-        await self.put(msgspec.json.decode(result))
+        await self._put(msgspec.json.decode(result), "returned")
 
     async def put_lines(self, pipe: int) -> None:
         """Put each line that comes through a pipe, until nobody has its other end any more; then close it.
 
-        A line of JSON is that value, any other a string, and an empty one nothing. Raises BadItem for one that is too long.
+        A line of JSON is that value, any other a string, and an empty one nothing. Raises RunFailed for one that is too long.
         """
         lines, left = Lines(LONGEST_LINE), deque[bytes]()
         try:
@@ -111,36 +116,44 @@ class Chain:
                 if not data:
                     return
         except trio.Cancelled:
-            if left := [*left, *lines.flush()]:
+            left.extend(lines.flush())
+            if left:
                 self._log.warning("killed before all that it printed was put", queue=self._queue, lines=len(left))
             raise
         finally:
             os.close(pipe)
 
-    async def _stored(self, value: Any, id: str) -> Receipt:
+
+async def put_patiently(
+    producer: Producer,
+    queue: str,
+    value: Any,
+    tell: Callable[[str, str | None], object],
+    spread: Callable[[float, float], float],
+    **options: Any,
+) -> Receipt:
+    """Put an item (with an `id`), however long that takes. `tell(queue, why)` hears what it waits for, and None at the end.
+
+    Raises BadItem.
+    """
+    try:
+        return await producer.put(value, **options, timeout=UNSAID)
+    except (QueueFull, QueueUnavailable) as error:
+        why = error
+    delays = Delays(spread)
+    told = ""
+    while True:
+        cause = f"waits for room in queue {queue}" if isinstance(why, QueueFull) else f"waits for queue {queue}: {why}"
+        if cause != told:
+            tell(queue, told := cause)
         try:
-            return await self._producer.put(value, id=id, timeout=UNSAID)
-        except (QueueFull, QueueUnavailable) as error:
-            cause = self._why(error)
-        self._run.waits_for_room(self._queue, cause)
-        receipt = await self._stored_at_last(value, id)
-        self._run.waits_for_room(self._queue, None)
-        return receipt
-
-    async def _stored_at_last(self, value: Any, id: str) -> Receipt:
-        delays, last = Delays(self._spread), ""
-        while True:
-            try:
-                return await self._producer.put(value, id=id)
-            except QueueUnavailable as error:
-                if (cause := self._why(error)) != last:
-                    self._run.waits_for_room(self._queue, last := cause)
-                await trio.sleep(delays.after_failure(AWAY, 0))
-
-    def _why(self, error: QueueFull | QueueUnavailable) -> str:
-        if isinstance(error, QueueFull):
-            return f"waits for room in queue {self._queue}"
-        return f"waits for queue {self._queue}: {error}"
+            receipt = await producer.put(value, **options)
+        except QueueUnavailable as error:
+            why = error
+            await trio.sleep(delays.after_failure(AWAY, 0))
+        else:
+            tell(queue, None)
+            return receipt
 
 
 async def emptied(items: Any, put: Callable[[Any], Awaitable[object]]) -> None:
@@ -153,7 +166,7 @@ async def emptied(items: Any, put: Callable[[Any], Awaitable[object]]) -> None:
 def _value(line: bytes) -> Any:
     """What a line of output says."""
     if len(line) >= LONGEST_LINE:
-        raise BadItem(f"a line of its output is longer than {LONGEST_LINE >> 20} MB")
+        raise RunFailed(f"a line of its output is longer than {LONGEST_LINE >> 20} MB")
     try:
         return msgspec.json.decode(line) if line.strip() else None
     except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -432,6 +432,11 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         return not self.pooled and (self.every is not None or self.cron is not None)
 
     @property
+    def ticks(self) -> bool:
+        """Whether each tick of a schedule is an item of the queue that it handles. Its `args` are that item then."""
+        return self.pooled and self.cron is not None
+
+    @property
     def overlaps(self) -> bool:
         """Whether several of its scheduled runs may be in hand at once."""
         return self.scheduled and self.overlap == "parallel"

@@ -255,7 +255,7 @@ class Guard(Generic[T]):
         except RunFailed as error:
             return error
         args = taken(function, {**(self._spec.args or {}), **known, "failure": failure})
-        spec = JobSpec(call=call, args=args, once=True, grace=self._spec.grace)
+        spec = JobSpec(call=call, args=args, once=True, grace=self._spec.grace, into=self._spec.into)
         kind = KINDS[kind_of(function)]
         self._run.kind = kind.name
         self._late = None

@@ -151,6 +151,8 @@ class JobNode(Node):
     def adapted(self, spec: ChildSpec) -> JobSpec:
         """The job as this worker runs it. What concerns the group of workers is the group's."""
         assert isinstance(spec, JobSpec)
+        if spec.ticks:
+            spec = structs.replace(spec, args=None)
         _, number = split_name(self.name)
         spec = for_worker(spec, number or 0)
         if number is None:

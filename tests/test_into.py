@@ -1,0 +1,279 @@
+"""`into`: what a job returns, yields or prints is put into a queue. In virtual time, on queues in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from supervisor.events import Ended, RoomFound, WaitingForRoom
+from supervisor.kinds import Context, JobSpec
+from supervisor.policies import RetrySpec
+from supervisor.queues.protocol import State
+from supervisor.queues.spec import QueueSpec
+from supervisor.spec import RestartType, Seconds
+from supervisor.streams import Stream
+from tests.forest import Forest, forest, job, settle
+
+TEMPORARY = RestartType.TEMPORARY
+MEMORY = {"q": QueueSpec(backend="memory"), "from": QueueSpec(backend="memory")}
+
+
+def planted(base: Path, jobs: dict[str, JobSpec], queues: dict[str, QueueSpec] | None = None, **keys: Any) -> Any:
+    """A forest with queues."""
+    return forest(base, jobs, queues=MEMORY if queues is None else queues, **keys)
+
+
+async def waiting(f: Forest, queue: str = "q") -> list[Any]:
+    """What waits in a queue, in its order."""
+    return [msgspec.json.decode(record.payload) for record in await f.tree.queues.engine(queue).peek(State.WAITING, 1000)]
+
+
+async def taken(f: Forest, queue: str = "q") -> Any:
+    """The first of a queue, taken out of it."""
+    claimed = await f.tree.queues.engine(queue).claim(1, owner="test", attempts=5)
+    await settle()
+    return msgspec.json.decode(claimed.items[0].payload)
+
+
+def giving(value: Any) -> Callable[[], Any]:
+    async def give() -> Any:
+        return value
+
+    return give
+
+
+# ---- what becomes an item ----
+
+
+@pytest.mark.parametrize(
+    ("value", "items"), [(None, []), (1, [1]), ("a", ["a"]), ([1, 2], [[1, 2]]), ([], [[]]), ({"a": None}, [{"a": None}])]
+)
+async def test_a_return_value_is_one_item_a_list_too_and_none_is_none(autojump_clock, tmp_path, value, items):
+    async with planted(tmp_path, {"a": job(giving(value), once=True, into="q")}) as f:
+        await f.tree.wait_running()
+        assert await waiting(f) == items
+
+
+async def test_each_yield_is_put_at_once(autojump_clock, tmp_path):
+    async def count() -> AsyncIterator[int]:
+        for number in (1, 2, 3):
+            yield number
+            await trio.sleep(10)
+
+    async with planted(tmp_path, {"a": job(count, once=True, into="q")}) as f:
+        await settle()
+        assert await waiting(f) == [1]
+        await trio.sleep(15)
+        assert await waiting(f) == [1, 2]
+        await f.tree.wait_running()
+        assert await waiting(f) == [1, 2, 3]
+
+
+async def test_none_among_what_is_yielded_is_nothing(autojump_clock, tmp_path):
+    async def some() -> AsyncIterator[int | None]:
+        yield 1
+        yield None
+        yield 2
+
+    async with planted(tmp_path, {"a": job(some, once=True, into="q")}) as f:
+        await f.tree.wait_running()
+        assert await waiting(f) == [1, 2]
+
+
+async def test_a_plain_generator_yields_from_its_thread_and_what_it_returns_comes_last(tmp_path):
+    def count(upto: int) -> Iterator[int]:
+        yield from range(upto)
+        return "the end"
+
+    async with planted(tmp_path, {"a": job(count, args={"upto": 3}, once=True, into="q")}) as f:
+        with trio.fail_after(60):
+            await f.tree.wait_running()
+        assert f.tree.status("a")[0].kind == "thread"
+        assert await waiting(f) == [0, 1, 2, "the end"]
+
+
+async def test_what_a_plain_function_returns_is_put(tmp_path):
+    async with planted(tmp_path, {"a": job(lambda: {"b": 1}, once=True, into="q")}) as f:
+        with trio.fail_after(60):
+            await f.tree.wait_running()
+        assert await waiting(f) == [{"b": 1}]
+
+
+async def test_a_stream_is_opened_where_the_function_is_annotated_to_return_one(autojump_clock, tmp_path):
+    def squares(upto: int) -> Stream[int]:
+        return Stream(range(upto)).map(lambda number: number * number)
+
+    async def later(upto: int) -> Stream[int]:
+        await trio.sleep(1)
+        return squares(upto)
+
+    jobs = {"a": job(squares, args={"upto": 3}, once=True, into="q"), "b": job(later, args={"upto": 2}, once=True, into="from")}
+    async with planted(tmp_path, jobs) as f:
+        await f.tree.wait_running()
+        assert f.tree.status("a")[0].kind == "task"
+        assert (await waiting(f), await waiting(f, "from")) == ([0, 1, 4], [0, 1])
+
+
+async def test_a_schedule_puts_what_each_run_returns(autojump_clock, tmp_path):
+    async with planted(tmp_path, {"a": job(giving("tick"), every=10, into="q")}) as f:
+        await trio.sleep(35)
+        assert await waiting(f) == ["tick"] * 3
+
+
+async def test_a_service_puts_what_it_yields_and_what_it_returns_is_its_end(autojump_clock, tmp_path):
+    async def feed(ctx: Context) -> AsyncIterator[int]:
+        number = 0
+        while await ctx.sleep(10):
+            yield (number := number + 1)
+
+    async with planted(tmp_path, {"a": job(feed, into="q"), "b": job(giving("end"), into="from", restart=TEMPORARY)}) as f:
+        await trio.sleep(35)
+        assert f.word("a") == "running"
+        await f.tree.stop("a")
+        assert (await waiting(f), await waiting(f, "from")) == ([1, 2, 3], [])
+
+
+async def test_a_generator_that_hears_nothing_is_ended_and_cleans_up(autojump_clock, tmp_path):
+    closed = []
+
+    async def feed() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await trio.sleep(10)
+        finally:
+            closed.append(trio.current_time())
+
+    async with planted(tmp_path, {"a": job(feed, into="q")}) as f:
+        await trio.sleep(5)
+        at = trio.current_time()
+        await f.tree.stop("a")
+        assert (closed, await waiting(f)) == ([at], [1])
+
+
+# ---- what does not ----
+
+
+async def test_only_what_the_successful_attempt_returns_is_put_and_what_was_yielded_before_stays(autojump_clock, tmp_path):
+    attempts = []
+
+    async def unlucky() -> AsyncIterator[str]:
+        attempts.append(1)
+        yield f"of attempt {len(attempts)}"
+        if len(attempts) < 3:
+            raise RuntimeError("boom")
+
+    async def late() -> str:
+        attempts.append(1)
+        if len(attempts) < 6:
+            raise RuntimeError("boom")
+        return "at last"
+
+    retry = RetrySpec(attempts=3, initial=Seconds(1))
+    async with planted(tmp_path, {"a": job(unlucky, once=True, into="q", retry=retry)}) as f:
+        await f.tree.wait_running()
+        assert await waiting(f) == ["of attempt 1", "of attempt 2", "of attempt 3"]
+    async with planted(tmp_path, {"a": job(late, once=True, into="q", retry=retry)}) as f:
+        await f.tree.wait_running()
+        assert await waiting(f) == ["at last"]
+
+
+async def test_what_its_fallback_returns_is_what_the_run_returned(autojump_clock, tmp_path):
+    async def bad() -> str:
+        raise RuntimeError("boom")
+
+    async with planted(tmp_path, {"a": job(bad, once=True, into="q", fallback=giving("plan b"))}) as f:
+        await f.tree.wait_running()
+        assert await waiting(f) == ["plan b"]
+
+
+async def test_what_is_no_json_fails_the_run_and_says_so(autojump_clock, tmp_path):
+    async def stranger() -> AsyncIterator[object]:
+        yield object()
+
+    jobs = {"a": job(giving(object()), once=True, into="q"), "b": job(stranger, once=True, into="q")}
+    jobs = {name: msgspec.structs.replace(spec, restart=TEMPORARY) for name, spec in jobs.items()}
+    async with planted(tmp_path, jobs) as f:
+        await trio.sleep(1)
+        assert (f.word("a"), f.word("b")) == ("failed", "failed")
+        assert "the function returned what is no JSON" in f.tree.status("a")[0].exit.reason
+        assert f.tree.status("b")[0].exit.reason.startswith("queue q does not take what it gives: ")
+
+
+async def test_a_generator_without_into_is_refused(autojump_clock, tmp_path):
+    async def lost() -> AsyncIterator[int]:
+        yield 1
+
+    async with planted(tmp_path, {"a": job(lost, once=True, restart=TEMPORARY)}) as f:
+        await trio.sleep(1)
+        assert f.tree.status("a")[0].exit.reason.endswith(
+            "lost: what it yields would go nowhere: name the queue that gets it in `into`"
+        )
+
+
+# ---- a queue that is full ----
+
+
+async def test_a_full_queue_makes_it_wait_and_that_is_seen(autojump_clock, tmp_path):
+    async def count(ctx: Context) -> AsyncIterator[int]:
+        for number in range(4):
+            yield number
+        await ctx.wait_stopping()
+
+    async with planted(tmp_path, {"a": job(count, into="q")}, {"q": QueueSpec(backend="memory", size=2)}) as f:
+        await trio.sleep(5)
+        assert f.tree.status("a")[0].cause == "waits for room in queue q"
+        assert [await taken(f) for _ in range(4)] == [0, 1, 2, 3]
+        assert [(at, event.queue) for at, event in f.history if isinstance(event, WaitingForRoom)] == [(1.0, "q")]
+        assert len(f.events(RoomFound)) == 1
+        assert f.tree.status("a")[0].cause == "queue q has taken what it gave"
+
+
+async def test_a_short_wait_for_room_is_not_told(autojump_clock, tmp_path):
+    async def count() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    async with planted(tmp_path, {"a": job(count, once=True, into="q")}, {"q": QueueSpec(backend="memory", size=1)}) as f:
+        await trio.sleep(0.5)
+        await taken(f)
+        await f.tree.wait_running()
+        assert f.events(WaitingForRoom) == []
+
+
+async def test_a_run_is_over_only_when_what_it_returned_is_put(autojump_clock, tmp_path):
+    jobs = {"a": job(giving(1), once=True, into="q"), "b": job(giving(2), once=True, into="q", after=("a",))}
+    async with planted(tmp_path, jobs, {"q": QueueSpec(backend="memory", size=1)}) as f:
+        await trio.sleep(100)
+        assert f.words("a", "b") == "a:completed b:running"
+        await taken(f)
+        await f.tree.wait_running()
+        assert f.words("a", "b") == "a:completed b:completed"
+
+
+async def test_one_that_is_killed_while_its_result_waits_has_not_succeeded(autojump_clock, tmp_path):
+    jobs = {"a": job(giving(1), once=True, into="q"), "b": job(giving(2), once=True, into="q", after=("a",), grace=5)}
+    async with planted(tmp_path, jobs, {"q": QueueSpec(backend="memory", size=1)}) as f:
+        await trio.sleep(100)
+        await f.tree.stop("b")
+        assert await waiting(f) == [1]
+    [event] = [event for event in f.events(Ended) if event.name == "b"]
+    assert (event.exit.reason, event.failed) == ("killed before queue q had taken what it returned", False)
+
+
+async def test_a_thread_that_waits_for_room_ends_when_it_is_killed(tmp_path):
+    def count() -> Iterator[int]:
+        yield from range(3)
+
+    async with planted(tmp_path, {"a": job(count, into="q", grace=0.1)}, {"q": QueueSpec(backend="memory", size=1)}) as f:
+        waits = trio.Event()
+        f.tree.journal.add_sink(lambda event: waits.set() if isinstance(event, WaitingForRoom) else None)
+        with trio.fail_after(60):
+            await waits.wait()
+            await f.tree.stop("a")
+        assert f.word("a") == "stopped"
