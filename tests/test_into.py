@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from supervisor.events import Ended, RoomFound, WaitingForRoom
-from supervisor.kinds import Context, JobSpec
+from supervisor.kinds import Context, JobSpec, chain
 from supervisor.policies import RetrySpec
-from supervisor.queues.protocol import State
-from supervisor.queues.spec import QueueSpec
+from supervisor.queues.protocol import Draft, State, new_id
+from supervisor.queues.spec import BatchSpec, QueueSpec
 from supervisor.spec import RestartType, Seconds
 from supervisor.streams import Stream
 from tests.forest import Forest, forest, job, settle
@@ -36,7 +39,7 @@ async def waiting(f: Forest, queue: str = "q") -> list[Any]:
 async def taken(f: Forest, queue: str = "q") -> Any:
     """The first of a queue, taken out of it."""
     claimed = await f.tree.queues.engine(queue).claim(1, owner="test", attempts=5)
-    await settle()
+    await wait_all_tasks_blocked()
     return msgspec.json.decode(claimed.items[0].payload)
 
 
@@ -277,3 +280,230 @@ async def test_a_thread_that_waits_for_room_ends_when_it_is_killed(tmp_path):
             await waits.wait()
             await f.tree.stop("a")
         assert f.word("a") == "stopped"
+
+
+# ---- commands: each line is an item ----
+
+
+def command(*words: str, **keys: Any) -> JobSpec:
+    return JobSpec(command=words, into="q", **keys)
+
+
+async def test_each_line_of_a_command_is_an_item_of_json_that_value_else_a_string(tmp_path):
+    lines = '{"a": [1, null]}', "plain", "", " 12 ", "null", "NaN", '"text"', "last, without an end"
+    (tmp_path / "lines").write_text("\n".join(lines))
+    async with planted(tmp_path, {"a": command("sh", "-c", "cat lines; echo >&2 aside", once=True)}) as f:
+        with trio.fail_after(60):
+            await f.tree.wait_running()
+        assert await waiting(f) == [{"a": [1, None]}, "plain", 12, "NaN", "text", "last, without an end"]
+        assert await f.tree.outputs.tail("a", 10) == b"aside\n"
+
+
+async def test_lines_are_put_as_they_come_and_stay_whatever_becomes_of_the_command(tmp_path):
+    script = "echo 1; read go < fifo; echo 2; exit 3"
+    os.mkfifo(tmp_path / "fifo")
+    spec = command("sh", "-c", script, once=True, restart=TEMPORARY, cwd=str(tmp_path))
+    async with planted(tmp_path, {"a": spec}) as f:
+        engine = f.tree.queues.engine("q")
+        with trio.fail_after(60):
+            while not await waiting(f):
+                await engine.wait_for_work()
+            assert (await waiting(f), f.word("a")) == ([1], "running")
+            await trio.to_thread.run_sync((tmp_path / "fifo").write_text, "go\n")
+            await ended(f, "a")
+        assert (await waiting(f), f.tree.status("a")[0].exit.reason) == ([1, 2], "exited with code 3")
+
+
+async def test_a_command_waits_while_the_queue_is_full_and_all_it_has_printed_is_put_before_it_has_ended(tmp_path):
+    spec = command("seq", "5", once=True)
+    async with planted(tmp_path, {"a": spec}, {"q": QueueSpec(backend="memory", size=2)}) as f:
+        waits = trio.Event()
+        f.tree.journal.add_sink(lambda event: waits.set() if isinstance(event, WaitingForRoom) else None)
+        with trio.fail_after(60):
+            await waits.wait()
+            assert f.word("a") == "running"
+            assert [await taken(f) for _ in range(3)] == [1, 2, 3]
+            await f.tree.wait_running()
+        assert await waiting(f) == [4, 5]
+
+
+async def test_a_line_of_any_length_is_one_item_up_to_a_limit_and_a_longer_one_fails_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(chain, "LONGEST_LINE", 1 << 20)
+    long = "import sys; print('a' * int(sys.argv[1]))"
+    specs = {
+        "a": command(sys.executable, "-c", long, "1000000", once=True),
+        "b": command(sys.executable, "-c", long, "2000000", once=True, restart=TEMPORARY),
+    }
+    async with planted(tmp_path, specs) as f:
+        with trio.fail_after(60):
+            await ended(f, "b")
+            await ended(f, "a")
+        assert await waiting(f) == ["a" * 1_000_000]
+        assert f.tree.status("b")[0].exit.reason == "a line of its output is longer than 1 MB"
+
+
+async def test_a_command_that_is_killed_leaves_what_it_had_printed_unput_and_that_is_said(tmp_path):
+    spec = command("sh", "-c", "trap '' TERM; seq 9; sleep 1000 & wait; wait", grace=0.1)
+    async with planted(tmp_path, {"a": spec}, {"q": QueueSpec(backend="memory", size=2)}) as f:
+        waits = trio.Event()
+        f.tree.journal.add_sink(lambda event: waits.set() if isinstance(event, WaitingForRoom) else None)
+        with trio.fail_after(60):
+            await waits.wait()
+            await f.tree.stop("a")
+        assert await waiting(f) == [1, 2]
+        [line] = [line for line in f.logs if line["event"] == "killed before all that it printed was put"]
+        assert (line["queue"], line["lines"]) == ("q", 7)
+
+
+async def test_a_program_that_is_not_there_fails_as_ever(tmp_path):
+    async with planted(tmp_path, {"a": command("/not/there", once=True, restart=TEMPORARY)}) as f:
+        with trio.fail_after(60):
+            await ended(f, "a")
+        assert "/not/there" in f.tree.status("a")[0].exit.reason
+        assert not [line for line in f.logs if "was put" in line["event"]]
+
+
+# ---- from queue to queue ----
+
+
+async def fed(f: Forest, *items: Any, queue: str = "from", ids: tuple[str, ...] = ()) -> list[str]:
+    """Items for a job, and their ids."""
+    drafts = [
+        Draft(id=ids[at] if ids else new_id(), payload=msgspec.json.encode(item), keep=True) for at, item in enumerate(items)
+    ]
+    await f.tree.queues.engine(queue).put(drafts)
+    return [draft.id for draft in drafts]
+
+
+async def test_the_result_of_an_item_is_an_item_of_the_next_queue(autojump_clock, tmp_path):
+    async def double(item: int) -> int | None:
+        return item * 2 if item else None
+
+    async with planted(tmp_path, {"a": job(double, queue="from", into="q")}) as f:
+        ids = await fed(f, 1, 0, 3)
+        await trio.sleep(1)
+        assert await waiting(f) == [2, 6]
+        states = [(await f.tree.queues.engine("from").show(id)).state for id in ids]
+        assert states == [State.DONE] * 3
+
+
+async def test_each_yield_of_a_handler_is_an_item_and_a_retry_that_yields_the_same_puts_it_once(autojump_clock, tmp_path):
+    attempts = []
+
+    async def split(item: str) -> AsyncIterator[Any]:
+        attempts.append(1)
+        for word in item.split():
+            yield word
+        yield len(attempts)
+        if len(attempts) < 3:
+            raise RuntimeError("boom")
+
+    retry = RetrySpec(attempts=3, initial=Seconds(1))
+    async with planted(tmp_path, {"a": job(split, queue="from", into="q", retry=retry)}) as f:
+        await fed(f, "b b c")
+        await trio.sleep(60)
+        assert await waiting(f) == ["b", "b", "c", 1, 2, 3]
+
+
+async def test_a_plain_generator_handles_items_in_its_thread(tmp_path):
+    def split(item: str) -> Iterator[str]:
+        yield from item.split()
+
+    async with planted(tmp_path, {"a": job(split, queue="from", into="q")}) as f:
+        [id] = await fed(f, "b c")
+        await until_state(f, id, State.DONE)
+        assert await waiting(f) == ["b", "c"]
+
+
+async def test_an_item_is_done_only_when_its_result_is_put_and_once_where_it_was_put_before(autojump_clock, tmp_path):
+    """As after a crash between the put and the ack: the handler runs again, and nothing is put twice."""
+    queues = {"from": QueueSpec(backend="memory"), "q": QueueSpec(backend="memory", size=1)}
+    runs = []
+
+    async def double(item: int) -> int:
+        runs.append(item)
+        return item * 2
+
+    async with planted(tmp_path, {"a": job(double, queue="from", into="q")}, queues) as f:
+        one, two = await fed(f, 1, 2)
+        await trio.sleep(10)
+        engine = f.tree.queues.engine("from")
+        assert [(await engine.show(id)).state for id in (one, two)] == [State.DONE, State.RUNNING]
+        assert f.tree.status("a")[0].cause == "waits for room in queue q"
+        await f.tree.stop("a")
+        assert ((await engine.show(two)).state, (await engine.show(two)).attempts) == (State.WAITING, 0)
+        assert await waiting(f) == [2]
+        assert await taken(f) == 2
+        await f.tree.start("a")
+        await trio.sleep(10)
+        assert ((await engine.show(two)).state, await waiting(f), runs) == (State.DONE, [4], [1, 2, 2])
+
+
+async def test_one_that_is_handled_twice_is_put_once(autojump_clock, tmp_path):
+    async with planted(tmp_path, {"a": job(lambda_of(len), queue="from", into="q")}) as f:
+        for _ in range(2):  # the same item comes again, as if its end had not been stored
+            await fed(f, "abc", ids=("one",))
+            await trio.sleep(1)
+            await f.tree.queues.engine("from").purge(State.DONE)
+        assert await waiting(f) == [3]
+
+
+async def test_a_batch_that_returns_a_list_gives_one_item(autojump_clock, tmp_path):
+    async def lengths(items: list[str]) -> list[int]:
+        return [len(item) for item in items]
+
+    spec = job(lengths, queue="from", into="q", batch=BatchSpec(size=3, within=Seconds(1)))
+    async with planted(tmp_path, {"a": spec}) as f:
+        await fed(f, "a", "bb", "ccc")
+        await trio.sleep(5)
+        assert await waiting(f) == [[1, 2, 3]]
+
+
+async def test_a_result_that_the_next_queue_does_not_take_is_the_items_failure(autojump_clock, tmp_path):
+    async def odd(item: int) -> AsyncIterator[object]:
+        yield object()
+
+    async with planted(tmp_path, {"a": job(odd, queue="from", into="q", retry=RetrySpec(attempts=1))}) as f:
+        [id] = await fed(f, 1)
+        await trio.sleep(5)
+        record = await f.tree.queues.engine("from").show(id)
+        assert record.state is State.DEAD
+        assert record.error.startswith("queue q does not take what it gives: ")
+
+
+async def test_what_is_handed_on_runs_down_a_line_of_jobs(autojump_clock, tmp_path):
+    done = []
+
+    async def first(item: int) -> int:
+        return item + 1
+
+    async def second(item: int) -> None:
+        done.append(item)
+
+    jobs = {"a": job(first, queue="from", into="q"), "b": job(second, queue="q", workers=3)}
+    async with planted(tmp_path, jobs) as f:
+        await fed(f, *range(100))
+        await trio.sleep(5)
+        assert sorted(done) == list(range(1, 101))
+
+
+async def ended(f: Forest, name: str) -> None:
+    """Wait until a run of it has ended."""
+    over = trio.Event()
+    f.tree.journal.add_sink(lambda event: over.set() if isinstance(event, Ended) and event.name == name else None)
+    if not [event for event in f.events(Ended) if event.name == name]:
+        await over.wait()
+
+
+async def until_state(f: Forest, id: str, state: State) -> None:
+    """Wait until an item of the first queue has come to this."""
+    with trio.fail_after(60):
+        while (await f.tree.queues.engine("from").show(id)).state is not state:
+            await trio.sleep(0.01)
+
+
+def lambda_of(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    async def call(item: str) -> Any:
+        return function(item)
+
+    return call

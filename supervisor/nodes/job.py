@@ -141,6 +141,12 @@ class JobNode(Node):
             await run.chain.put_result(outcome.returned)
         return outcome
 
+    def waits_for_room(self, run: Run, queue: str, cause: str | None) -> None:
+        """See `Reporter`."""
+        super().waits_for_room(run, queue, cause)
+        if self.pool is not None:
+            self.pool.seat.note = self.pool.seat.shown = cause or ""
+
     def recycle(self, cause: str) -> None:
         """Have a fresh run take the place of this one; of a queue's worker, when what it has in hand is over."""
         if self.pool is not None:

@@ -100,7 +100,7 @@ class Seat:
         self.wants = 0
         """How many items it waits for."""
         self.note = ""
-        """What it does, where it neither handles anything nor waits for items."""
+        """What it does, where it is kept from handling what it has, or from taking anything."""
         self.shown = ""
         """What people have been told that it does."""
         self.tally = desk.tally(split_name(who.job)[0])
@@ -567,10 +567,12 @@ class Desk:
 
     def _doing(self, seat: Seat) -> str:
         """What a worker does."""
+        if seat.note:
+            return seat.note
         item = next((call.items[0].id for call in seat.calls), None)
         if item is not None:
             return f"handles {item}"
-        return seat.note or ("paused" if self.paused(seat) else "idle")
+        return "paused" if self.paused(seat) else "idle"
 
     def _show(self, seat: Seat, text: str, next_at: str | None = None) -> None:
         if seat.shown == text and next_at is None:
