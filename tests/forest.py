@@ -84,7 +84,12 @@ async def forest(
     journal = Journal()
     journal.add_sink(lambda event: history.append((trio.current_time(), event)))
     config = Config(
-        file=None, base=base, daemon=DaemonSpec(**daemon), jobs=jobs, supervisors=supervisors or {}, limits=limits or {},
+        file=None,
+        base=base,
+        daemon=DaemonSpec(**daemon),
+        jobs=jobs,
+        supervisors=supervisors or {},
+        limits=limits or {},
         queues=queues or {},
     )
     with structlog.testing.capture_logs() as logs:

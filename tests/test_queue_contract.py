@@ -839,6 +839,10 @@ async def test_settings_are_declared(backend):
         with pytest.raises(QueueFull):
             await queue.put(drafts(4))
         assert await put(queue, *drafts(2, key="k")) == ["stored", "merged"]
+        queue.use(Settings(spec=QueueSpec(backend=backend.url, size=9)))
+        assert queue.settings.spec.size == 9
+        assert await queue.declared() == new
+        assert await put(queue, *drafts(4, key="k")) == ["stored"] * 4
 
 
 async def test_what_was_put_outlives_the_handle(durable):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import trio
 from supervisor.errors import BadItem, QueueFull, QueueUnavailable, RunFailed
 from supervisor.output.lines import Lines
 from supervisor.queues.protocol import derived_id, new_id
-from supervisor.restart import Delays
+from supervisor.restart import NEVER_READY, Delays
 from supervisor.spec import Backoff, Seconds
 from supervisor.streams.stream import Stream
 
@@ -83,77 +83,85 @@ class Chain:
         """Put one item; of None, nothing. Returns when it is stored. Raises RunFailed for what is none."""
         if value is not None:
             self._given += 1
-            await self._put(value, str(self._given))
-
-    async def _put(self, value: Any, place: str) -> None:
-        id = new_id() if self._parent is None else derived_id(self._parent, place, _encoded(value))
-        try:
-            receipt = await put_patiently(self._producer, self._queue, value, self._run.waits_for_room, self._spread, id=id)
-        except BadItem as error:
-            raise RunFailed(f"queue {self._queue} does not take what it gives: {error}") from None
-        if receipt.what == "rejected":
-            self._log.info("not put: its key is taken", queue=self._queue, by=receipt.id)
+            await self._put([value], [self._id(str(self._given), value)])
 
     async def put_result(self, result: bytes) -> None:
         """Put what a function returned, as JSON."""
-        await self._put(msgspec.json.decode(result), "returned")
+        value = msgspec.json.decode(result)
+        await self._put([value], [self._id("returned", value)])
 
     async def put_lines(self, pipe: int) -> None:
         """Put each line that comes through a pipe, until nobody has its other end any more; then close it.
 
         A line of JSON is that value, any other a string, and an empty one nothing. Raises RunFailed for one that is too long.
         """
-        lines, left = Lines(LONGEST_LINE), deque[bytes]()
+        lines, left = Lines(LONGEST_LINE), list[Any]()
         try:
             os.set_blocking(pipe, False)
             while True:
                 await trio.lowlevel.wait_readable(pipe)
                 data = os.read(pipe, CHUNK)
-                left.extend(lines.feed(data) if data else lines.flush())
-                while left:
-                    await self.put(_value(left[0]))
-                    left.popleft()
+                left += filter(_something, map(_value, lines.feed(data) if data else lines.flush()))
+                if left:
+                    await self._put(left, [new_id() for _ in left])
                 if not data:
                     return
         except trio.Cancelled:
-            left.extend(lines.flush())
-            if left:
-                self._log.warning("killed before all that it printed was put", queue=self._queue, lines=len(left))
+            if lost := len(left) + len(list(lines.flush())):
+                self._log.warning("killed before all that it printed was put", queue=self._queue, lines=lost)
             raise
         finally:
             os.close(pipe)
+
+    def _id(self, place: str, value: Any) -> str:
+        return new_id() if self._parent is None else derived_id(self._parent, place, _encoded(value))
+
+    async def _put(self, values: list[Any], ids: list[str]) -> None:
+        try:
+            receipts = await put_patiently(self._producer, self._queue, values, ids, self._run.waits_for_room, self._spread)
+        except BadItem as error:
+            raise RunFailed(f"queue {self._queue} does not take what it gives: {error}") from None
+        for receipt in receipts:
+            if receipt.what == "rejected":
+                self._log.info("not put: its key is taken", queue=self._queue, by=receipt.id)
 
 
 async def put_patiently(
     producer: Producer,
     queue: str,
-    value: Any,
+    values: list[Any],
+    ids: list[str],
     tell: Callable[[str, str | None], object],
     spread: Callable[[float, float], float],
     **options: Any,
-) -> Receipt:
-    """Put an item (with an `id`), however long that takes. `tell(queue, why)` hears what it waits for, and None at the end.
+) -> list[Receipt]:
+    """Put items, however long that takes, and give the receipts of those put last. What is stored is taken out of the lists.
 
-    Raises BadItem.
+    `tell(queue, why)` hears what it waits for, and None when it goes on. Raises BadItem, with nothing stored.
     """
-    try:
-        return await producer.put(value, **options, timeout=UNSAID)
-    except (QueueFull, QueueUnavailable) as error:
-        why = error
-    delays = Delays(spread)
-    told = ""
+    delays, told = Delays(spread), ""
     while True:
-        cause = f"waits for room in queue {queue}" if isinstance(why, QueueFull) else f"waits for queue {queue}: {why}"
-        if cause != told:
-            tell(queue, told := cause)
+        stored = 0
+
+        def count(number: int) -> None:
+            nonlocal stored
+            stored = number
+
         try:
-            receipt = await producer.put(value, **options)
-        except QueueUnavailable as error:
-            why = error
-            await trio.sleep(delays.after_failure(AWAY, 0))
+            patience = math.inf if told else UNSAID
+            receipts = await producer.put_many(values, ids=ids, on_stored=count, timeout=patience, **options)
+        except (QueueFull, QueueUnavailable) as error:
+            why = f"waits for room in queue {queue}" if isinstance(error, QueueFull) else f"waits for queue {queue}: {error}"
+            if why != told:
+                tell(queue, told := why)
+            if isinstance(error, QueueUnavailable):
+                await trio.sleep(delays.after_failure(AWAY, NEVER_READY))
         else:
-            tell(queue, None)
-            return receipt
+            if told:
+                tell(queue, None)
+            return receipts
+        finally:
+            del values[:stored], ids[:stored]
 
 
 async def emptied(items: Any, put: Callable[[Any], Awaitable[object]]) -> None:
@@ -171,6 +179,10 @@ def _value(line: bytes) -> Any:
         return msgspec.json.decode(line) if line.strip() else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return line.decode(errors="replace")
+
+
+def _something(value: Any) -> bool:
+    return value is not None
 
 
 def _encoded(value: Any) -> bytes:

@@ -123,8 +123,8 @@ class Ticker:
         try:
             await self.tree.queues.wait_for(queue)
             producer = self.tree.queues.producer(queue)
-            item = self.spec.args or {}
-            await put_patiently(producer, queue, item, self._tell, self.tree.spread, id=item_id(self.name, due.at), keep=True)
+            items, ids = [self.spec.args or {}], [item_id(self.name, due.at)]
+            await put_patiently(producer, queue, items, ids, self._tell, self.tree.spread, keep=True)
         except (QueueError, LookupError) as error:
             self.tree.journal.emit(events.Warned, text=f"{self.name}: no item for {moment(due.at)}: {error}")
         self.schedule.ended(due, cut_short=False)

@@ -106,7 +106,7 @@ class Seat:
         self.tally = desk.tally(split_name(who.job)[0])
 
     def __enter__(self) -> Seat:
-        self._desk.seats[self] = None
+        self._desk.sit_down(self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -240,6 +240,11 @@ class Desk:
     def tally(self, job: str) -> Tally:
         """The numbers of a job."""
         return self.tallies.setdefault(job, Tally())
+
+    def sit_down(self, seat: Seat) -> None:
+        """A worker is there."""
+        self.seats[seat] = None
+        self._news.set()
 
     def wait(self, seat: Seat) -> None:
         """A worker waits for items."""

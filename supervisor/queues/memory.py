@@ -137,22 +137,23 @@ class _Line:
 
     def take(self, until: float = math.inf) -> _Entry | None:
         """Remove and give the first one whose moment has come."""
-        if self.next() > until:
-            return None
         regular, early = self._regular, self._early
+        if not (regular or early) or self.next() > until:
+            return None
         if early and not (regular and regular[0] < early[0]):
             return heapq.heappop(early)[1]
         return regular.popleft()[1] if regular else None
 
     def next(self) -> float:
         """The moment of the first one; infinity where there is none."""
-        regular, early, there = self._regular, self._early, self._there
-        while regular and not there(regular[0][1]):
-            regular.popleft()
-            self._left -= 1
-        while early and not there(early[0][1]):
-            heapq.heappop(early)
-            self._left -= 1
+        regular, early = self._regular, self._early
+        if self._left:
+            while regular and not self._there(regular[0][1]):
+                regular.popleft()
+                self._left -= 1
+            while early and not self._there(early[0][1]):
+                heapq.heappop(early)
+                self._left -= 1
         if early:
             return min(early[0][0], regular[0][0]) if regular else early[0][0]
         return regular[0][0] if regular else math.inf
@@ -200,7 +201,7 @@ class MemoryQueue:
         self._groups: dict[str, _Group] = {}
         self._keys: dict[str, _Entry] = {}
         """Who has each key, for as long as `unique` says."""
-        self._timed_keys = _Line(lambda entry: self._keys.get(entry.draft.key or "") is entry)
+        self._timed_keys = _Line(self._has_key)
         self._paused = False
         self._bucket = _bucket_of(settings)
         self._throttled = False
@@ -221,9 +222,8 @@ class MemoryQueue:
         """How many items have not ended."""
         return self._waiting + self._running
 
-    async def declare(self, settings: Settings) -> None:
-        await trio.lowlevel.checkpoint()
-        old, self._settings, self._declared = self._settings.spec, settings, settings
+    def use(self, settings: Settings) -> None:
+        old, self._settings = self._settings.spec, settings
         if old.unique != settings.spec.unique:
             self._take_keys_anew()
         if old.rate != settings.spec.rate:
@@ -232,6 +232,11 @@ class MemoryQueue:
             self._unpark(name)
         self._have_news()
         self._have_room()
+
+    async def declare(self, settings: Settings) -> None:
+        await trio.lowlevel.checkpoint()
+        self._declared = settings
+        self.use(settings)
 
     async def declared(self) -> Settings | None:
         await trio.lowlevel.checkpoint()
@@ -284,6 +289,7 @@ class MemoryQueue:
         self._withdraw(holder)
         holder.state = State.CANCELLED
         del self._entries[holder.draft.id], self._keys[holder.draft.key or ""]
+        self._timed_keys.left()
 
     # ---- keys ----
 
@@ -299,14 +305,18 @@ class MemoryQueue:
         elif entry.state is State.WAITING or (entry.state is State.RUNNING and unique.lifetime == "running"):
             self._keys[key] = entry
 
+    def _has_key(self, entry: _Entry) -> bool:
+        return self._keys.get(entry.draft.key or "") is entry
+
     def _free_key(self, entry: _Entry, lifetime: Literal["queued", "running"]) -> None:
         """It is queued no longer; or it runs no longer, either."""
         unique, key = self._settings.spec.unique, entry.draft.key
-        if unique is not None and key is not None and unique.lifetime in ("queued", lifetime) and self._keys.get(key) is entry:
+        if unique is not None and key is not None and unique.lifetime in ("queued", lifetime) and self._has_key(entry):
             del self._keys[key]
 
     def _take_keys_anew(self) -> None:
         self._keys.clear()
+        self._timed_keys = _Line(self._has_key)
         for entry in self._entries.values():
             self._take_key(entry, trio.current_time())
 
@@ -515,7 +525,7 @@ class MemoryQueue:
         else:
             entry.result, entry.error, entry.traceback = ending.result, ending.error, ending.traceback
         if ending.how not in ("retry", "back"):
-            self._end(entry, _END[ending.how])
+            self._end(entry, _ENDS[ending.how])
         elif entry.cancelling:
             self._end(entry, State.CANCELLED)
         else:
@@ -533,13 +543,15 @@ class MemoryQueue:
         self._wait(entry, now)
 
     def _end(self, entry: _Entry, state: State) -> None:
-        entry.state, entry.ended_at, entry.ending = state, self._place.now(), next(self._count)
-        entry.cancelling = False
-        self._free_key(entry, "running")
-        self._ended[state] += 1
+        entry.state = state
+        if entry.draft.key is not None:
+            self._free_key(entry, "running")
         if state is State.DONE and entry.result is None and not entry.draft.keep:
-            self._forget(entry)
-        elif state is not State.DEAD:
+            del self._entries[entry.draft.id]
+            return
+        entry.cancelling, entry.ended_at, entry.ending = False, self._place.now(), next(self._count)
+        self._ended[state] += 1
+        if state is not State.DEAD:
             self._kept.add(trio.current_time() + self._settings.spec.keep_results, entry)
         if entry.draft.keep:
             self._place.listen(Notice(what="ended", id=entry.draft.id))
@@ -593,6 +605,7 @@ class MemoryQueue:
                 self._withdraw(entry)
                 self._end(entry, State.CANCELLED)
             self._forget(entry)
+            self._kept.left()
         return len(gone)
 
     async def pause(self, paused: bool) -> None:
@@ -631,7 +644,7 @@ class MemoryQueue:
         return entry.record(self.name) if (entry := self._entries.get(id)) is not None else None
 
 
-_END = {"done": State.DONE, "dead": State.DEAD, "cancelled": State.CANCELLED}
+_ENDS = {"done": State.DONE, "dead": State.DEAD, "cancelled": State.CANCELLED}
 
 
 def _is_ready(entry: _Entry) -> bool:

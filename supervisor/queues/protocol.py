@@ -21,8 +21,9 @@ import enum
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -30,7 +31,8 @@ from supervisor.errors import BadItem as BadItem
 from supervisor.errors import QueueError as QueueError
 from supervisor.errors import QueueFull as QueueFull
 from supervisor.errors import QueueUnavailable as QueueUnavailable
-from supervisor.queues.spec import QueueSpec
+from supervisor.queues.spec import QueueSpec, UniqueSpec
+from supervisor.spec import Rate, Seconds
 
 # ---- an item, in its life ----
 
@@ -48,24 +50,27 @@ class State(enum.Enum):
 
 def new_id() -> str:
     """An id for an item: 26 letters and digits, later ones sort after earlier ones (to the millisecond), 80 bits of chance."""
-    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
-    return _written(number)
+    return _moment(time.time_ns() // 1_000_000) + os.urandom(16).translate(_ANY_DIGIT).decode()
 
 
 def derived_id(parent: str, *parts: str | bytes) -> str:
-    """The id of an item that came of another: the same for the same parts, and no other's."""
-    digest = hashlib.blake2b(digest_size=16)
+    """The id of an item that came of another: the same for the same parts, and for no others."""
+    digest = hashlib.blake2b(digest_size=26)
     for part in (parent, *parts):
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "big") + data)
-    return _written(int.from_bytes(digest.digest(), "big"))
+    return digest.digest().translate(_ANY_DIGIT).decode()
 
 
-def _written(number: int) -> str:
-    return "".join(_DIGITS[number >> 5 * place & 31] for place in range(25, -1, -1))
+_DIGITS = b"0123456789abcdefghjkmnpqrstvwxyz"
+_ANY_DIGIT = _DIGITS * 8
+"""The digit for each byte."""
 
 
-_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+@lru_cache(1)
+def _moment(milliseconds: int) -> str:
+    """Ten digits, the same for all ids of a millisecond."""
+    return bytes(_DIGITS[milliseconds >> 5 * place & 31] for place in range(9, -1, -1)).decode()
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +211,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The field of an item that is its group: the `serialize_by` of the jobs that handle it."""
 
 
+def packed(settings: Settings) -> str:
+    """Settings as JSON, to be stored for others; without the `backend`, which each knows by a way of its own: it may have a
+    password."""
+    spec = msgspec.structs.replace(settings.spec, backend="")
+    return msgspec.json.encode(msgspec.structs.replace(settings, spec=spec), enc_hook=float).decode()
+
+
+def unpacked(text: str | bytes, backend: str) -> Settings:
+    """What `packed` made, in this version or another; `backend`: ours."""
+    said = msgspec.json.decode(text)
+    spec = _known(QueueSpec, said["spec"])
+    if (unique := _known(UniqueSpec, spec.pop("unique", None) or {})) and (lifetime := unique.get("lifetime")) is not None:
+        unique["lifetime"] = lifetime if isinstance(lifetime, str) else Seconds(lifetime)
+    spec |= {name: Seconds(spec[name]) for name in ("lease", "expire", "keep_results") if spec.get(name) is not None}
+    spec |= {"rate": Rate(spec["rate"])} if spec.get("rate") is not None else {}
+    spec |= {"backend": backend, "unique": UniqueSpec(**unique) if unique else None}
+    return Settings(spec=QueueSpec(**spec), group_by=said.get("group_by"))
+
+
+def _known(struct: type[msgspec.Struct], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said, by the names of the fields that there are."""
+    fields = msgspec.structs.fields(struct)
+    found = {each.name: said[each.encode_name] for each in fields if each.encode_name in said}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+
+
 Listener = Callable[[Notice], None]
 """Called in the Trio thread; must not block or raise."""
 
@@ -228,8 +259,11 @@ class Engine(Protocol):
     def settings(self) -> Settings:
         """What is true of the queue."""
 
+    def use(self, settings: Settings) -> None:
+        """Have these settings from now on."""
+
     async def declare(self, settings: Settings) -> None:
-        """Have these settings from now on, and store them for others (where it is shared)."""
+        """`use` these settings, and store them for others (where it is shared)."""
 
     async def declared(self) -> Settings | None:
         """The settings that were stored last; None where nobody has."""
