@@ -223,7 +223,9 @@ async def test_endings_are_stored_when_the_engine_is_back(autojump_clock, tmp_pa
             seat.end(call, ended(call))
             await trio.sleep(30)
             assert b.engine.times("finish")[:5] == pytest.approx([0, 0.2, 0.6, 1.4, 3.0])
-            assert max(later - at for at, later in zip(b.engine.times("finish"), b.engine.times("finish")[1:], strict=False)) == 5
+            assert (
+                max(later - at for at, later in zip(b.engine.times("finish"), b.engine.times("finish")[1:], strict=False)) == 5
+            )
             assert b.said(QueueDegraded) == [(0.0, "queue q: cannot store what became of items: disk full")]
             b.engine.broken.clear()
             await trio.sleep(5)
@@ -461,7 +463,9 @@ class Player(Me):
 
 
 ENDINGS = ("done", "retry", "back", "leave")
-STEPS = some.tuples(some.sampled_from(["put", "sit", "away", "there", "cancel", "pause", "resume", *ENDINGS]), some.integers(0, 5))
+STEPS = some.tuples(
+    some.sampled_from(["put", "sit", "away", "there", "cancel", "pause", "resume", *ENDINGS]), some.integers(0, 5)
+)
 
 
 @given(steps=some.lists(STEPS, max_size=40))

@@ -101,7 +101,9 @@ class Chain:
             while True:
                 await trio.lowlevel.wait_readable(pipe)
                 data = os.read(pipe, CHUNK)
-                left += filter(_something, map(_value, lines.feed(data) if data else lines.flush()))
+                for line in lines.feed(data) if data else lines.flush():
+                    if (value := _value(line)) is not None:
+                        left.append(value)
                 if left:
                     await self._put(left, [new_id() for _ in left])
                 if not data:
@@ -179,10 +181,6 @@ def _value(line: bytes) -> Any:
         return msgspec.json.decode(line) if line.strip() else None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return line.decode(errors="replace")
-
-
-def _something(value: Any) -> bool:
-    return value is not None
 
 
 def _encoded(value: Any) -> bytes:
