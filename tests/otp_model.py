@@ -349,11 +349,11 @@ class World:
             member.asked = why
             if why == "order" and not isinstance(member, Group):
                 self.asked_in_order.add((member.name, member.runs))
-            if isinstance(member, Group):
-                member.closing = member.closing or "asked"
-                self.no_more_starts(member)
-            else:
+            if not isinstance(member, Group):
                 self._hear(member)
+            elif not member.closing:  # else who asks for a start from then on waits for its next run
+                member.closing = "asked"
+                self.no_more_starts(member)
         if hurry and not isinstance(member, Group) and member.alive:
             self.kill_one(member)
 
