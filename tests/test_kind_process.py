@@ -406,7 +406,7 @@ async def test_a_death_by_a_signal_is_told_with_the_stack_where_python_crashed(h
         ("g = 1", "", "module {} has no 'f'", 0),
         ("f = 1", "", "{}:f is not callable", 0),
         ("async def f(): pass", "", '{}:f: kind "process" runs a plain function, this one is `async def`', 0),
-        ("def f(): yield", "", "{}:f: a generator function: not supported yet", 0),
+        ("def f(): yield", "", "{}:f: what it yields would go nowhere", 0),
         ("def f(a): pass", "", "TypeError: f() missing 1 required positional argument: 'a'", 1),
     ],
 )

@@ -41,7 +41,7 @@ async def test_each_tick_is_an_item_with_the_args_of_the_job(autojump_clock, tmp
     ) as f:
         await trio.sleep(160)
         assert seen == [(30.0, {"b": 1}), (90.0, {"b": 1}), (150.0, {"b": 1})]
-        record = await f.tree.queues.engine("q").show("a@2026-01-01T00:01:00Z")
+        record = await f.tree.queues.engine("q").show("a@2026-01-01T00:01:00.000Z")
         assert record.state is State.DONE
 
 
@@ -57,7 +57,7 @@ async def test_it_goes_by_its_time_zone(autojump_clock, tmp_path):
     spec = job(noting(seen), queue="q", cron="0 8 * * *", timezone="Europe/Berlin")
     async with planted(tmp_path, spec, since="2026-01-01 06:59") as f:
         await trio.sleep(70)
-        assert await f.tree.queues.engine("q").show("a@2026-01-01T07:00:00Z") is not None
+        assert await f.tree.queues.engine("q").show("a@2026-01-01T07:00:00.000Z") is not None
 
 
 async def test_ticks_go_by_while_the_job_is_stopped_or_paused(autojump_clock, tmp_path):
@@ -92,7 +92,7 @@ async def test_ticks_whose_items_wait_for_room_are_all_put(autojump_clock, tmp_p
     async with planted(tmp_path, spec, QueueSpec(backend="memory", size=1)) as f:
         await f.tree.queues.engine("q").pause(True)
         await trio.sleep(200)
-        assert [id for id, _ in await waiting(f)] == ["a@2026-01-01T00:01:00Z"]
+        assert [id for id, _ in await waiting(f)] == ["a@2026-01-01T00:01:00.000Z"]
         assert f.events(Warned)[0].text == "a: the item of a tick of its schedule waits for room in queue q"
         await f.tree.queues.engine("q").pause(False)
         await trio.sleep(1)

@@ -6,7 +6,6 @@ and kept when it has ended, so that a daemon which comes late with it stores not
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from supervisor.errors import QueueError
 from supervisor.kinds import JobSpec
 from supervisor.nodes.schedule import Due, Schedule, same_times
 from supervisor.state import Goal, JobStatus
+from supervisor.wall import written
 
 if TYPE_CHECKING:
     from supervisor.nodes.node import Life
@@ -112,7 +112,7 @@ class Ticker:
 
     def _put_all(self) -> None:
         while (due := self.schedule.begin()) is not None:
-            self._nursery.start_soon(self._put, due, name=f"{self.name} at {moment(due.at)}")
+            self._nursery.start_soon(self._put, due, name=f"{self.name} at {written(due.at)}")
 
     async def _put(self, due: Due) -> None:
         """Put the item of one tick, however long that takes; only then is it settled."""
@@ -126,7 +126,7 @@ class Ticker:
             items, ids = [self.spec.args or {}], [item_id(self.name, due.at)]
             await put_patiently(producer, queue, items, ids, self._tell, self.tree.spread, keep=True)
         except (QueueError, LookupError) as error:
-            self.tree.journal.emit(events.Warned, text=f"{self.name}: no item for {moment(due.at)}: {error}")
+            self.tree.journal.emit(events.Warned, text=f"{self.name}: no item for {written(due.at)}: {error}")
         self.schedule.ended(due, cut_short=False)
 
     def _tell(self, queue: str, cause: str | None) -> None:
@@ -136,9 +136,4 @@ class Ticker:
 
 def item_id(job: str, tick: float) -> str:
     """The id of the item of a tick."""
-    return f"{job}@{moment(tick)}"
-
-
-def moment(tick: float) -> str:
-    """A tick, to the second."""
-    return datetime.datetime.fromtimestamp(tick, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{job}@{written(tick)}"
