@@ -79,6 +79,9 @@ class RunFailed(SupervisorError):
     failure_names: Collection[str] = ()
     """What it goes by in `on` and `give_up_on`, besides its class: what ended in another process has names only."""
 
+    traceback = ""
+    """What there is to see of it where it is no exception of this process: a traceback, the last words of a command."""
+
 
 class SpawnFailed(RunFailed):
     """A child process could not be started at all (no such program, not executable, no such directory, no process)."""
@@ -102,14 +105,21 @@ class RaisedElsewhere(RunFailed):
     `retry_after` is the exception's, where it has one.
     """
 
-    def __init__(self, message: str, names: Collection[str] = (), retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, names: Collection[str] = (), retry_after: float | None = None, traceback: str = ""
+    ) -> None:
         self.failure_names = names
         self.retry_after = retry_after
+        self.traceback = traceback
         super().__init__(message)
 
 
 class WorkerLost(RunFailed):
     """The process that worked on an item is gone, and did not say what became of it."""
+
+
+class NotBegun(RunFailed):
+    """An item was not begun with: it is for others to handle, or for later, and nothing is held against it."""
 
 
 class UnfitItem(RunFailed, BadItem):

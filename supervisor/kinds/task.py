@@ -55,7 +55,6 @@ def completed(spec: JobSpec, value: Any) -> Outcome:
 async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterator[Handler]:
     """Calls in the tasks that ask for them."""
     handler = Handler(spec, resources)
-    run.ready("started")
     with bound_contextvars(job=run.job, run=run.id):
         yield handler
 
@@ -73,7 +72,7 @@ class Handler:
 
     async def handle(self, work: Work, payload: bytes) -> bytes | None:
         """One call, in the caller's task."""
-        work.begun = True
+        work.begin()
         item = self._function.read(payload)
         made = self._function(item, Context(work, self._resources) if self.hears else None)
         return result(await _given(work, made))

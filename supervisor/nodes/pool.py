@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from supervisor import events
-from supervisor.errors import DeadlineExceeded, Rejected, RunFailed, UnfitItem, WorkerLost
+from supervisor.errors import DeadlineExceeded, NotBegun, Rejected, RunFailed, UnfitItem, WorkerLost
 from supervisor.kinds import KINDS, Handler, Outcome, Run, Work
 from supervisor.kinds.context import does_not_end
 from supervisor.nodes.attempts import Guard, as_failure, jitter
@@ -48,10 +48,6 @@ REJECTED_FOR = 1.0
 
 LONGEST_TRACEBACK = 10_000
 """Characters of a traceback that are kept with an item: the last of them."""
-
-
-class NotBegun(RunFailed):
-    """An item was not begun with: the worker is to end."""
 
 
 class Returned(NamedTuple):
@@ -306,24 +302,22 @@ class Worker:
             self._end(call, lambda item: self._failure(item, failure))
 
     def _failure(self, item: Item, failure: Exception) -> Ending:
-        wait, reason = self._wait(item, failure), in_one_line(failure)
-        raised = foreign(failure)
-        told = None if raised is None else "".join(traceback.format_exception(raised))[-LONGEST_TRACEBACK:]
+        wait, reason, shown = self._wait(item, failure), in_one_line(failure), _shown(failure)
         if wait is None:
             self._tell(
                 events.ItemDead, item, f"item {item.id} is dead after {_attempts(item.attempt)}: {reason}", reason=reason
             )
-            if raised is not None:
-                log.error("job raised", job=self.run_.job, run=self.run_.id, item=item.id, exc_info=raised)
-            return Ending(id=item.id, token=item.token, how="dead", error=reason, traceback=told)
+            if shown:
+                log.error("job raised", job=self.run_.job, run=self.run_.id, item=item.id, exception=shown)
+            return Ending(id=item.id, token=item.token, how="dead", error=reason, traceback=shown)
         attempts = self._retry.attempts
         self._tell(
             events.ItemRetrying, item, f"item {item.id}: attempt {item.attempt} of {attempts} failed: {reason}",
             reason=reason, wait=round(wait, 3), attempts=attempts,
         )  # fmt: skip
-        if raised is not None:
-            log.debug("attempt raised", job=self.run_.job, run=self.run_.id, item=item.id, exc_info=raised)
-        return Ending(id=item.id, token=item.token, how="retry", error=reason, traceback=told, delay=wait)
+        if shown:
+            log.debug("attempt raised", job=self.run_.job, run=self.run_.id, item=item.id, exception=shown)
+        return Ending(id=item.id, token=item.token, how="retry", error=reason, traceback=shown, delay=wait)
 
     def _wait(self, item: Item, failure: Exception) -> float | None:
         """Seconds until the next attempt; None if there is to be none."""
@@ -446,6 +440,14 @@ def each_result(items: Sequence[Item], result: bytes | None) -> dict[str, bytes 
         if len(each) == len(items):
             return {item.id: bytes(one) for item, one in zip(items, each, strict=True)}
     return dict.fromkeys((item.id for item in items), result)
+
+
+def _shown(failure: Exception) -> str | None:
+    """What there is to see of a failure besides its reason."""
+    if isinstance(failure, RunFailed) and failure.traceback:
+        return failure.traceback[-LONGEST_TRACEBACK:]
+    raised = foreign(failure)
+    return None if raised is None else "".join(traceback.format_exception(raised))[-LONGEST_TRACEBACK:]
 
 
 def _attempts(count: int) -> str:
