@@ -468,7 +468,7 @@ STEPS = some.tuples(
 )
 
 
-@given(steps=some.lists(STEPS, max_size=40))
+@given(steps=some.lists(some.tuples(STEPS, some.integers(0, 5)), max_size=40))
 @settings(max_examples=60)
 def test_every_item_ends_once_and_none_is_held_by_nobody(steps, tmp_path_factory):
     trio.run(play, tmp_path_factory.mktemp("desk"), steps, clock=MockClock(autojump_threshold=0))
