@@ -363,6 +363,90 @@ async def test_a_program_that_is_not_there_fails_as_ever(tmp_path):
         assert not [line for line in f.logs if "was put" in line["event"]]
 
 
+# ---- functions in processes of their own ----
+
+MODULE = """
+import os, time
+import dataclasses
+
+@dataclasses.dataclass
+class Pair:
+    a: int
+    b: int
+
+def pair():
+    return Pair(1, 2)
+
+def count(upto):
+    for number in range(upto):
+        yield number
+    return "the end"
+
+def stranger():
+    yield object()
+
+def feed():
+    while True:
+        yield os.getpid()
+        time.sleep(1000)
+
+def split(item):
+    yield from item.split()
+    return len(item)
+"""
+
+
+@pytest.fixture
+def module(tmp_path):
+    """The name of a module with functions; a process imports it from beside the file."""
+    name = f"into_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    return name
+
+
+def process(call: str, **keys: Any) -> JobSpec:
+    return job(call, kind="process", into="q", **keys)  # type: ignore[arg-type]
+
+
+async def test_what_a_process_returns_and_yields_is_put(tmp_path, module):
+    jobs = {
+        "a": process(f"{module}:pair", once=True),
+        "b": process(f"{module}:count", args={"upto": 2}, once=True, after=("a",)),
+        "c": process(f"{module}:stranger", once=True, restart=TEMPORARY),
+    }
+    async with planted(tmp_path, jobs) as f:
+        with trio.fail_after(60):
+            await ended(f, "b")
+            await ended(f, "c")
+        assert await waiting(f) == [{"a": 1, "b": 2}, 0, 1, "the end"]
+        assert f.word("b") == "completed"
+        assert "the function returned what is no JSON" in f.tree.status("c")[0].exit.reason
+
+
+async def test_a_process_that_waits_for_room_is_a_service_like_any_other(tmp_path, module):
+    async with planted(tmp_path, {"a": process(f"{module}:feed")}, {"q": QueueSpec(backend="memory", size=1)}) as f:
+        await f.tree.queues.producer("q").put("first")
+        waits = trio.Event()
+        f.tree.journal.add_sink(lambda event: waits.set() if isinstance(event, WaitingForRoom) else None)
+        with trio.fail_after(60):
+            await waits.wait()
+            pid = f.tree.status("a")[0].pid
+            assert await taken(f) == "first"
+            while not await waiting(f):
+                await f.tree.queues.engine("q").wait_for_work()
+            assert await waiting(f) == [pid]
+            await f.tree.stop("a")
+        assert f.word("a") == "stopped"
+
+
+async def test_a_process_hands_on_what_it_makes_of_items(tmp_path, module):
+    async with planted(tmp_path, {"a": process(f"{module}:split", queue="from")}) as f:
+        ids = await fed(f, "a b", "c")
+        for id in ids:
+            await until_state(f, id, State.DONE)
+        assert await waiting(f) == ["a", "b", 3, "c", 1]
+
+
 # ---- from queue to queue ----
 
 

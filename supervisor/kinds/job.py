@@ -126,10 +126,10 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     into: Annotated[
         str | None,
         Meta(
-            description="the queue that gets what the job gives. What a function returns is one item, a list too, put when the "
-            "run, or its item, has succeeded; what it yields, or a `Stream` has, is put at once. What a service returns is only "
-            "its end. Of a command outside a queue, each line of stdout is put at once: JSON as that value, any other as a "
-            "string. None, and an empty line, is nothing. A full queue makes it wait",
+            description="the queue that gets what the job gives. What a function returns is one item, a list too, put when "
+            "the run, or its item, has succeeded; what it yields, or a `Stream` has, is put at once. What a service returns is "
+            "only its end. Of a command outside a queue, each line of stdout is put at once: JSON as that value, any other as "
+            "a string. None, and an empty line, is nothing. A full queue makes it wait",
             extra=_RESTARTS,
         ),
     ] = None

@@ -17,7 +17,18 @@ from msgspec import structs
 from supervisor.kinds.context import Outcome, Resources, Run, alone
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.process_calls import handling
-from supervisor.kinds.process_channel import Channel, Failed, Message, Nonsense, Progress, Returned, Started, arguments, named
+from supervisor.kinds.process_channel import (
+    Channel,
+    Failed,
+    Message,
+    Nonsense,
+    Progress,
+    Returned,
+    Started,
+    arguments,
+    checked,
+    named,
+)
 from supervisor.spec import split_name
 from supervisor.state import Phase
 
@@ -25,7 +36,7 @@ log = structlog.get_logger("supervisor")
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
-    """Call the function in a process of its own. What it returns stays there: nobody asks for it.
+    """Call the function in a process of its own. What it returns stays there, unless it goes into a queue.
 
     Asked to end: a function that takes a `Context` hears it; where it takes none, a service or what takes too long is
     interrupted by SystemExit. Cancelled: the process and all that came of it are killed. Raises SpawnFailed if there was no
@@ -38,12 +49,11 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 class Worker(Channel):
     """Our side of a worker process, for one run."""
 
-    def __init__(self, spec: JobSpec, run: Run, resources: Resources, *, wanted: bool = False) -> None:
-        """`wanted`: what the function returns is sent back, and is `result` then."""
+    def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         super().__init__(spec, run, resources)
-        self.result: bytes | None = None
-        """What the function returned, as JSON."""
-        self._wanted = wanted
+        self._wanted = run.chain is not None and not spec.service
+        self._result: bytes | None = None
+        """What the function returned, as JSON, where somebody wants that."""
         self._returned = False
         self._failed: Failed | None = None
 
@@ -68,7 +78,8 @@ class Worker(Channel):
         facts["scheduled_at"] = run.scheduled_at
         facts["until"] = None if run.left is None else time.monotonic() + run.left  # all processes have this clock
         call = named(self._spec.call)
-        return {"is": "call", "call": call, "service": self._spec.service, "wanted": self._wanted, "facts": facts}
+        asked = {"wanted": self._wanted, "into": run.chain is not None}
+        return {"is": "call", "call": call, "service": self._spec.service, "facts": facts, **asked}
 
     async def _tell_phases(self) -> None:
         async for phase in self._run.phase.eventual_values(lambda phase: phase is not Phase.RUNNING):
@@ -85,7 +96,7 @@ class Worker(Channel):
             case Returned():
                 if body and not self._wanted:
                     raise Nonsense("a result, which nobody waits for")
-                self._returned, self.result = True, body if self._wanted else None
+                self._returned, self._result = True, checked(body) if body else None
             case Failed():
                 self._fail(message)
             case _:
@@ -104,7 +115,7 @@ class Worker(Channel):
         if failure:
             return structs.replace(outcome, reason=failure, failed=True)
         if self._returned and not outcome.failed:  # perhaps of our own signal, on its way out
-            return structs.replace(outcome, reason="completed")
+            return structs.replace(outcome, reason="completed", returned=self._result)
         return outcome
 
 
