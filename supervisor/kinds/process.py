@@ -42,18 +42,19 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     interrupted by SystemExit. Cancelled: the process and all that came of it are killed. Raises SpawnFailed if there was no
     process, and RunFailed for arguments that cannot be sent to one, or where the function raised.
     """
-    with Worker(spec, run, resources) as worker:
+    with Worker(spec, run, resources, wanted=run.chain is not None and not spec.service) as worker:
         return await worker.serve()
 
 
 class Worker(Channel):
     """Our side of a worker process, for one run."""
 
-    def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
+    def __init__(self, spec: JobSpec, run: Run, resources: Resources, *, wanted: bool = False) -> None:
+        """`wanted`: what the function returns is sent back, and is `result` then."""
         super().__init__(spec, run, resources)
-        self._wanted = run.chain is not None and not spec.service
-        self._result: bytes | None = None
-        """What the function returned, as JSON, where somebody wants that."""
+        self.result: bytes | None = None
+        """What the function returned, as JSON."""
+        self._wanted = wanted
         self._returned = False
         self._failed: Failed | None = None
 
@@ -96,7 +97,7 @@ class Worker(Channel):
             case Returned():
                 if body and not self._wanted:
                     raise Nonsense("a result, which nobody waits for")
-                self._returned, self._result = True, checked(body) if body else None
+                self._returned, self.result = True, checked(body) if body else None
             case Failed():
                 self._fail(message)
             case _:
@@ -115,7 +116,7 @@ class Worker(Channel):
         if failure:
             return structs.replace(outcome, reason=failure, failed=True)
         if self._returned and not outcome.failed:  # perhaps of our own signal, on its way out
-            return structs.replace(outcome, reason="completed", returned=self._result)
+            return structs.replace(outcome, reason="completed", returned=self.result)
         return outcome
 
 
