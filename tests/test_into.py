@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -361,6 +362,54 @@ async def test_a_program_that_is_not_there_fails_as_ever(tmp_path):
             await ended(f, "a")
         assert "/not/there" in f.tree.status("a")[0].exit.reason
         assert not [line for line in f.logs if "was put" in line["event"]]
+
+
+# ---- asyncio ----
+
+
+async def test_what_asyncio_returns_and_yields_is_put(tmp_path):
+    async def count(upto: int) -> AsyncIterator[int]:
+        for number in range(upto):
+            await asyncio.sleep(0)
+            yield number
+
+    async def one() -> str:
+        await asyncio.sleep(0)
+        return "one"
+
+    async def split(item: str) -> AsyncIterator[str]:
+        for word in item.split():
+            await asyncio.sleep(0)
+            yield word
+
+    jobs = {
+        "a": job(count, args={"upto": 2}, once=True, into="q", kind="asyncio"),
+        "b": job(one, once=True, into="q", kind="asyncio", after=("a",)),
+        "c": job(split, queue="from", into="q", kind="asyncio", after=("b",)),
+    }
+    async with planted(tmp_path, jobs) as f:
+        [id] = await fed(f, "c d")
+        await until_state(f, id, State.DONE)
+        assert await waiting(f) == [0, 1, "one", "c", "d"]
+
+
+async def test_asyncio_that_waits_for_room_is_cancelled_like_any_other(tmp_path):
+    closed = []
+
+    async def feed() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append(1)
+
+    async with planted(tmp_path, {"a": job(feed, into="q", kind="asyncio")}, {"q": QueueSpec(backend="memory", size=2)}) as f:
+        waits = trio.Event()
+        f.tree.journal.add_sink(lambda event: waits.set() if isinstance(event, WaitingForRoom) else None)
+        with trio.fail_after(60):
+            await waits.wait()
+            await f.tree.stop("a")
+        assert (f.word("a"), await waiting(f), closed) == ("stopped", [1, 1], [1])
 
 
 # ---- functions in processes of their own ----
