@@ -419,6 +419,41 @@ async def test_a_cancel_that_overtakes_the_answer_to_the_claim_is_not_forgotten(
             assert me.cut == [(1.0, "i1", "the item was cancelled")]
 
 
+async def test_a_cancel_that_was_missed_while_the_engine_was_away_is_found_when_it_is_back(autojump_clock, tmp_path):
+    me = Me()
+    async with bench(tmp_path, shared=True) as b:
+        await b.engine.put_all(b"1")
+        with b.seat(me) as seat:
+            call = await seat.take()
+            assert call is not None
+            b.desk.heard, heard = lambda notice: None, b.desk.heard  # type: ignore[method-assign]
+            b.engine.broken["renew"] = "connection refused"
+            await trio.sleep(21)
+            await b.engine.cancel("i1")
+            b.desk.heard = heard  # type: ignore[method-assign]
+            b.engine.broken.clear()
+            await trio.sleep(10)
+            assert call.fates == {"i1": "cancelled"}
+            seat.end(call, ended(call, "cancelled"))
+
+
+async def test_progress_is_stored_once_a_second(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        await b.engine.put_all(b"1")
+        with b.seat() as seat:
+            call = await seat.take()
+            assert call is not None
+            for done in range(50):
+                seat.progress(call, done, 50)
+                await trio.sleep(0.1)
+            record = await b.engine.show("i1")
+            assert record is not None
+            assert record.progress is not None
+            assert record.progress[0] >= 30
+            assert len(b.engine.times("progress")) <= 6
+            seat.end(call, ended(call))
+
+
 # ---- what holds, whatever happens ----
 
 

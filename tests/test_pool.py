@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from supervisor.events import (
 )
 from supervisor.kinds import KINDS, Context
 from supervisor.policies import BreakerSpec, BulkheadSpec, RateSpec, RetrySpec
-from supervisor.queues.protocol import Ending, Record, State
+from supervisor.queues.protocol import Ending, Record, Settings, State
 from supervisor.queues.spec import BatchSpec, QueueSpec
 from supervisor.spec import Rate, Recycle, Seconds
 from tests import fragile, moody
@@ -149,6 +150,20 @@ async def test_a_thousand_items_need_no_task_of_their_own(autojump_clock, tmp_pa
         await settle()
         assert f.tree.queues.desk("q").tally("a").done == 1000
     assert len(tasks) == 4
+
+
+async def test_an_item_can_say_how_far_it_is(autojump_clock, tmp_path):
+    async def work(item: Any, ctx: Context) -> None:
+        for done in range(10):
+            ctx.progress(done, 10)
+            await trio.sleep(1)
+
+    async with pool(tmp_path, {"a": handling(work), "b": handling(work, timeout=60)}) as f:
+        ids = await f.put("1", "2")
+        await trio.sleep(5.5)
+        told = {(await f.show(id)).progress for id in ids}
+        assert told <= {(4, 10), (5, 10)}  # what was said at 5.0, in the moment in which what is new is stored
+        assert len(f.engine.times("progress")) <= 12
 
 
 # ---- failures ----
@@ -605,6 +620,36 @@ async def test_several_in_hand_end_within_the_grace_or_go_back(autojump_clock, t
         assert trio.current_time() == 6.0
         assert sorted((await f.states(*ids)).split()) == ["done", "waiting", "waiting"]
         assert sorted([(await f.show(id)).attempts for id in ids]) == [0, 0, 1]
+
+
+# ---- reload ----
+
+
+async def test_a_reload_brings_queues_and_takes_them_away_with_their_jobs(autojump_clock, tmp_path):
+    one, two = taking(1), taking(3)
+    async with pool(tmp_path, {"a": handling(one)}) as f:
+        await f.tree.wait_running()
+        spec = QueueSpec(backend="moody")
+        both = replace(f.config({"a": handling(one), "b": job(two, queue="r")}), queues={"q": spec, "r": spec})
+        f.tree.apply(both)
+        await settle()
+        await f.tree.queues.engine("r").put_all(b"1")  # type: ignore[attr-defined]
+        await settle()
+        f.tree.apply(replace(f.config({"a": handling(one)}), queues={"q": spec}))
+        with pytest.raises(LookupError, match="no queue 'r'"):
+            f.tree.queues.engine("r")
+        await trio.sleep(10)
+        assert two.ended == [(3.0, 1)]  # it was in hand
+        assert f.tree.queues.names == ("q",)
+
+
+async def test_new_settings_of_a_queue_are_declared(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(taking(1))}) as f:
+        await f.tree.wait_running()
+        spec = QueueSpec(backend="moody", size=5)
+        f.tree.apply(replace(f.config({"a": handling(taking(1), serialize_by="key")}), queues={"q": spec}))
+        await settle()
+        assert f.engine.settings == Settings(spec=spec, group_by="key")
 
 
 # ---- an engine that is away ----

@@ -20,6 +20,7 @@ _COLOURS = {
     "draining": "yellow",
     "backing off": "yellow",
     "exited": "yellow",
+    "degraded": "yellow",
     "scheduled": "cyan",
     "paused": "cyan",
     "stopped": "dim",

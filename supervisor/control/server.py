@@ -576,8 +576,8 @@ async def _metrics(call: Call) -> str:
         from supervisor.metrics import exposition
     except ImportError as error:
         raise ControlError(f"metrics need the extra `metrics`: pip install 'trio-supervisor[metrics]' ({error})") from None
-    jobs, limits = call.tree.status(), call.tree.limit_status()
-    return await trio.to_thread.run_sync(exposition, jobs, limits, limiter=trio.CapacityLimiter(1))
+    rows = call.tree.status(), call.tree.limit_status(), call.tree.queues.tallies()
+    return await trio.to_thread.run_sync(exposition, *rows, limiter=trio.CapacityLimiter(1))
 
 
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:

@@ -436,7 +436,7 @@ class _Passing:
         self._whole._reporter.stuck(run, cause, pids)
 
     def progress(self, run: Run, done: float, total: float | None) -> None:
-        self._whole.progress(done, total)
+        self._whole._reporter.progress(run, done, total)
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
         self._whole.output_lost(count, cause)

@@ -147,6 +147,11 @@ class JobNode(Node):
         if self.pool is not None:
             self.pool.seat.note = self.pool.seat.shown = cause or ""
 
+    def progress(self, run: Run, done: float, total: float | None) -> None:
+        super().progress(run, done, total)
+        if self.pool is not None:
+            self.pool.progress(run, done, total)
+
     def recycle(self, cause: str) -> None:
         """Have a fresh run take the place of this one; of a queue's worker, when what it has in hand is over."""
         if self.pool is not None:

@@ -132,6 +132,12 @@ class Worker:
             self._recycled = cause
             self.leave()
 
+    def progress(self, work: Run, done: float, total: float | None) -> None:
+        """A call says how far it is: it is kept with its item, of a batch with the first."""
+        for call in self.seat.calls:
+            if work in (call.work, getattr(call.work, "work", None)):
+                self.seat.progress(call, done, total)
+
     def _hear(self, phase: Phase) -> None:
         """Those calls that can hear it are told."""
         for call in list(self.seat.calls):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -60,12 +60,14 @@ class Whose(Protocol):
 class Call:
     """The items of one call in the hands of a worker."""
 
-    __slots__ = ("fates", "items", "work")
+    __slots__ = ("fates", "items", "progress", "work")
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
         self.work: Any = None
         """What the worker makes of it; the worker's own."""
+        self.progress: tuple[float, float | None] | None = None
+        """How far it is, where that is still to be stored."""
         self.fates: dict[str, Fate] | None = None
         """Items that are no more to be worked on, by their ids: the call is to end."""
 
@@ -112,7 +114,7 @@ class Seat:
     def __exit__(self, *_: object) -> None:
         self.leave()
         for call in list(self.calls):
-            self.end(call, [back(item) for item in call.items])
+            self.end(call, [back(item) for item in call.items if (call.fates or {}).get(item.id) != "lost"])
         del self._desk.seats[self]
         self._desk.look_whether_idle()
 
@@ -161,6 +163,11 @@ class Seat:
         call.fates = {id: fate} if call.fates is None else {id: fate, **call.fates}
         if first:
             self._cut(call, why)
+
+    def progress(self, call: Call, done: float, total: float | None) -> None:
+        """Note how far a call is; stored within a second or so."""
+        call.progress = (done, total)
+        self._desk.look_again()
 
     def split(self, call: Call) -> list[Call]:
         """Make a call of each of its items."""
@@ -230,6 +237,8 @@ class Desk:
         self._news = trio.Event()
         """Whether anything has changed since people were last told."""
         self._told: dict[str, dict[str, int]] = {}
+        self._missed = False
+        """Whether an item in hand may have been cancelled while the engine was away."""
 
     # ---- what a worker sees ----
 
@@ -244,6 +253,10 @@ class Desk:
     def sit_down(self, seat: Seat) -> None:
         """A worker is there."""
         self.seats[seat] = None
+        self._news.set()
+
+    def look_again(self) -> None:
+        """There is something to tell."""
         self._news.set()
 
     def wait(self, seat: Seat) -> None:
@@ -557,6 +570,8 @@ class Desk:
     def _is_well(self, what: str) -> None:
         if self.trouble.pop(what, None) is not None and not self.trouble:
             self._journal.emit(events.QueueRecovered, queue=self.name, cause=f"queue {self.name} answers again")
+            self._missed = self.engine.shared
+            self._news.set()
             self._show_all("", None)
 
     # ---- what people are told ----
@@ -598,6 +613,9 @@ class Desk:
             self._news = trio.Event()
             await trio.sleep(TELL_EVERY)
             self.tell_counts()
+            with suppress(QueueError):  # which is said elsewhere
+                await self._store_progress()
+                await self._look_for_cancels()
             doing = {seat: self._doing(seat) for seat in self.seats}
             for seat, text in doing.items() if not self.trouble else ():
                 if text != seat.shown:
@@ -606,6 +624,21 @@ class Desk:
                     else:
                         self._news.set()  # it has just begun: most are over before anybody could read of them
             before = doing
+
+    async def _store_progress(self) -> None:
+        for call in [call for seat in self.seats for call in seat.calls if call.progress is not None]:
+            (done, total), call.progress = call.progress or (0, None), None
+            await self.engine.progress(call.items[0], done, total)
+
+    async def _look_for_cancels(self) -> None:
+        """Look whether something was cancelled while nobody could tell us."""
+        if not self._missed:
+            return
+        for item in [item for seat in self.seats for call in seat.calls for item in call.items]:
+            record = await self.engine.show(item.id)
+            if record is not None and record.cancelling:
+                self._cancel(item.id)
+        self._missed = False
 
     def tell_counts(self) -> None:
         """Tell how many items were handled, where that is news."""

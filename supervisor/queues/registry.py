@@ -15,6 +15,7 @@ import trio
 from supervisor import events
 from supervisor.errors import QueueError
 from supervisor.queues import Place, scheme_of
+from supervisor.state import QueueTally
 
 if TYPE_CHECKING:
     from supervisor.queues.desk import Desk
@@ -94,6 +95,18 @@ class Queues:
 
             queue.producer = Producer(queue.engine)
         return queue.producer
+
+    def tallies(self) -> list[QueueTally]:
+        """What became of items here, in numbers."""
+        opened = [queue.desk for queue in self._queues.values() if queue.there.is_set() and not queue.fault]
+        return [
+            QueueTally(
+                queue=desk.name,
+                degraded=bool(desk.trouble),
+                jobs={job: tally.as_dict() for job, tally in desk.tallies.items()},
+            )
+            for desk in opened
+        ]
 
     def _open(self, name: str) -> OpenQueue:
         if name not in self._queues:
