@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import datetime
+import secrets
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 
+from supervisor.config import Config, DaemonSpec
 from supervisor.events import Skipped, Warned
-from supervisor.kinds import JobSpec
+from supervisor.kinds import Context, JobSpec
 from supervisor.nodes.ticking import item_id
+from supervisor.queues import QUEUES
 from supervisor.queues.protocol import State
 from supervisor.queues.spec import QueueSpec
+from supervisor.tree import open_supervisor
 from tests.forest import Forest, forest, job, moment
 
 MEMORY = QueueSpec(backend="memory")
@@ -135,3 +142,57 @@ async def test_a_reload_goes_on_with_the_same_times_or_begins_with_others(autoju
         f.tree.apply(f.config({}))
         await trio.sleep(300)
     assert seen == [(60.0, {"v": 2}), (120.0, {"v": 3})]
+
+
+# ---- many daemons ----
+
+
+@pytest.fixture(params=["redis", "postgresql"])
+def url(request):
+    """The URL of an engine that daemons share, on a real server."""
+    try:
+        QUEUES[request.param].open  # noqa: B018 (whether there is one)
+    except ImportError:
+        pytest.skip(f"{request.param} is not built yet")
+    return request.getfixturevalue("redis" if request.param == "redis" else "postgres").url
+
+
+async def test_among_many_daemons_each_tick_is_one_item_handled_once(tmp_path, url):
+    handled: list[tuple[str, str]] = []
+    more = trio.Event()
+
+    def handling(daemon: str) -> Any:
+        async def handle(item: Any, ctx: Context) -> None:
+            assert ctx.item is not None
+            handled.append((ctx.item, daemon))
+            more.set()
+
+        return handle
+
+    async def until(count: int) -> None:
+        nonlocal more
+        while len(handled) < count:
+            more = trio.Event()
+            await more.wait()
+
+    queue = QueueSpec(backend=url)
+    name = f"ticking-{secrets.token_hex(4)}"
+
+    def daemon(which: str) -> Any:
+        spec = job(handling(which), queue=name, cron="* * * * * *")
+        return open_supervisor(
+            Config(file=None, base=tmp_path / which, daemon=DaemonSpec(), jobs={"a": spec}, queues={name: queue})
+        )
+
+    with trio.fail_after(50):
+        async with daemon("one") as one:
+            async with daemon("two"):
+                await until(4)
+            seen = len(handled)
+            await until(seen + 2)
+            assert {which for _, which in handled[-1:]} == {"one"}
+            await one.stop("a")
+    ids = [id for id, _ in handled]
+    assert len(ids) == len(set(ids))
+    moments = sorted(datetime.datetime.fromisoformat(id.partition("@")[2]) for id in ids)
+    assert {(later - before).total_seconds() for before, later in pairwise(moments)} == {1.0}
