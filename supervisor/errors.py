@@ -48,8 +48,10 @@ class ControlError(SupervisorError):
     NO_SUCH_NAME = 4
     TIMED_OUT = 75
 
-    def __init__(self, message: str, code: int = REFUSED) -> None:
+    def __init__(self, message: str, code: int = REFUSED, data: object = None) -> None:
         self.code = code
+        self.data = data
+        """What else there is to say, as JSON can."""
         super().__init__(message)
 
 
@@ -71,6 +73,9 @@ class QueueFull(QueueError):
 
 class BadItem(QueueError):
     """What was to be put is no item: not JSON, not what the handler takes, an unknown priority."""
+
+    position: int | None = None
+    """Which of several it was, counted from 0, where it was one of them."""
 
 
 class RunFailed(SupervisorError):

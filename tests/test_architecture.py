@@ -53,7 +53,9 @@ WALL_CLOCK = {
     "log.py": "the console shows a person's own time",
     "cli/render.py": "the same, in tables",
     "output/files.py": "how old a file is",
+    "queues/sqlite.py": "moments of items, which outlive the daemon",
     "queues/protocol.py": "ids of items sort by when they were made",
+    "queues/memory.py": "moments of items, for people",
 }
 
 

@@ -15,8 +15,9 @@ from trio.testing import MockClock
 
 from supervisor.events import Event, ItemDead, ItemLost, Journal, QueueDegraded, QueueRecovered, Warned
 from supervisor.queues import Place, desk, memory
-from supervisor.queues.desk import Call, Desk, Seat, open_desk
+from supervisor.queues.desk import Desk, open_desk
 from supervisor.queues.protocol import Ending, Notice, Settings, State
+from supervisor.queues.seat import Call, Seat
 from supervisor.queues.spec import QueueSpec
 from supervisor.spec import Seconds
 from tests.forest import settle

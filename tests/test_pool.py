@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from supervisor import queues as engines
-from supervisor.errors import Retry
+from supervisor.errors import QueueError, Retry
 from supervisor.events import (
     Ended,
     FallingBack,
@@ -510,6 +510,19 @@ async def test_a_batch_goes_when_it_is_full_or_when_the_first_has_waited(autojum
         assert seen[2:] == [(8.0, [7])]
 
 
+async def test_a_batch_that_is_not_full_goes_back_at_once_when_its_worker_is_stopped(autojump_clock, tmp_path):
+    async def work(items: list[int]) -> None:
+        raise AssertionError
+
+    async with pool(tmp_path, {"a": handling(work, batch=BatchSpec(size=3, within=Seconds(60)))}) as f:
+        await f.tree.wait_running()
+        ids = await f.put("1", "2")
+        await trio.sleep(1)
+        assert await at_once(f, "stop", "a") == "yes, stopped"
+        await settle()
+        assert [(await f.show(id)).attempts for id in ids] == [0, 0]
+
+
 async def test_each_item_of_a_batch_has_its_own_result_and_its_own_attempts(autojump_clock, tmp_path):
     async def work(items: list[int]) -> list[int]:
         if 3 in items and len(items) > 1:
@@ -641,6 +654,45 @@ async def test_a_reload_brings_queues_and_takes_them_away_with_their_jobs(autoju
         await trio.sleep(10)
         assert two.ended == [(3.0, 1)]  # it was in hand
         assert f.tree.queues.names == ("q",)
+
+
+async def test_a_queue_that_comes_back_waits_until_it_has_gone(autojump_clock, tmp_path):
+    work = taking(10)
+    spec = QueueSpec(backend="moody")
+    async with pool(tmp_path, {"a": handling(taking(1))}) as f:
+        without = replace(f.config({"a": handling(taking(1))}), queues={"q": spec})
+        both = replace(f.config({"a": handling(taking(1)), "b": job(work, queue="r")}), queues={"q": spec, "r": spec})
+        f.tree.apply(both)
+        await settle()
+        first = f.tree.queues.engine("r")
+        await first.put_all(b"1")  # type: ignore[attr-defined]
+        await trio.sleep(1)
+        f.tree.apply(without)
+        await trio.sleep(1)
+        f.tree.apply(both)
+        await settle()
+        with pytest.raises(QueueError, match="queue r is not open yet"):
+            f.tree.queues.engine("r")
+        await trio.sleep(20)
+        assert work.ended == [(10.0, 1)]
+        assert f.tree.queues.engine("r") is not first
+        assert f.word("b") == "running"
+
+
+async def test_new_policies_hold_from_the_next_item_on_without_a_restart(autojump_clock, tmp_path):
+    work = taking(10)
+    async with pool(tmp_path, {"a": handling(work)}) as f:
+        await f.tree.wait_running()
+        queues = {"q": QueueSpec(backend="moody")}
+        f.tree.apply(replace(f.config({"a": handling(work, timeout=2, retry=plain(1))}), queues=queues))
+        await f.put("1")
+        await trio.sleep(5)
+        assert f.said(ItemDead) == [(2.0, "item i1 is dead after 1 attempt: timed out after 2 s")]
+        f.tree.apply(replace(f.config({"a": handling(work)}), queues=queues))
+        await f.put("2")
+        await trio.sleep(30)
+        assert work.ended == [(15.0, 2)]
+        assert len(f.events(Starting)) == 1
 
 
 async def test_new_settings_of_a_queue_are_declared(autojump_clock, tmp_path):

@@ -284,7 +284,7 @@ def cancel_first(queue: Engine) -> Callable[[], Awaitable[object]]:
 
 async def test_first_come_first_served_the_most_urgent_before(backend):
     async with backend.open() as queue:
-        those = [draft(number, priority=number % 3) for number in range(12)]
+        those = [draft(number, priority=2 - number % 3) for number in range(12)]
         await queue.put(those[:6])
         for each in those[6:]:
             await queue.put([each])
@@ -483,7 +483,7 @@ async def test_what_returned_nothing_is_not_kept_unless_asked_for(backend):
 
 
 async def test_results_are_kept_for_so_long(backend):
-    async with backend.open(keep_results=Seconds(1)) as queue:
+    async with backend.open(keep_results=Seconds(0.5)) as queue:
         ended, dead = draft(keep=True), draft()
         await queue.put([ended, dead])
         first, second = await claim(queue)
@@ -555,7 +555,7 @@ async def test_a_key_is_free_when_its_item_has_ended_somehow(backend, how):
 
 
 async def test_a_key_may_be_taken_for_a_time(backend):
-    async with backend.open(unique=unique(1.0, "reject")) as queue:
+    async with backend.open(unique=unique(0.5, "reject")) as queue:
         assert await put(queue, first := draft(key="k")) == ["stored"]
         (item,) = await claim(queue)
         await finish(queue, item, "done")
@@ -601,6 +601,30 @@ async def test_a_group_runs_one_at_a_time_in_its_order(backend):
         await finish(queue, second, "back")
         assert ids(await claim_some(queue)) == [a[1].id]
         assert await is_quiet(queue)
+
+
+async def test_a_group_goes_on_though_the_next_one_is_cancelled(backend):
+    async with backend.open(group_by="customer") as queue:
+        those = drafts(3, group="a")
+        await queue.put(those)
+        (item,) = await claim(queue)
+        await finish(queue, item, "done")
+        await queue.cancel(those[1].id)  # it was its turn
+        assert ids(await claim_some(queue)) == [those[2].id]
+
+
+async def test_a_group_goes_on_though_those_before_are_dead(backend):
+    async with backend.open(group_by="customer") as queue:
+        first, second, third = drafts(3, group="a")
+        await queue.put([first, second])
+        (item,) = await claim(queue)
+        await finish(queue, item, "retry")
+        (item,) = await claim_some(queue)
+        assert item.id == second.id
+        await queue.put([third])
+        assert await claim(queue) == []
+        await finish(queue, item, "retry")
+        assert ids(await claim_some(queue, attempts=1)) == [third.id]  # the others have used up their attempts
 
 
 async def test_a_group_may_run_so_many_at_a_time(backend):
@@ -842,7 +866,8 @@ async def test_settings_are_declared(backend):
         queue.use(Settings(spec=QueueSpec(backend=backend.url, size=9)))
         assert queue.settings.spec.size == 9
         assert await queue.declared() == new
-        assert await put(queue, *drafts(4, key="k")) == ["stored"] * 4
+        if backend.scheme != "postgresql":  # there the server knows what is true for all, whatever a handle believes
+            assert await put(queue, *drafts(4, key="k")) == ["stored"] * 4
 
 
 async def test_what_was_put_outlives_the_handle(durable):
@@ -1276,7 +1301,7 @@ async def test_it_behaves_as_a_plain_list(backend, history):
 
 @pytest.mark.long
 @pytest.mark.limit(1800)
-@hypothesis.settings(a_few, max_examples=1000)
+@hypothesis.settings(a_few, max_examples=300)
 @hypothesis.given(history=histories)
 async def test_it_behaves_as_a_plain_list_for_long(backend, history):
     await follow(backend, history)

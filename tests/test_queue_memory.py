@@ -149,6 +149,29 @@ async def test_a_key_for_a_time_is_free_at_its_moment(tmp_path, autojump_clock):
         assert (await queue.put([draft(key="k", id="second")]))[0].what == "stored"
 
 
+async def test_a_key_for_a_time_belongs_to_the_one_that_replaced(tmp_path, autojump_clock):
+    async with opened(tmp_path, unique=UniqueSpec(lifetime=Seconds(60), on_conflict="replace")) as queue:
+        await queue.put([draft(key="k")])
+        await trio.sleep(30)
+        assert (await queue.put([draft(key="k")]))[0].what == "replaced"
+        await trio.sleep(40)
+        assert (await queue.put([draft(key="k")]))[0].what == "replaced"  # the second's time is not over
+        await trio.sleep(60)
+        assert (await queue.put([draft(key="k")]))[0].what == "stored"
+
+
+async def test_what_waits_again_has_come_nowhere_yet(tmp_path):
+    async with opened(tmp_path) as queue:
+        await queue.put([draft(id="mine")])
+        for how in ("retry", "back", "dead"):
+            (item,) = await claim(queue)
+            await queue.progress(item, 1, 2)
+            await finish(queue, item, how)
+            await queue.requeue()
+            record = await queue.show("mine")
+            assert (record.state, record.progress, record.ended_at) == (State.WAITING, None, None)
+
+
 async def test_unique_may_be_declared_while_there_are_items(tmp_path, autojump_clock):
     async with opened(tmp_path) as queue:
         await queue.put([draft(key="old", id="old")])

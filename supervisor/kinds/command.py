@@ -22,7 +22,7 @@ from supervisor.accounts import Identity, identity_of
 from supervisor.children import Child, ExitReport, Launch, signal_name
 from supervisor.errors import SpawnFailed
 from supervisor.kinds.attachment import COLUMNS, ROWS, Attachment
-from supervisor.kinds.context import Outcome, Resources, Run
+from supervisor.kinds.context import Outcome, Resources, Run, alone
 from supervisor.kinds.environment import environment
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture, journal, record
@@ -36,7 +36,13 @@ if TYPE_CHECKING:
 log = structlog.get_logger("supervisor")
 
 
-def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None = None) -> Awaitable[Outcome]:
+def run(
+    spec: JobSpec,
+    run: Run,
+    resources: Resources,
+    channel: socket.socket | None = None,
+    ends: tuple[int, int] | None = None,
+) -> Awaitable[Outcome]:
     """One run of a command. Raises SpawnFailed if there was none.
 
     Asked to end: the stop signal, or the stop command; when the main process is gone, what it left gets SIGTERM. Cancelled,
@@ -44,28 +50,33 @@ def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | 
     `abandoned`.
 
     With a `channel` (`Launch.channel`), it is the child's from its start on, and closed here; and who has the other end says
-    that the run has started.
+    that the run has started. `ends` are its standard input and output instead of what the job says of them.
 
     Where what it gives is wanted, each line that it prints is an item, which is put before the run has ended; what it writes to
     stderr goes where the output of others does.
     """
-    if run.chain is None or channel is not None:
-        return _one_run(spec, run, resources, channel, None)
+    if run.chain is None or channel is not None or ends is not None:
+        return _run(spec, run, resources, channel, ends)
     return _handed_on(spec, run, resources, run.chain)
 
 
 async def _handed_on(spec: JobSpec, run: Run, resources: Resources, chain: Chain) -> Outcome:
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(chain.put_lines, reading)
-        return await _one_run(spec, run, resources, None, writing)
-    raise AssertionError("a run was cancelled, and nobody was told")
+    printed, printing = os.pipe2(os.O_CLOEXEC)
+    with alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chain.put_lines, printed)
+            with ExitStack() as ours:
+                ours.callback(os.close, printing)
+                outcome = await _run(spec, run, resources, None, (None, printing))
+    return outcome
 
 
-async def _one_run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None, lines: int | None) -> Outcome:
+async def _run(
+    spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None, ends: tuple[int | None, int] | None
+) -> Outcome:
     pattern = spec.ready.log if spec.ready else None
-    with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec, channel, lines) as kept:
-        child, launch = await _start(spec, run, resources, stdout, capture, kept, channel, lines)
+    with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec, channel) as kept:
+        child, launch = await _start(spec, run, resources, stdout, capture, kept, channel, ends)
         try:
             run.send_signal = lambda number, group: child.send_signal(number, group=group)
             if spec.ready is None and channel is None:
@@ -90,24 +101,28 @@ async def _start(
     capture: Capture | None,
     kept: ExitStack | None,
     channel: socket.socket | None,
-    lines: int | None,
+    ends: tuple[int | None, int] | None,
 ) -> tuple[Child, Launch | None]:
     """Start the main process. The launch is given only where it will be needed again: a thousand of them weigh something."""
     launch = await _launch(spec.command, spec, run, resources, stdout)
     if kept is None:
-        child = await _spawn(launch, run, resources)
+        child = await _spawn(_between(launch, ends), run, resources)
     else:
         with ExitStack() as handed:
             whole = await _with_extras(launch, spec, run, resources, capture, kept, handed)
             if channel is not None:
                 whole = replace(whole, channel=handed.enter_context(channel).fileno())
-            if lines is not None:
-                whole = replace(whole, stdout=lines)
-                handed.callback(os.close, lines)
-            child = await _spawn(whole, run, resources)
+            child = await _spawn(_between(whole, ends), run, resources)
     if capture is not None:
         capture.release()
     return child, launch if spec.stop_command is not None else None
+
+
+def _between(launch: Launch, ends: tuple[int | None, int] | None) -> Launch:
+    if ends is None:
+        return launch
+    stdin, stdout = ends
+    return replace(launch, stdin=launch.stdin if stdin is None else stdin, stdout=stdout)
 
 
 async def _spawn(launch: Launch, run: Run, resources: Resources) -> Child:
@@ -117,10 +132,9 @@ async def _spawn(launch: Launch, run: Run, resources: Resources) -> Child:
     return child
 
 
-def _extras(spec: JobSpec, channel: socket.socket | None, lines: int | None) -> AbstractContextManager[ExitStack | None]:
+def _extras(spec: JobSpec, channel: socket.socket | None) -> AbstractContextManager[ExitStack | None]:
     """What the main process alone gets, and we keep until it has ended; None for one that gets nothing, as most do."""
-    own = channel is not None or lines is not None
-    return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" or own else nullcontext()
+    return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" or channel is not None else nullcontext()
 
 
 async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:

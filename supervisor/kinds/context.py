@@ -52,6 +52,8 @@ async def put(resources: Resources, queue: str, item: Any, options: PutOptions) 
     """Put an item into a queue of the file, for a job. See `Context.put`."""
     if resources.queues is None:
         raise QueueError("there are no queues here")
+    if queue not in resources.queues.names:
+        raise LookupError(f'no queue "{queue}" in [queues], which has: {", ".join(resources.queues.names)}')
     return await resources.queues.producer(queue).put(item, **options)
 
 

@@ -16,7 +16,6 @@ from msgspec import structs
 
 from supervisor.kinds.context import Outcome, Resources, Run, alone
 from supervisor.kinds.job import JobSpec
-from supervisor.kinds.process_calls import handling
 from supervisor.kinds.process_channel import (
     Channel,
     Failed,
@@ -118,6 +117,3 @@ class Worker(Channel):
         if self._returned and not outcome.failed:  # perhaps of our own signal, on its way out
             return structs.replace(outcome, reason="completed", returned=self.result)
         return outcome
-
-
-__all__ = ["handling", "run"]

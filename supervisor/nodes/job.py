@@ -193,6 +193,8 @@ class JobNode(Node):
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
         self._kind = None
+        if self.pool is not None:
+            self.pool.respecified()
         if not same_times(old, self.spec):
             self.disarm()
             self.schedule = (self.schedule or Schedule(self)) if self.spec.scheduled else None
