@@ -191,6 +191,7 @@ class Desk:
             return await self.engine.claim(limit, owner=self._owner, attempts=attempts, order=self._order())
         finally:
             self._claiming = False
+            self.look_whether_idle()  # who waits looks again when what was claimed is handed out, or given back
 
     def _order(self) -> Sequence[int]:
         """Whose turn it is, where the priorities are fair: each comes first twice as often as the next (a smooth weighted
