@@ -283,6 +283,26 @@ async def test_a_thread_that_waits_for_room_ends_when_it_is_killed(tmp_path):
         assert f.word("a") == "stopped"
 
 
+async def test_while_the_daemon_ends_a_run_still_hands_on_and_the_next_daemon_finds_it(tmp_path):
+    async def last(ctx: Context) -> AsyncIterator[str]:
+        yield "first"
+        await ctx.wait_stopping()
+        yield "last"
+
+    async def returned(ctx: Context) -> str:
+        await ctx.wait_stopping()
+        return "returned"
+
+    durable = {"q": QueueSpec(backend="sqlite")}
+    jobs = {"a": job(last, once=True, into="q"), "b": job(returned, once=True, into="q")}
+    with trio.fail_after(60):
+        async with planted(tmp_path, jobs, durable) as f:
+            while await waiting(f) != ["first"]:
+                await f.tree.queues.engine("q").wait_for_work()
+        async with planted(tmp_path, {}, durable) as f:
+            assert sorted(await waiting(f)) == ["first", "last", "returned"]
+
+
 # ---- commands: each line is an item ----
 
 
