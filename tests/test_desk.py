@@ -282,6 +282,22 @@ async def test_the_end_waits_for_no_engine_where_there_is_nothing_to_store(autoj
     assert trio.current_time() == 2.0
 
 
+async def test_the_end_waits_for_a_claim_that_nobody_wants_any_more_and_no_longer(autojump_clock, tmp_path):
+    gate = trio.Event()
+
+    async def answer() -> None:
+        await trio.sleep(3)
+        gate.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        async with bench(tmp_path, patience=1000) as b:
+            b.engine.stuck["claim"] = gate
+            with b.seat() as seat, trio.move_on_after(1):
+                await seat.take()
+        assert trio.current_time() == 3.0
+
+
 # ---- leases ----
 
 

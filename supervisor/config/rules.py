@@ -36,6 +36,7 @@ NOT_OF_A_QUEUE = {
     "ready": "a worker is ready when it takes items",
     "health": "how an item fares is seen of the item: use timeout",
     "overlap": "each time of its schedule is an item of its own",
+    "run_on_start": "each time of its schedule is one item, for all daemons; for another use submit",
 }
 """Keys that a job with `queue` cannot have, and why."""
 
@@ -270,7 +271,7 @@ def _queue(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -
     if not spec.pooled:
         return
     for key, why in NOT_OF_A_QUEUE.items():
-        if key in given and (key != "overlap" or spec.cron is not None):  # without a time nobody can have an overlap
+        if key in given and (key not in ("overlap", "run_on_start") or spec.cron is not None):  # else it is told by _fitting
             reading.fault((*path, key), f"not on a job with `queue`: {why}")
     for key in INPUT:
         if key in given and "command" in given:
@@ -436,6 +437,8 @@ def _rlimits(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
 def _terminal(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.tty and "stdin" in given:
         reading.fault((*path, "stdin"), "not with `tty`: the terminal is its input")
+    if spec.tty and spec.into is not None and not spec.pooled:
+        reading.fault((*path, "into"), "not with `tty`: a terminal mixes what is printed with what is typed")
     if spec.tty and spec.output in ("inherit", "null"):
         reading.fault((*path, "output"), f'not "{spec.output}" with `tty`: what it prints on its terminal is captured')
 
