@@ -50,6 +50,7 @@ QUEUES = {
     "postgres": Scheme("supervisor.queues.postgres", "postgresql"),
     "redis": Scheme("supervisor.queues.redis", "redis"),
     "rediss": Scheme("supervisor.queues.redis", "redis"),
+    "redis+unix": Scheme("supervisor.queues.redis", "redis"),
 }
 """By the word, or the scheme of the URL, that `backend` says."""
 
