@@ -53,6 +53,26 @@ class ControlError(SupervisorError):
         super().__init__(message)
 
 
+class QueueError(SupervisorError):
+    """What was asked of a queue was not done."""
+
+
+class QueueUnavailable(QueueError):
+    """The engine does not answer, or cannot store now: a server that is away, a full disk. It is worth trying again.
+
+    What was asked for may have happened all the same. Each operation may be done twice: a put with the same ids stores nothing
+    twice, and the other operations are fenced.
+    """
+
+
+class QueueFull(QueueError):
+    """There is no room for what was to be put, and none came in the time that could be waited. Nothing of it is stored."""
+
+
+class BadItem(QueueError):
+    """What was to be put is no item: not JSON, not what the handler takes, an unknown priority."""
+
+
 class RunFailed(SupervisorError):
     """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""
 
@@ -90,6 +110,17 @@ class RaisedElsewhere(RunFailed):
 
 class WorkerLost(RunFailed):
     """The process that worked on an item is gone, and did not say what became of it."""
+
+
+class UnfitItem(RunFailed, BadItem):
+    """What was put is not what its handler takes. No other attempt mends that.
+
+    `positions`: which items of a batch, where it is not for all of them; the others were not given to the function either.
+    """
+
+    def __init__(self, message: str, positions: Collection[int] = ()) -> None:
+        self.positions = positions
+        super().__init__(message)
 
 
 class ExitStatus(RunFailed):

@@ -154,13 +154,13 @@ class Supervisor:
             node = SupervisorNode(self, name, config.supervisors[name], Goal.UP)
         else:
             spec = config.jobs[name]
-            made = JobNode if spec.workers == 1 else WorkersNode
+            made = WorkersNode if spec.grouped else JobNode
             node = made(self, name, spec, Goal.UP if spec.start == "auto" else Goal.DOWN)
         parent = config.parents.get(name)
         self.add(node, parent)
         self._node_of(parent).adopt(node)
         if isinstance(node, WorkersNode):
-            node.scale(node.spec.workers)
+            node.scale(node.spec.first_workers)
 
     def add(self, node: Node, supervisor: str | None) -> None:
         """Know a node from now on, and begin its row."""
@@ -498,7 +498,7 @@ class Supervisor:
             yield self._wait_for_restart(node, by)
         again = "its configuration changed" if node.name in plan.restarted else None
         node.parent.post(node.parent.update, node, spec, again)
-        if isinstance(node, JobNode) and isinstance(spec, JobSpec) and spec.workers > 1:
+        if isinstance(node, JobNode) and isinstance(spec, JobSpec) and spec.grouped:
             node.parent.post(self._split, node.name)
         if moves:
             node.moving_to = self._node_of(supervisor)
@@ -507,8 +507,8 @@ class Supervisor:
     def _split(self, name: str) -> None:
         """A plain job is to have several workers, if it is one still."""
         node = self.nodes.get(name)
-        if isinstance(node, JobNode) and node.removing is None and (workers := self.config.jobs[name].workers) > 1:
-            scale(node, workers)
+        if isinstance(node, JobNode) and node.removing is None and (spec := self.config.jobs[name]).grouped:
+            scale(node, spec.first_workers)
 
     def _wait_for_restart(self, node: Node, by: str | None) -> Order:
         order = Order(node.name, "reload", by, after_run=node.runs)

@@ -13,6 +13,7 @@ from functools import partial
 import hypothesis
 import pytest
 import trio
+from servers import database_files, postgres, postgres_alone, redis, redis_alone  # noqa: F401 (fixtures)
 
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True)  # a slow machine, or bad luck, fails no test
 hypothesis.settings.load_profile("house")

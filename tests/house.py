@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ import trio
 
 from supervisor.children import Children, guardian, open_children
 from supervisor.errors import RunFailed
-from supervisor.kinds import KINDS, JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds import KINDS, Handler, JobSpec, Outcome, Resources, Run, Work, inherited
 from supervisor.output import Outputs, open_outputs
 from supervisor.sockets import Sockets, SocketSpec, open_sockets
 from supervisor.state import Phase
@@ -26,6 +27,7 @@ class Notes:
         self.cause = None
         self.lost = []
         self.far = []
+        self.on_progress = lambda: None
         self.is_ready = trio.Event()
 
     def ready(self, run, cause):
@@ -40,6 +42,7 @@ class Notes:
 
     def progress(self, run, done, total):
         self.far.append((done, total))
+        self.on_progress()
 
     def output_lost(self, run, count, cause):
         self.lost.append((count, cause))
@@ -112,6 +115,40 @@ class Life:
     async def kill(self) -> None:
         self.scope.cancel(reason="grace is over")
         await self.over.wait()
+
+
+class Worker:
+    """A worker of a queue job, with its handler: items are put into its hands."""
+
+    def __init__(self, run: Run, handler: Handler) -> None:
+        self.run = run
+        self.handler = handler
+        self.notes: Notes = run._reporter
+        self.items = 0
+
+    def work(self, attempt: int = 1, until: float | None = None, items: int = 1) -> Work:
+        self.items += 1
+        return Work(self.run, until, f"item{self.items}", attempt, items)
+
+    async def json(self, payload: str, **keys) -> str | None:
+        """What the function returns for an item, both as JSON."""
+        result = await self.handler.handle(self.work(**keys), payload.encode())
+        return None if result is None else result.decode()
+
+    async def __call__(self, value: object = None, **keys) -> object:
+        """The same in Python's values."""
+        result = await self.json(json.dumps(value), **keys)
+        return None if result is None else json.loads(result)
+
+
+@asynccontextmanager
+async def open_worker(house: House, **spec):
+    """A worker of a queue job of this kind."""
+    house.runs += 1
+    run = Run("job", house.runs, Notes(), trio.Event())
+    made = JobSpec(**{"queue": "q", **spec})
+    async with KINDS[made.kind or "command"].handling(made, run, house.resources) as handler:
+        yield Worker(run, handler)
 
 
 @asynccontextmanager

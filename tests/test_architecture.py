@@ -53,6 +53,7 @@ WALL_CLOCK = {
     "log.py": "the console shows a person's own time",
     "cli/render.py": "the same, in tables",
     "output/files.py": "how old a file is",
+    "queues/protocol.py": "ids of items sort by when they were made",
 }
 
 

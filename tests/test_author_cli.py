@@ -188,9 +188,12 @@ def test_a_change_of_the_daemons_env_restarts_every_child_and_explain_says_so(ru
         ("grace", "daemon.grace"),
         ("cron", "minute hour day month weekday"),
         ("overlap", "only for a job with `every` or `cron`"),
-        ("queue", "not supported yet"),
+        ("queue", "handle the items of this queue"),
+        ("queues.unique.for", '"queued", "running" or a duration'),
+        ("workers", "an integer or a table"),
         ("ready.http", "a change is applied live"),
-        ("queues", "not supported yet"),
+        ("queues", "how many items may wait"),
+        ("hooks", "not supported yet"),
     ],
 )
 def test_explain_finds_a_key_by_its_path_its_end_or_below_a_name(run, key, said):

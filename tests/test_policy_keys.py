@@ -145,7 +145,7 @@ def test_failures_of_a_function_are_exceptions(load, faults):
 def test_a_service_has_no_policies(faults):
     text = '[jobs.a]\ncommand = "true"\ntimeout = 1\ndeadline = 2\nretry = {}\nbreaker = {}\nrate = 1\nbulkhead = 1\nfallback = "m:f"\n'
     no_end = "a service has no end: use restart"
-    runs = "only for runs that end: once, every, cron. The code of a service can use `supervisor.policies` itself"
+    runs = "only for runs that end: once, every, cron, queue. The code of a service can use `supervisor.policies` itself"
     assert faults(text) == [
         f"supervisor.toml:3:1: jobs.a.timeout: {no_end}",
         f"supervisor.toml:4:1: jobs.a.deadline: {no_end}",

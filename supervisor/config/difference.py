@@ -70,13 +70,20 @@ def _notes(old: Config, new: Config) -> Iterator[str]:
             yield f"sockets.{name}.{key.name}: " + ("listens anew" if key.name == "listen" else "changed live")
     for name in [name for name in new.limits if name in old.limits]:
         yield from (f"limits.{name}.{key.name}: changed live" for key in _differing(old.limits[name], new.limits[name]))
+    for name in [name for name in new.queues if name in old.queues]:
+        for key in _differing(old.queues[name], new.queues[name]):
+            live = key.extra.get("reload") != "daemon"
+            effect = "changed live" if live else "needs a restart of the daemon; the rest is applied"
+            yield f"queues.{name}.{key.name}: {effect}"
+    yield from (f"queues.{name}: opened" for name in new.queues if name not in old.queues)
+    yield from (f"queues.{name}: closed; what is in it stays" for name in old.queues if name not in new.queues)
     yield from (f"sockets.{name}: opened" for name in new.sockets if name not in old.sockets)
     yield from (f"sockets.{name}: closed" for name in old.sockets if name not in new.sockets)
 
 
 def _differing(old: Spec, new: Spec) -> list[Field]:
-    fields = table_of(type(new)).fields
-    return [field for name, field in fields.items() if not _same(getattr(old, name), getattr(new, name))]
+    fields = table_of(type(new)).fields.values()
+    return [field for field in fields if not _same(getattr(old, field.attribute), getattr(new, field.attribute))]
 
 
 def _same(old: Any, new: Any) -> bool:

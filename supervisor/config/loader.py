@@ -54,11 +54,14 @@ def check(config: Config) -> None:
     if config.document is not None:
         return
     reading, daemon = Reading({}), config.daemon
+    for name, queue in config.queues.items():
+        rules.check_queue(("queues", name), queue, frozenset(), reading)
     relations.check(
         relations.Tree(
             jobs=config.jobs,
             supervisors=config.supervisors,
             limits=config.limits,
+            queues=config.queues,
             reading=reading,
             auto_shutdown=daemon.auto_shutdown,
             intensity=daemon.intensity,
@@ -94,6 +97,7 @@ class _Loader:
                     supervisors=supervisors,
                     sockets=sockets,
                     limits=limits,
+                    queues=queues,
                     reading=self._reading,
                     where=self._document.where,
                     auto_shutdown=daemon.auto_shutdown,
@@ -187,8 +191,10 @@ class _Loader:
         for name, content in self._table("queues").items():
             path = ("queues", name)
             rules.check_name(path, self._reading)
-            spec = table_of(QueueSpec).read(content, path, self._reading)
-            queues[name] = QueueSpec() if spec is BAD else spec
+            fields = table_of(QueueSpec).read_fields(content, path, self._reading)
+            queues[name] = spec = QueueSpec(**({} if fields is BAD else fields))
+            if fields is not BAD:
+                rules.check_queue(path, spec, frozenset(content), self._reading)
         return queues
 
     def _supervisors(self) -> dict[str, SupervisorSpec]:
@@ -301,10 +307,13 @@ def _applies(
     """Whether a default makes sense for a job; one that does not is passed over."""
     field = table_of(JobSpec).fields[key]
     spawns = "command" in own or own.get("kind", defaults.get("kind")) == "process"
+    once = bool(own.get("once"))
+    pooled = "queue" in own or (not once and not own.keys() & {"every", "cron"} and "queue" in defaults)
     if (field.needs == ("call",) and "call" not in own) or (field.needs == CHILD and not spawns):
         return False
-    once = bool(own.get("once"))
-    times = () if once else own.keys() & {"every", "cron"} or defaults.keys() & {"every", "cron"}
+    if (field.needs == ("queue",) and not pooled) or (pooled and key in (*rules.NOT_OF_A_QUEUE, *rules.INPUT)):
+        return False
+    times = () if once else own.keys() & {"every", "cron"} or (() if pooled else defaults.keys() & {"every", "cron"})
     scheduled = bool(times)
     match key:
         case "command" | "call":
@@ -313,8 +322,8 @@ def _applies(
             return (value == "command") is ("command" in own)
         case "restart":
             return not scheduled and not (once and value == "permanent")
-        case "once" | "every" | "cron":
-            return not once and not own.keys() & {"every", "cron"}
+        case "once" | "every" | "cron" | "queue":
+            return not once and not own.keys() & {"every", "cron", "queue"} and (key == "queue") is pooled
         case "run_on_start" | "jitter" | "catch_up":
             return scheduled
         case "overlap":
@@ -322,13 +331,15 @@ def _applies(
         case "timezone":
             return "cron" in times
         case _ if key in ORDER:
-            return once or scheduled
+            return once or scheduled or pooled
         case "workers":
-            return not once and (not scheduled or own.get("overlap") == "parallel")
+            several = not once and (not scheduled or own.get("overlap") == "parallel")
+            return pooled or (several and not isinstance(value, Mapping))
         case "watch":
-            return not scheduled
+            return not scheduled and (not pooled or "command" not in own)
         case "recycle":
-            return not once and not scheduled and (spawns or not isinstance(value, Mapping) or "memory" not in value)
+            parts = set(value) if isinstance(value, Mapping) else set()
+            return pooled or (not once and not scheduled and "runs" not in parts and (spawns or "memory" not in parts))
         case "give_up":
             return strategy in (None, Strategy.ONE_FOR_ONE)
         case "ready":

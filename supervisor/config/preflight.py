@@ -31,6 +31,7 @@ from supervisor.kinds.environment import environment, read
 from supervisor.kinds.job import JobSpec, for_worker
 from supervisor.output import journal
 from supervisor.probes import Probe
+from supervisor.queues import scheme_of
 from supervisor.spec import UNLIMITED, shown
 from supervisor.watching import Glob
 
@@ -54,7 +55,7 @@ class Findings:
     calls: dict[str, Call] = field(default_factory=dict)
     warnings: list[Problem] = field(default_factory=list)
     shared: list[Problem] = field(default_factory=list)
-    """Faults of what several jobs use: the environment files of `[daemon]`, the owners of sockets."""
+    """Faults of what several jobs use: the environment files of `[daemon]`, the owners of sockets, the engines of queues."""
 
     @property
     def all_problems(self) -> list[Problem]:
@@ -118,9 +119,9 @@ def _room_warnings(config: Config, calls: Mapping[str, Call]) -> Iterator[Proble
     """Services that hold all the room there is, so that somebody waits for ever."""
     for key, takes, limit in (("threads", "thread", config.daemon.threads), ("processes", "process", config.daemon.processes)):
         services = {
-            name: spec.workers
+            name: spec.first_workers
             for name, spec in config.jobs.items()
-            if spec.service and spec.start == "auto" and _takes(spec, calls.get(name)) == takes
+            if (spec.service or spec.pooled) and spec.start == "auto" and _takes(spec, calls.get(name)) == takes
         }
         if limit is not None and (needed := sum(services.values())) > limit:
             each = " + ".join(f"{name} ({workers})" if workers > 1 else name for name, workers in services.items())
@@ -139,6 +140,10 @@ def _shared_faults(config: Config) -> Iterator[Problem]:
     for name, spec in config.sockets.items():
         for keys, fault in _account_faults(spec.user, spec.group):
             yield config.problem(("sockets", name, *keys), fault)
+    for name, queue in config.queues.items():
+        if lacks := scheme_of(queue.backend).missing:
+            message = f"its client is not installed: pip install '{lacks}'"
+            yield config.problem(("queues", name, "backend"), message)
 
 
 def _refusal(act: Callable[..., object], *args: Any) -> str:

@@ -11,6 +11,8 @@ from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec
 from supervisor.policies import LimitSpec
+from supervisor.queues import Scheme, scheme_of
+from supervisor.queues.spec import QueueSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import AutoShutdown, Backoff, ChildSpec, RestartType, Strategy, SupervisorSpec
 
@@ -33,6 +35,7 @@ class Tree:
     reading: Reading
     sockets: Mapping[str, SocketSpec] = field(default_factory=dict)
     limits: Mapping[str, LimitSpec] = field(default_factory=dict)
+    queues: Mapping[str, QueueSpec] = field(default_factory=dict)
     where: Callable[..., str] = field(default=lambda *path: "")
     auto_shutdown: AutoShutdown = AutoShutdown.NEVER
     intensity: int | None = None
@@ -67,6 +70,11 @@ class Tree:
         """The path of a key of a job or supervisor."""
         return ("jobs" if name in self.jobs else "supervisors", name, *keys)
 
+    def engine(self, queue: str) -> Scheme:
+        """What keeps a queue; the default where what the file says of it has a fault."""
+        broken = self.reading.broken(("queues", queue))
+        return scheme_of(QueueSpec().backend if broken else self.queues[queue].backend)
+
     def lineage(self, name: str) -> list[str]:
         """A name and those above it, ROOT last. The tree has no cycle."""
         line = [name]
@@ -83,6 +91,7 @@ def check(tree: Tree) -> None:
     _give_up(tree)
     _sockets(tree)
     _limits(tree)
+    _queues(tree)
     if not _cycle_in_tree(tree):
         orders = _orders(tree)
         sound = [_cycles_in_order(tree, supervisor, order) for supervisor, order in orders.items()]
@@ -198,6 +207,46 @@ def _limits(tree: Tree) -> None:
         if limit not in used and not tree.reading.broken(("limits", limit)):
             message = "no job uses it: a job names it in `breaker`, `rate` or `bulkhead`"
             tree.reading.warn(("limits", limit), message)
+
+
+def _queues(tree: Tree) -> None:
+    """Queues that are not there or that nobody uses, jobs of one queue that do not agree, and what would lose items."""
+    handled: dict[str, list[str]] = {name: [] for name in tree.queues}
+    filled: dict[str, list[str]] = {name: [] for name in tree.queues}
+    for name, job in tree.jobs.items():
+        for key, users in (("queue", handled), ("into", filled)):
+            queue = getattr(job, key)
+            if queue in users:
+                users[queue].append(name)
+            elif queue is not None:
+                message = f"no queue {quoted(queue)} in [queues]{did_you_mean(queue, tree.queues)}"
+                tree.reading.fault(tree.path(name, key), message)
+        _loses(tree, name, job)
+    for queue, names in handled.items():
+        _in_step(tree, queue, names)
+        if not names and not filled[queue]:
+            tree.reading.warn(("queues", queue), "no job uses it: a job names it in `queue` or `into`")
+        elif not names and not tree.engine(queue).shared:
+            tree.reading.warn(("queues", queue), "no job handles its items: a job names it in `queue`")
+
+
+def _in_step(tree: Tree, queue: str, names: list[str]) -> None:
+    """What is a group of items is true of a queue, whoever handles it."""
+    for name in names[1:]:
+        if tree.jobs[name].serialize_by != tree.jobs[names[0]].serialize_by:
+            first, place = tree.jobs[names[0]].serialize_by, tree.where("jobs", names[0])
+            says = f"serialize_by = {quoted(first)}" if first is not None else "no `serialize_by`"
+            path = tree.path(name, "serialize_by") if tree.jobs[name].serialize_by is not None else tree.path(name)
+            tree.reading.fault(path, f'"{names[0]}"{place} has {says}: the jobs of a queue ("{queue}") must agree')
+
+
+def _loses(tree: Tree, name: str, job: JobSpec) -> None:
+    """Warn where what a durable queue has handed over may be lost."""
+    if job.queue is None or job.into is None or not {job.queue, job.into} <= tree.queues.keys():
+        return
+    if tree.engine(job.queue).durable and not tree.engine(job.into).durable:
+        message = f'"{job.into}" is in memory: what it holds is gone with the daemon, and "{job.queue}" knows no more of it'
+        tree.reading.warn(tree.path(name, "into"), message)
 
 
 def _orders(tree: Tree) -> dict[str, Order]:

@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.shapes import A_CHILD, CHILD, duration, table_of
 from supervisor.config.toml_places import Path
-from supervisor.kinds.job import JobSpec, clashes
+from supervisor.kinds.job import MOST_WORKERS, JobSpec, clashes
 from supervisor.policies import ORDER, LimitSpec, RetrySpec
 from supervisor.probes import PROBES, Probe
 from supervisor.probes.spec import split_address
+from supervisor.queues import QUEUES, scheme_of, shown_backend
+from supervisor.queues.spec import AutoscaleSpec, QueueSpec
 from supervisor.sockets import address
-from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, RestartType, shown
+from supervisor.spec import NAME, Backoff, ChildSpec, Expanded, Recycle, RestartType, shown
 from supervisor.triggers import Cron, Every, Rhythm, zone, zones
 from supervisor.wall import WallClock
 
@@ -28,6 +30,17 @@ _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _EXCEPTION = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*:)?[^\W\d]\w*(\.[^\W\d]\w*)*")
 _OWN_FAILURES = {"TimedOut", "SpawnFailed", "Rejected", "BreakerOpen", "BulkheadFull", "RateLimited"}
 """How an attempt of a command can fail besides ending badly."""
+
+NOT_OF_A_QUEUE = {
+    "restart": "the next run comes from the queue: use retry",
+    "ready": "a worker is ready when it takes items",
+    "health": "how an item fares is seen of the item: use timeout",
+    "overlap": "each time of its schedule is an item of its own",
+}
+"""Keys that a job with `queue` cannot have, and why."""
+
+INPUT = ("stdin", "tty")
+"""What a command has for an input; on a queue that is the item."""
 
 _LONGEST_SOCKET_PATH = 107
 RLIMITS = frozenset(name[7:].lower() for name in dir(resource) if name.startswith("RLIMIT_")) - {"ofile"}
@@ -55,6 +68,56 @@ def check_limit(path: Path, spec: LimitSpec, given: frozenset[str], reading: Rea
     for key, needed in (("waiting", {"concurrency"}), ("burst", {"rate"}), ("within", {"concurrency", "rate"})):
         if key in given and not given & needed:
             reading.fault((*path, key), f"only with {' or '.join(f'`{each}`' for each in sorted(needed))}")
+
+
+def check_queue(path: Path, spec: QueueSpec, given: frozenset[str], reading: Reading) -> None:
+    """A `[queues.NAME]` table."""
+    if not _backend((*path, "backend"), spec.backend, reading):
+        return
+    if not spec.priorities:
+        reading.fault((*path, "priorities"), "expected at least one")
+    for index, name in enumerate(spec.priorities):
+        if not NAME.fullmatch(name):
+            reading.unexpected((*path, "priorities", index), "a name has letters, digits, - and _", name)
+        elif name in spec.priorities[:index]:
+            reading.fault((*path, "priorities", index), f'"{name}" is listed twice')
+    if spec.fair and len(spec.priorities) == 1:
+        reading.warn((*path, "fair"), "does nothing: there is only one priority")
+    if "lease" in given and not scheme_of(spec.backend).shared and not isinstance(spec.backend, Expanded):
+        reading.warn((*path, "lease"), f'does nothing: what is kept in "{spec.backend}" no other daemon has')
+
+
+def _backend(path: Path, backend: str, reading: Reading) -> bool:
+    """Whether that can be an engine, by the look of it. A password is never quoted."""
+    word, colon, _ = backend.partition(":")
+    if reading.broken(path):
+        return False
+    if word not in QUEUES:
+        expected = 'expected "sqlite", "memory", or a URL such as "postgresql://user@host/database" or "redis://host:6379/0"'
+        hint = did_you_mean(word, QUEUES)
+    elif QUEUES[word].shared:
+        expected, hint = _fault_of_url(backend), ""
+    else:
+        expected, hint = f'expected just "{word}"' if colon else "", ""
+    if expected:
+        reading.fault(path, f"{expected}, got {quoted(shown_backend(backend))}{hint}")
+    return not expected
+
+
+def _fault_of_url(url: str) -> str:
+    """What was expected where this is no URL of a server."""
+    scheme, slashes, rest = url.partition("://")
+    if not set("#/").isdisjoint(rest.partition("?")[0].rpartition("@")[0]):
+        return 'a "#" or "/" in a name or a password is written "%23" or "%2F"'
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname or parts.path.strip("/") or parts.query) and parts.port != 0
+    except ValueError:
+        named = False
+    if slashes and named and url.isprintable() and not set("# ") & set(url):
+        return ""
+    scheme = scheme.partition(":")[0]
+    return f'expected a URL such as "{scheme}://user@host/{"0" if QUEUES[scheme].extra == "redis" else "database"}"'
 
 
 def check_child(path: Path, spec: ChildSpec, reading: Reading) -> None:
@@ -137,6 +200,11 @@ def _trigger(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
     first, *more = [key for key in ("once", "every", "cron") if getattr(spec, key)] or [""]
     for key in more:
         reading.fault((*path, key), f"either `{first}` or `{key}`, not both")
+    if spec.pooled and spec.once:
+        reading.fault((*path, "once"), "either `queue` or `once`, not both")
+    if spec.pooled and spec.every is not None:
+        message = "not with `queue`: each daemon would have times of its own; `cron` makes one item at a time for all of them"
+        reading.fault((*path, "every"), message)
     check_times(path, spec, reading)
 
 
@@ -169,7 +237,9 @@ def _check_ticks(path: Path, spec: JobSpec, ticks: list[float], reading: Reading
 
 
 def _workers(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if spec.workers == 1:
+    if isinstance(spec.workers, AutoscaleSpec):
+        _autoscale((*path, "workers"), spec.workers, spec.pooled, reading)
+    if not spec.grouped:
         return
     if spec.once:
         reading.fault((*path, "workers"), "only for a service: a job with `once` makes one run at a time")
@@ -178,6 +248,28 @@ def _workers(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
         reading.fault((*path, "workers"), message)
     for keys, message in clashes(spec):
         reading.fault((*path, *keys), message)
+
+
+def _autoscale(path: Path, workers: AutoscaleSpec, pooled: bool, reading: Reading) -> None:
+    if not pooled:
+        reading.fault(path, "only with `queue`: how much work there is, a queue can tell; expected a number")
+    elif workers.max > MOST_WORKERS:
+        reading.unexpected((*path, "max"), f"expected at most {MOST_WORKERS}", workers.max)
+    elif workers.min > workers.max:
+        reading.unexpected((*path, "min"), f"expected at most max ({workers.max})", workers.min)
+
+
+def _queue(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
+    if not spec.pooled:
+        return
+    for key, why in NOT_OF_A_QUEUE.items():
+        if key in given and (key != "overlap" or spec.cron is not None):  # without a time nobody can have an overlap
+            reading.fault((*path, key), f"not on a job with `queue`: {why}")
+    for key in INPUT:
+        if key in given and "command" in given:
+            reading.fault((*path, key), "not on a job with `queue`: the item is its input")
+    if spec.serialize_by == "":
+        reading.unexpected((*path, "serialize_by"), "expected the name of a field", spec.serialize_by)
 
 
 def _overlap(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
@@ -190,7 +282,7 @@ def _times(spec: JobSpec) -> str:
 
 
 def _restart(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if spec.restart is None:
+    if spec.restart is None or spec.pooled:
         return
     if spec.scheduled:
         reading.fault((*path, "restart"), f"not on a job with {_times(spec)}: the next run comes from the schedule: use retry")
@@ -300,18 +392,21 @@ def _no_failure(name: str, command: bool) -> str:
 
 
 def _watch(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
-    if spec.watch and spec.scheduled:
-        reading.fault((*path, "watch"), f"not on a job with {_times(spec)}: each of its runs starts anew anyway")
+    if spec.watch and (spec.scheduled or (spec.pooled and "command" in given)):
+        when = "`queue` and `command`" if spec.pooled else _times(spec)
+        reading.fault((*path, "watch"), f"not on a job with {when}: each of its runs starts anew anyway")
 
 
 def _recycle(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if (recycle := spec.recycle) is None:
         return
     path = (*path, "recycle")
-    if not spec.service:
-        reading.fault(path, "only for a service: a run of this job ends by itself")
-    if recycle.age is None and recycle.memory is None:
-        reading.fault(path, "expected `age`, `memory` or both")
+    if not spec.service and not spec.pooled:
+        reading.fault(path, "only for a service or a queue: a run of this job ends by itself")
+    if recycle.runs is not None and not spec.pooled:
+        reading.fault((*path, "runs"), "only for a job with `queue`: a service has one run")
+    if recycle == Recycle():
+        reading.fault(path, "expected `age`, `memory` or both" + (", or `runs`" if spec.pooled else ""))
     if recycle.memory is not None and "call" in given and not _spawns(path[:-1], spec, reading):
         reading.fault((*path, "memory"), f"only for a job with {A_CHILD}: the memory of other functions is the daemon's")
 
@@ -349,6 +444,7 @@ _JOB_RULES: tuple[Callable[[Path, JobSpec, frozenset[str], Reading], None], ...]
     _call,
     _fitting,
     _trigger,
+    _queue,
     _workers,
     _overlap,
     _restart,

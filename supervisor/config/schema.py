@@ -15,6 +15,7 @@ from supervisor.config.shapes import Field, Shape, Table, Word, table_of, writte
 from supervisor.config.tables import NAMED, TABLES, DaemonSpec, LogSpec
 from supervisor.kinds.job import JobSpec
 from supervisor.policies import LimitSpec
+from supervisor.queues.spec import QueueSpec
 from supervisor.sockets import SocketSpec
 from supervisor.spec import SupervisorSpec
 
@@ -24,6 +25,7 @@ _SPECS: dict[str, Table[Any]] = {
     "defaults": table_of(JobSpec),
     "sockets": table_of(SocketSpec),
     "limits": table_of(LimitSpec),
+    "queues": table_of(QueueSpec),
     "supervisors": table_of(SupervisorSpec),
     "jobs": table_of(JobSpec),
 }
@@ -33,6 +35,7 @@ _TABLE_TEXTS = {
     "defaults": "any key of a job, for every job that does not set it and that it applies to",
     "sockets": "listening sockets, [sockets.NAME], which the daemon opens once and hands to the jobs that name them",
     "limits": "limits, [limits.NAME], that jobs share by naming them in `breaker`, `rate` or `bulkhead`",
+    "queues": "queues, [queues.NAME], whose items jobs handle that name it in `queue`, and that others fill by `into`",
     "supervisors": "groups of jobs and supervisors, [supervisors.NAME], each with a strategy for failures",
     "jobs": "the jobs, [jobs.NAME]: each has exactly one of `command` and `call`",
 }

@@ -152,6 +152,29 @@ class Word(Shape):
         return {"type": "string", "enum": list(self.choices)}
 
 
+class WordOr(Word):
+    """One of a few words, or a value of another shape."""
+
+    def __init__(self, choices: tuple[str, ...], other: Shape) -> None:
+        super().__init__(choices)
+        self._other = other
+        self.words = f"{', '.join(quoted(choice) for choice in choices)} or {other.words}"
+
+    def read(self, value: Any, path: Path, reading: Reading) -> Any:
+        """The word, or what the other shape makes of it."""
+        read = reading.unwrap(value, path)
+        if isinstance(read, str) and read in self.choices:
+            return str(read)
+        if isinstance(read, str) and (hint := did_you_mean(read, self.choices)):
+            return reading.fault(path, f"expected {self.words}, got {quoted(value)}{hint}")
+        return self._other.read(read, path, reading)
+
+    def schema(self) -> Schema:
+        """The other's, which must be text, or one of the words."""
+        schema = self._other.schema()
+        return {**schema, "pattern": f"^({'|'.join(self.choices)}|{schema['pattern'].strip('^$')})$"}
+
+
 class ListOf(Shape):
     """An array of one shape; read as a tuple."""
 
@@ -292,9 +315,13 @@ A_CHILD = '`command` or kind = "process"'
 
 
 class Field(NamedTuple):
-    """What a spec says of one key. `extra` is the Meta's: whom the key is `for`, and what a `reload` of it does."""
+    """What a spec says of one key. `extra` is the Meta's: whom the key is `for`, and what a `reload` of it does.
+
+    `attribute` is its name in the spec, where a word of the file is none in Python.
+    """
 
     name: str
+    attribute: str
     shape: Shape
     description: str
     default: Any
@@ -315,7 +342,7 @@ class Field(NamedTuple):
         """Which jobs it is for, to be said after "only for"; empty where any job will do."""
         if self.needs:
             return f"a job with {A_CHILD if self.needs == CHILD else ' or '.join(f'`{key}`' for key in self.needs)}"
-        return "runs that end: `once`, `every`, `cron`" if "ends" in self.extra else ""
+        return "runs that end: `once`, `every`, `cron`, `queue`" if "ends" in self.extra else ""
 
 
 class Table(Shape, Generic[SpecType]):
@@ -327,7 +354,7 @@ class Table(Shape, Generic[SpecType]):
         self.spec = spec
         own = [*spec.__annotations__, *spec.__struct_fields__]  # what a spec adds to its base comes first
         fields = sorted(msgspec.structs.fields(spec), key=lambda info: own.index(info.name))
-        self.fields = {info.name: _field(info) for info in fields}
+        self.fields = {info.encode_name: _field(info) for info in fields}
         self.later = later.KEYS.get(spec.__name__, {})
 
     def read(self, value: Any, path: Path, reading: Reading) -> Any:
@@ -335,19 +362,19 @@ class Table(Shape, Generic[SpecType]):
         fields = self.read_fields(value, path, reading)
         if fields is BAD:
             return BAD
-        missing = [name for name, field in self.fields.items() if field.required and name not in fields]
+        missing = [name for name, field in self.fields.items() if field.required and field.attribute not in fields]
         for name in missing:
             if not reading.broken((*path, name)):
                 reading.fault(path, f'"{name}" is missing: {self.fields[name].description}')
         return BAD if missing or reading.broken(path) else self.spec(**fields)
 
     def read_fields(self, value: Any, path: Path, reading: Reading) -> Any:
-        """The keys that are in order, typed; BAD where there is no table."""
+        """The keys that are in order, typed, by their attributes; BAD where there is no table."""
         raw = table(value, path, reading, self.words)
         if raw is BAD:
             return BAD
         read = {key: self._read_field(key, item, (*path, key), reading) for key, item in raw.items()}
-        return {key: item for key, item in read.items() if item is not BAD}
+        return {self.fields[key].attribute: item for key, item in read.items() if item is not BAD}
 
     def schema(self) -> Schema:
         """An object with exactly these keys."""
@@ -366,39 +393,55 @@ class Table(Shape, Generic[SpecType]):
         return reading.fault(path, f"unknown key{did_you_mean(key, self.fields)}")
 
 
-class SharedTable(Table[SpecType]):
-    """A table that a spec describes, or the name of one in `[limits]`, read as a string.
+class TableOr(Table[SpecType]):
+    """A table that a spec describes, or a bare value in its place.
 
-    Where the spec has a `SHORT`, a bare value of that key will do for the table.
+    Where the spec has a `SHORT`, the value stands for that key; any other is kept as it is.
     """
+
+    def __init__(self, spec: type[SpecType], bare: Shape | None = None) -> None:
+        super().__init__(spec)
+        self._short = getattr(spec, "SHORT", None)
+        self._bare = bare if self._short is None else self.fields[self._short].shape
+        self.words = "a table" if self._bare is None else f"{self._bare.words} or a table"
+
+    def read(self, value: Any, path: Path, reading: Reading) -> Any:
+        """The spec, or the bare value."""
+        read = reading.unwrap(value, path)
+        if read is BAD or isinstance(read, Mapping):
+            return super().read(read, path, reading)
+        if self._bare is None:
+            return reading.unexpected(path, f"expected {self.words}", value)
+        bare = self._bare.read(read, path, reading)
+        return bare if bare is BAD or self._short is None else self.spec(**{self._short: bare})
+
+    def schema(self) -> Schema:
+        """An object or the bare value, without a union: editors explain those badly."""
+        schema = super().schema()
+        if self._bare is None:
+            return schema
+        bare = self._bare.schema()
+        return {**schema, **bare, "type": sorted({"object", *bare["type"]})}
+
+
+class SharedTable(TableOr[SpecType]):
+    """The same, or the name of a table in `[limits]`, read as a string."""
 
     def __init__(self, spec: type[SpecType]) -> None:
         super().__init__(spec)
-        self._short = getattr(spec, "SHORT", None)
-        short = "" if self._short is None else f", {self.fields[self._short].shape.words}"
+        short = "" if self._bare is None else f", {self._bare.words}"
         self.words = f"the name of a limit{short} or a table"
 
     def read(self, value: Any, path: Path, reading: Reading) -> Any:
         """The spec, or the name."""
         read = reading.unwrap(value, path)
-        if read is BAD or isinstance(read, Mapping):
-            return super().read(read, path, reading)
-        if isinstance(read, str) and NAME.fullmatch(read):
-            return read
-        if self._short is None:
-            return reading.unexpected(path, f"expected {self.words}", value)
-        bare = self.fields[self._short].shape.read(read, path, reading)
-        return BAD if bare is BAD else self.spec(**{self._short: bare})
+        return read if isinstance(read, str) and NAME.fullmatch(read) else super().read(read, path, reading)
 
     def schema(self) -> Schema:
-        """An object, a string or the bare value, without a union: editors explain those badly."""
+        """An object, a string or the bare value."""
         schema = super().schema()
-        forms, kinds = [NAME.pattern, r"\$\{.+\}"], {"object", "string"}
-        if self._short is not None:
-            bare = self.fields[self._short].shape.schema()
-            kinds |= {*bare.pop("type")}
-            forms.append(bare.pop("pattern").strip("^$"))
-            schema |= bare
+        forms = [NAME.pattern, schema["pattern"].strip("^$") if "pattern" in schema else r"\$\{.+\}"]
+        kinds = {"string", *([schema["type"]] if isinstance(schema["type"], str) else schema["type"])}
         return {**schema, "type": sorted(kinds), "pattern": f"^({'|'.join(forms)})$"}
 
 
@@ -435,9 +478,17 @@ def shape_of(annotation: Any, bounds: msgspec.Meta = _NO_BOUNDS) -> Shape:
         present = [argument for argument in arguments if argument is not types.NoneType]
         if len(present) == 1:
             return shape_of(present[0], bounds)
-        other = present[1]
-        return SharedTable(other) if isinstance(other, type) and issubclass(other, Spec) else CommandLine()
+        return _either(present[0], present[1], bounds)
     return _plain(annotation, bounds)
+
+
+def _either(one: Any, other: Any, bounds: msgspec.Meta) -> Shape:
+    """The shape of a union of two."""
+    if get_origin(one) is Literal:
+        return WordOr(get_args(one), shape_of(other, bounds))
+    if isinstance(other, type) and issubclass(other, Spec):
+        return SharedTable(other) if one is str else TableOr(other, shape_of(one, bounds))
+    return CommandLine()
 
 
 def _plain(kind: Any, bounds: msgspec.Meta) -> Shape:
@@ -455,13 +506,13 @@ def _plain(kind: Any, bounds: msgspec.Meta) -> Shape:
         return Anything()
     if issubclass(kind, enum.Enum):
         return Word(tuple(member.value for member in kind), kind)
-    return table_of(kind)
+    return TableOr(kind) if hasattr(kind, "SHORT") else table_of(kind)
 
 
 def _field(info: msgspec.structs.FieldInfo) -> Field:
     meta = info.type.__metadata__[0]
     default = info.default if info.default_factory is msgspec.NODEFAULT else info.default_factory()
-    return Field(info.name, shape_of(info.type), meta.description or "", default, meta.extra or {})
+    return Field(info.encode_name, info.name, shape_of(info.type), meta.description or "", default, meta.extra or {})
 
 
 def _bounded(number: Any, bounds: msgspec.Meta, value: Any, path: Path, reading: Reading) -> Any:

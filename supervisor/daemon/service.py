@@ -157,7 +157,7 @@ class Daemon:
         base, worker = split_name(name)
         if (job := config.jobs.get(base)) is None:
             return name not in config.supervisors
-        return not job.service and (worker is not None or job.workers == 1)  # a group of workers only holds those that do
+        return not job.service and (worker is not None or not job.grouped)  # a group of workers only holds those that do
 
     async def _serve(self, servers: trio.Nursery, tree: Supervisor) -> None:
         """Start what others need of a running tree; returns when they may rely on it."""

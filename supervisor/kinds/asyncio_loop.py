@@ -33,8 +33,8 @@ class AsyncioContext(RunFacts):
     A parameter annotated `Context` gets one too; this name is for those whose type checker should know.
     """
 
-    def __init__(self, run: Run, stopping: asyncio.Event, token: trio.lowlevel.TrioToken) -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, resources: Resources, stopping: asyncio.Event, token: trio.lowlevel.TrioToken) -> None:
+        super().__init__(run, resources)
         self._stopping = stopping
         self._token = token
         self._ahead = trio.current_time() - time.monotonic()
@@ -90,7 +90,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     it is cancelled, once.
     Returns only when its thread has ended: what ignores that is stuck, until it ends or is `abandoned`.
     """
-    hosted = _Hosted(spec, run)
+    hosted = _Hosted(spec, run, resources)
     if spec.ready is None:
         run.ready("started")
     with bound_contextvars(job=run.job, run=run.id):
@@ -108,7 +108,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 class _Hosted:
     """One run in its loop. `_host` and what it calls belong to the thread of the loop, everything else to Trio's."""
 
-    def __init__(self, spec: JobSpec, run: Run) -> None:
+    def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         self._run = run
         self._function = load(spec.call or "", "asyncio")
         self._args = dict(spec.args or {})
@@ -121,7 +121,7 @@ class _Hosted:
         self._cancelled = False
         hears = context_parameter(self._function)
         if hears:
-            self._args[hears] = AsyncioContext(run, self._stopping, self._token)
+            self._args[hears] = AsyncioContext(run, resources, self._stopping, self._token)
             run.on_stopping(lambda: self._call_soon(self._stopping.set))
         else:
             run.on_stopping(lambda: self.cancel() if spec.service or run.overdue else None)

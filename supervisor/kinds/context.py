@@ -6,15 +6,17 @@ import datetime
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, cast
 
 import msgspec
 import structlog
 import trio
 from trio_util import AsyncValue
 
+from supervisor.errors import QueueError
 from supervisor.spec import split_name
 from supervisor.state import Phase, Spent
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from supervisor.children import Children
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
+    from supervisor.queues.protocol import Receipt
     from supervisor.sockets import Sockets
     from supervisor.store import Store
 
@@ -36,6 +39,18 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     spent: Spent | None = None
     output: tuple[str, ...] = ()
     """The last lines of a child process that failed by itself."""
+
+
+class PutOptions(TypedDict, total=False):
+    """What can be said of an item when it is put: see `Producer.put`."""
+
+    id: str
+    priority: str
+    delay: float
+    at: float | datetime.datetime
+    expire: float
+    keep: bool
+    timeout: float
 
 
 class Reporter(Protocol):
@@ -98,6 +113,7 @@ class Resources:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: tuple[str, ...] = ()
     base: Path
+    queues: Any = None
 
 
 class Run:
@@ -134,6 +150,9 @@ class Run:
 
     followed = False
     """Whether more is to come, if what runs now fails: it is an attempt, and not the last one."""
+
+    item: str | None = None
+    """The id of the item of a queue that it handles; None where it handles none."""
 
     def __init__(self, job: str, number: int, reporter: Reporter, abandoned: trio.Event) -> None:
         self.job = job
@@ -362,9 +381,16 @@ def does_not_end(run: Run) -> str:
 class RunFacts:
     """What every kind of context knows of its run, wherever the function runs."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, resources: Resources) -> None:
         self._run = run
-        self.log: Any = structlog.get_logger("job").bind(job=run.job, run=run.id)
+        self._resources = resources
+
+    @cached_property
+    def log(self) -> Any:
+        """The daemon's log, with the job and the run on every line, and the item where there is one."""
+        run = self._run
+        told = {} if run.item is None else {"item": run.item}
+        return structlog.get_logger("job").bind(job=run.job, run=run.id, **told)
 
     @property
     def job(self) -> str:
@@ -389,8 +415,18 @@ class RunFacts:
 
     @property
     def attempt(self) -> int:
-        """Which attempt of this run it is, counted from 1 (`retry`)."""
+        """Which attempt of this run, or of its item, it is, counted from 1 (`retry`)."""
         return self._run.attempt
+
+    @property
+    def item(self) -> str | None:
+        """The id of the item that is handled (of a batch the first): the same at each attempt. None where there is no queue."""
+        return self._run.item
+
+    async def _put(self, queue: str, item: Any, options: PutOptions) -> Receipt:
+        if self._resources.queues is None:
+            raise QueueError("there are no queues here")
+        return cast("Receipt", await self._resources.queues.producer(queue).put(item, **options))
 
 
 class Context(RunFacts):
@@ -434,5 +470,13 @@ class Context(RunFacts):
         self._run.heartbeat()
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """Say how far the run is; shown by `events`."""
+        """Say how far the run, or its item, is; shown by `events`."""
         self._run.progress(done, total)
+
+    async def put(self, queue: str, item: Any, **options: Unpack[PutOptions]) -> Receipt:
+        """Put an item into a queue of the file; returns when it is as safe as the queue keeps things.
+
+        Raises LookupError for a queue that there is not, BadItem for what is no item, QueueFull where no room came within
+        `timeout`, and QueueUnavailable where the engine does not answer.
+        """
+        return await self._put(queue, item, options)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from supervisor.errors import RunFailed
-from supervisor.kinds.inspection import context_parameter, kind_of, taken, unfit
+from supervisor.kinds.inspection import context_parameter, item_parameter, kind_of, signature, taken, unfit
 
 _loaded: dict[str, int] = {}
 """Module -> when its file was last changed (ns), as it was loaded."""
@@ -68,4 +68,13 @@ def _changed(module: Any) -> int | None:
         return None
 
 
-__all__ = ["CallableNotFound", "context_parameter", "kind_of", "load", "outdated", "taken"]
+__all__ = [
+    "CallableNotFound",
+    "context_parameter",
+    "item_parameter",
+    "kind_of",
+    "load",
+    "outdated",
+    "signature",
+    "taken",
+]

@@ -52,6 +52,12 @@ def context_parameter(function: Callable[..., Any]) -> str | None:
     return next((name for name, each in parameters.items() if _is_context(each.annotation)), None)
 
 
+def item_parameter(of: inspect.Signature, context: str | None) -> inspect.Parameter | None:
+    """The parameter that gets the item of a queue: the first that is given by position, the Context's apart."""
+    given = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return next((each for name, each in of.parameters.items() if each.kind in given and name != context), None)
+
+
 def _is_context(annotation: Any) -> bool:
     if isinstance(annotation, str):
         return _CONTEXT.fullmatch(annotation.strip()) is not None

@@ -12,7 +12,7 @@ from supervisor.output import Overload, Rotate
 from supervisor.policies import ORDER
 from supervisor.policies.spec import BreakerSpec, BulkheadSpec, RateSpec, RetrySpec
 from supervisor.probes import Health, Ready
-from supervisor.queues.spec import BatchSpec
+from supervisor.queues.spec import AutoscaleSpec, BatchSpec
 from supervisor.spec import Account, Bytes, ChildSpec, Expanded, FileMode, GiveUp, Limit, Paths, Recycle, RestartType, Seconds
 
 # What else is true of a key, for the loader, `explain` and the reload: which jobs it is `for` (those with one of these keys, or
@@ -24,7 +24,7 @@ _SCHEDULED = {"for": "every or cron"}
 _QUEUED = {"for": "queue"}
 _CHILD_RESTARTS = {"for": "child", "reload": "restart"}
 _ENDING = {"ends": "a service has no end: use restart"}
-_RUNS = {"ends": "only for runs that end: once, every, cron. The code of a service can use `supervisor.policies` itself"}
+_RUNS = {"ends": "only for runs that end: once, every, cron, queue. The code of a service can use `supervisor.policies` itself"}
 
 MOST_WORKERS = 1000
 """Workers of one job; more is a slip of the finger."""
@@ -66,12 +66,13 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         ),
     ] = None
     workers: Annotated[
-        int,
+        int | AutoscaleSpec,
         Meta(
             ge=1,
             le=MOST_WORKERS,
-            description="how many of a service run side by side: NAME:0, NAME:1 and so on. `{worker}` in any text of the job "
-            "(but `call`, `args` and `description`) is the number; a function has `ctx.worker`",
+            description="how many of a service, or for a queue, run side by side: NAME:0, NAME:1 and so on. `{worker}` in any "
+            "text of the job (but `call`, `args` and `description`) is the number; a function has `ctx.worker`. With a queue "
+            "also { min = 1, max = 8 }: as many as there is work for",
         ),
     ] = 1
     description: Annotated[str, Meta(description="one line for people, shown by `status`")] = ""
@@ -90,7 +91,8 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         str | None,
         Meta(
             description='run at times of the calendar: "minute hour day month weekday" as in a crontab, six fields with the '
-            "seconds first, or @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually",
+            "seconds first, or @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually. With `queue`: each time is "
+            "one item, the job's `args`, also where many daemons share the queue",
             extra=_RESTARTS,
         ),
     ] = None
@@ -225,7 +227,12 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         ),
     ] = None
     retry: Annotated[
-        RetrySpec | None, Meta(description="another attempt after a failed one, within the same run", extra=_ENDING)
+        RetrySpec | None,
+        Meta(
+            description="another attempt after a failed one, within the same run; an item of a queue goes back to it and is "
+            "claimed again, 5 attempts in all where nothing is said, and is then dead",
+            extra=_ENDING,
+        ),
     ] = None
     breaker: Annotated[
         str | BreakerSpec | None,
@@ -410,9 +417,19 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         return self.queue is not None
 
     @property
+    def grouped(self) -> bool:
+        """Whether its workers are children of their own."""
+        return self.workers != 1
+
+    @property
+    def first_workers(self) -> int:
+        """How many workers it begins with; one, at least, sees whether there is work."""
+        return self.workers if isinstance(self.workers, int) else max(1, self.workers.min)
+
+    @property
     def scheduled(self) -> bool:
-        """Whether its runs come from a schedule."""
-        return self.every is not None or self.cron is not None
+        """Whether its runs come from a schedule. On a queue job a schedule makes items, and no runs."""
+        return not self.pooled and (self.every is not None or self.cron is not None)
 
     @property
     def overlaps(self) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import trio
 from structlog.contextvars import bound_contextvars
 
-from supervisor.kinds.context import Context, Outcome, Resources, Run
+from supervisor.kinds.context import Context, Outcome, Resources, Run, Work
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
+from supervisor.kinds.payload import ItemFunction, result
 
 COMPLETED = Outcome(reason="completed", failed=False)
 
@@ -22,7 +26,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     args = dict(spec.args or {})
     hears = context_parameter(function)
     if hears:
-        args[hears] = Context(run)
+        args[hears] = Context(run, resources)
     if spec.ready is None:
         run.ready("started")
     with trio.CancelScope() as deaf:
@@ -31,6 +35,38 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
         with bound_contextvars(job=run.job, run=run.id):
             await function(**args)
     return COMPLETED
+
+
+@asynccontextmanager
+async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterator[Handler]:
+    """Calls in the tasks that ask for them."""
+    handler = Handler(spec, resources)
+    run.ready("started")
+    with bound_contextvars(job=run.job, run=run.id):
+        yield handler
+
+
+class Handler:
+    """Awaits the function with each item. Most calls are soon over: what is done for each is little."""
+
+    room = 1
+
+    def __init__(self, spec: JobSpec, resources: Resources) -> None:
+        self._function = ItemFunction(load(spec.call or "", "task"), spec.args, spec.batch is not None)
+        self._resources = resources
+
+    async def handle(self, work: Work, payload: bytes) -> bytes | None:
+        """One call, in the caller's task. Where it takes no Context, it is cancelled when it has taken too long."""
+        work.begun = True
+        item = self._function.read(payload)
+        if self._function.hears:
+            return result(await self._function(item, Context(work, self._resources)))
+        if work.until is None:
+            return result(await self._function(item))
+        with trio.CancelScope() as deaf:
+            work.on_stopping(lambda: _cancel(deaf, work) if work.overdue else None)
+            return result(await self._function(item))
+        return None
 
 
 def _cancel(scope: trio.CancelScope, run: Run) -> None:

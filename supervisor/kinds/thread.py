@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Unpack
 
+import outcome
 import trio
 from structlog.contextvars import bound_contextvars
 
-from supervisor.kinds.context import Outcome, Resources, Run, RunFacts
+from supervisor.errors import QueueFull, WorkerLost
+from supervisor.kinds.context import Outcome, PutOptions, Resources, Run, RunFacts, Work, does_not_end
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
+from supervisor.kinds.payload import ItemFunction, result
 from supervisor.kinds.task import COMPLETED
 from supervisor.state import Phase
+
+if TYPE_CHECKING:
+    from supervisor.queues.protocol import Receipt
 
 
 class ThreadContext(RunFacts):
@@ -21,8 +32,8 @@ class ThreadContext(RunFacts):
     A parameter annotated `Context` gets one too; this name is for those whose type checker should know.
     """
 
-    def __init__(self, run: Run, stopping: threading.Event) -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, resources: Resources, stopping: threading.Event) -> None:
+        super().__init__(run, resources)
         self._stopping = stopping
         self._token = trio.lowlevel.current_trio_token()  # so that threads which the function starts may speak up too
 
@@ -61,8 +72,24 @@ class ThreadContext(RunFacts):
             self._token.run_sync_soon(self._run.heartbeat, idempotent=True)
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """Say how far the run is."""
+        """Say how far the run, or its item, is."""
         trio.from_thread.run_sync(self._run.progress, done, total, trio_token=self._token)
+
+    def put(self, queue: str, item: Any, **options: Unpack[PutOptions]) -> Receipt:
+        """Put an item into a queue of the file, as `Context.put`; blocks for so long, but not when the run is to be killed."""
+        return trio.from_thread.run(self._put_or_be_killed, queue, item, options, trio_token=self._token)
+
+    async def _put_or_be_killed(self, queue: str, item: Any, options: PutOptions) -> Receipt:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_killed, nursery.cancel_scope)
+            receipt = await self._put(queue, item, options)
+            nursery.cancel_scope.cancel(reason="it is put")
+            return receipt
+        raise QueueFull(f"queue {queue}: not put: the run is to end")
+
+    async def _cancel_when_killed(self, scope: trio.CancelScope) -> None:
+        await self._run.phase.wait_value(lambda phase: not phase < Phase.KILLING)
+        scope.cancel(reason=f"{self._run.id} is to end")
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
@@ -76,7 +103,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     stopping = threading.Event()
     hears = context_parameter(function)
     if hears:
-        args[hears] = ThreadContext(run, stopping)
+        args[hears] = ThreadContext(run, resources, stopping)
     run.on_stopping(stopping.set)
     if spec.ready is None:
         run.ready("started")
@@ -85,3 +112,83 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
             lambda: function(**args), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=run.id
         )
     return COMPLETED
+
+
+@asynccontextmanager
+async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterator[Handler]:
+    """A thread for all calls of the worker: what the function keeps for its thread, it has at the next call too.
+
+    A thread that is still in a call at the end was abandoned with it.
+    """
+    handler = Handler(spec, run, resources)
+    with bound_contextvars(job=run.job, run=run.id):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handler.live)
+            run.ready("started")
+            try:
+                yield handler
+            finally:
+                handler.close()
+                if handler.busy:
+                    nursery.cancel_scope.cancel(reason=does_not_end(run))
+
+
+class Handler:
+    """Has the function called by its thread. `_serve` belongs to that, everything else to Trio's."""
+
+    room = 1
+
+    def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
+        self._function = ItemFunction(load(spec.call or "", "thread"), spec.args, spec.batch is not None)
+        self._run = run
+        self._resources = resources
+        self._token = trio.lowlevel.current_trio_token()
+        self._calls: SimpleQueue[Callable[[], bytes | None] | None] = SimpleQueue()
+        self._caller: trio.lowlevel.Task | None = None
+        self.busy = False
+        """Whether its thread is in a call, be it one that nobody waits for any more."""
+
+    async def live(self) -> None:
+        """The thread, from start to end. A limiter of its own, as that of `run`."""
+        await trio.to_thread.run_sync(
+            self._serve, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=self._run.id
+        )
+
+    def close(self) -> None:
+        """Have the thread end after the call that it is in."""
+        self._calls.put(None)
+
+    async def handle(self, work: Work, payload: bytes) -> bytes | None:
+        """One call. Cancelled, it is abandoned, and with it the thread: there can be no further one."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.busy:
+            raise WorkerLost(does_not_end(self._run))
+        work.begun = True
+        call = partial(self._function, self._function.read(payload))
+        if self._function.hears:
+            stopping = threading.Event()
+            work.on_stopping(stopping.set)
+            call = partial(call, ThreadContext(work, self._resources, stopping))
+        self._caller, self.busy = trio.lowlevel.current_task(), True
+        self._calls.put(partial(contextvars.copy_context().run, _called, call))
+        returned: bytes | None = await trio.lowlevel.wait_task_rescheduled(self._abandon)
+        return returned
+
+    def _abandon(self, _: object) -> trio.lowlevel.Abort:
+        self._caller = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            answer = outcome.capture(call)
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._answered, answer)
+
+    def _answered(self, answer: outcome.Outcome[bytes | None]) -> None:
+        caller, self._caller, self.busy = self._caller, None, False
+        if caller is not None:
+            trio.lowlevel.reschedule(caller, answer)
+
+
+def _called(call: Callable[[], Any]) -> bytes | None:
+    return result(call())

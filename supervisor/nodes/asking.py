@@ -43,7 +43,7 @@ def asked(probe: Probe, child: JobNode, run: Run, resources: Resources) -> Asked
         spawn = partial(spawn_beside, probe.exec, child.spec, run, resources)
         return Asked(target, "succeeds", questions.command(spawn, partial(_stuck, run), run.abandoned))
     if probe.call is not None:
-        return Asked(shown(probe.call), "says so", _call(probe.call, run, child.probe_thread))
+        return Asked(shown(probe.call), "says so", _call(probe.call, run, resources, child.probe_thread))
     return None
 
 
@@ -51,7 +51,7 @@ def _stuck(run: Run, pids: tuple[int, ...]) -> None:
     run.stuck(f"its probe cannot be killed: pid {', '.join(map(str, pids))}", pids)
 
 
-def _call(call: str, run: Run, thread: trio.CapacityLimiter) -> Question:
+def _call(call: str, run: Run, resources: Resources, thread: trio.CapacityLimiter) -> Question:
     """Call a function, as a job's would be. Its exceptions are a no."""
     stopping = threading.Event()
     run.on_stopping(stopping.set)
@@ -60,8 +60,8 @@ def _call(call: str, run: Run, thread: trio.CapacityLimiter) -> Question:
         function = load(call)
         hears = context_parameter(function)
         if kind_of(function) == "task":
-            return await function(**({hears: Context(run)} if hears else {}))
-        args = {hears: ThreadContext(run, stopping)} if hears else {}
+            return await function(**({hears: Context(run, resources)} if hears else {}))
+        args = {hears: ThreadContext(run, resources, stopping)} if hears else {}
         return await questions.in_thread(lambda: function(**args), thread)()
 
     async def ask() -> str | None:

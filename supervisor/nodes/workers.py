@@ -109,7 +109,7 @@ class WorkersNode(SupervisorNode):
         for worker in self.workers:
             super().update(worker, self.spec, None)
         if old.workers != self.spec.workers:
-            scale(self, self.spec.workers)
+            scale(self, self.spec.first_workers)
 
     def update(self, child: Node, spec: ChildSpec, again: str | None) -> None:
         """What was to change a plain job, which has become the first worker meanwhile, changes the whole."""

@@ -6,11 +6,15 @@ What is named here is imported when it is first asked for: `QUEUES` knows the en
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
+
+from supervisor.spec import shown
 
 if TYPE_CHECKING:
     from supervisor.queues.protocol import Engine, Listener, Settings
@@ -32,10 +36,27 @@ class Place:
 
 
 class Scheme(NamedTuple):
-    """An engine: its module, with `open(name, settings, place)`, and the extra that it needs."""
+    """An engine: its module, with `open(name, settings, place)`, and the extra that it needs, with the library in that."""
 
     module: str
     extra: str | None = None
+    library: str = ""
+
+    @property
+    def durable(self) -> bool:
+        """Whether what is in it outlives the daemon."""
+        return self.module != "supervisor.queues.memory"
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may have the same queue."""
+        return self.extra is not None
+
+    @property
+    def missing(self) -> str:
+        """What must be installed before it can be used, as pip knows it; empty where nothing is missing."""
+        lacks = self.extra is not None and importlib.util.find_spec(self.library) is None
+        return f"trio-supervisor[{self.extra}]" if lacks else ""
 
     @property
     def open(self) -> Opener:
@@ -46,11 +67,11 @@ class Scheme(NamedTuple):
 QUEUES = {
     "memory": Scheme("supervisor.queues.memory"),
     "sqlite": Scheme("supervisor.queues.sqlite"),
-    "postgresql": Scheme("supervisor.queues.postgres", "postgresql"),
-    "postgres": Scheme("supervisor.queues.postgres", "postgresql"),
-    "redis": Scheme("supervisor.queues.redis", "redis"),
-    "rediss": Scheme("supervisor.queues.redis", "redis"),
-    "redis+unix": Scheme("supervisor.queues.redis", "redis"),
+    "postgresql": Scheme("supervisor.queues.postgres", "postgresql", "psycopg"),
+    "postgres": Scheme("supervisor.queues.postgres", "postgresql", "psycopg"),
+    "redis": Scheme("supervisor.queues.redis", "redis", "coredis"),
+    "rediss": Scheme("supervisor.queues.redis", "redis", "coredis"),
+    "redis+unix": Scheme("supervisor.queues.redis", "redis", "coredis"),
 }
 """By the word, or the scheme of the URL, that `backend` says."""
 
@@ -58,3 +79,11 @@ QUEUES = {
 def scheme_of(backend: str) -> Scheme:
     """The engine that a `backend` names. Raises LookupError for one that there is not."""
     return QUEUES[backend.partition(":")[0]]
+
+
+_PASSWORDS = re.compile(r"(?<=://)([^:/?#]*):.*@|([?&](?:[a-z]*password|passwd|passphrase)=)[^&#]*", re.IGNORECASE | re.DOTALL)
+
+
+def shown_backend(backend: str) -> str:
+    """A `backend` as people may see it: the text of the file, a password that stands in that hidden."""
+    return _PASSWORDS.sub(lambda found: f"{found[2]}***" if found[2] else f"{found[1]}:***@", shown(backend))

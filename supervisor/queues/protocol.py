@@ -9,6 +9,9 @@ An item waits, runs and ends: *done*, *dead* (no attempt is left, or none is wor
 are counted when it is claimed and stored before its handler begins, so that an item which kills its worker each time is dead
 in the end. A claim has a `token` that no earlier claim of the item had: who comes with an old one has lost the item.
 
+How long an item is known when it has ended: a dead one until somebody requeues or purges it. A cancelled or expired one for
+`keep_results`, and a done one too if it has a result or was put with `keep`; else it is gone at once.
+
 Everything is at least once: see `docs/queues.md` for exactly what that means.
 """
 
@@ -22,31 +25,11 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from supervisor.errors import SupervisorError
+from supervisor.errors import BadItem as BadItem
+from supervisor.errors import QueueError as QueueError
+from supervisor.errors import QueueFull as QueueFull
+from supervisor.errors import QueueUnavailable as QueueUnavailable
 from supervisor.queues.spec import QueueSpec
-
-# ---- what can go wrong ----
-
-
-class QueueError(SupervisorError):
-    """What was asked of a queue was not done."""
-
-
-class QueueUnavailable(QueueError):
-    """The engine does not answer, or cannot store now: a server that is away, a full disk. It is worth trying again.
-
-    What was asked for may have happened all the same. Each operation may be done twice: a put with the same ids stores nothing
-    twice, and the other operations are fenced.
-    """
-
-
-class QueueFull(QueueError):
-    """There is no room for what was to be put, and none came in the time that could be waited. Nothing of it is stored."""
-
-
-class BadItem(QueueError):
-    """What was to be put is no item: not JSON, not what the handler takes, an unknown priority."""
-
 
 # ---- an item, in its life ----
 
@@ -84,7 +67,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     at: float | None = None
     """Not before this moment of the wall clock (Unix time); with a `delay`, the later of both."""
     expire: float | None = None
-    """Seconds from when it may be claimed after which it is *expired* instead."""
+    """Seconds from when it may be claimed after which it is *expired* instead; None: never. A Producer says the queue's own."""
     key: str | None = None
     """What `unique` compares; None: it is like no other."""
     group: str | None = None
@@ -97,7 +80,8 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a draft.
 
     stored: as its id says. known: an item of this id was there already. merged, rejected: `id` is the item whose key it has.
-    replaced: it is stored in the place of an item that waited, which is gone.
+    replaced: it is stored in the place of an item that waited, which is gone. Drafts of one call come one after another: the
+    second of a key meets the first.
     """
 
     id: str
@@ -133,6 +117,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
     done: with its `result`. retry: it failed, and may be claimed again after `delay` seconds. dead: it failed for good.
     cancelled: somebody wanted that. back: it was not begun, or was cut short by us: claimable at once, as if never claimed.
+    An item that somebody has cancelled while it ran is cancelled instead of claimable: by retry, by back, by a lost lease.
     """
 
     id: str
@@ -191,7 +176,8 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """What a daemon is told without asking: that an item it has is to be cancelled, or that it has lost it; that an item has
-    ended (for those who wait for a result); that the queue was paused or resumed."""
+    ended (one with `keep`, told to all who have the queue: somebody waits for it); that the queue was paused or resumed (told
+    to all). Told once the engine has stored it. What happens while the engine is away may go untold: look, when it is back."""
 
     what: Literal["cancel", "lost", "ended", "paused", "resumed"]
     id: str = ""
@@ -239,7 +225,9 @@ class Engine(Protocol):
     async def put(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Store all of them, or none; returns when they are as safe as the engine keeps things, in the order of `drafts`.
 
-        Raises QueueFull where they do not all fit: `wait_for_room`, then try again. More than `size` at once never fit.
+        `size` items may wait, the delayed ones among them. Raises QueueFull where they do not all fit, not counting those that
+        are not stored or replace another: `wait_for_room`, then try again. More than `size` at once never fit. What comes
+        back (retry, back, requeue) always fits.
         """
 
     async def wait_for_room(self) -> None:
@@ -249,10 +237,12 @@ class Engine(Protocol):
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
         """Take up to `limit` items that may run now: from the priorities in `order` (all others after them, most urgent
-        first), in each those first that could be claimed first. Items with `attempts` claims behind them are dead instead.
+        first), in each those first that could be claimed first; of the same moment, those put first. Items with `attempts`
+        claims behind them are dead instead.
 
-        Respects pauses, `concurrency`, `per_key` and `rate`, over all who share the queue. Each item's attempt is stored when
-        this returns. Items whose lease has run out are among those that may run. An empty answer: `wait_for_work`.
+        Respects pauses, `concurrency`, `per_key` and `rate`, over all who share the queue. A rate lets through at once what
+        comes in a second, or one, where that is less; more than that does not gather. Each item's attempt is stored when this
+        returns. Items whose lease has run out are among those that may run. An empty answer: `wait_for_work`.
         """
 
     async def wait_for_work(self) -> None:
