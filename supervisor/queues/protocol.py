@@ -29,7 +29,8 @@ from supervisor.errors import BadItem as BadItem
 from supervisor.errors import QueueError as QueueError
 from supervisor.errors import QueueFull as QueueFull
 from supervisor.errors import QueueUnavailable as QueueUnavailable
-from supervisor.queues.spec import QueueSpec
+from supervisor.queues.spec import QueueSpec, UniqueSpec
+from supervisor.spec import Rate
 
 # ---- an item, in its life ----
 
@@ -190,6 +191,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spec: QueueSpec
     group_by: str | None = None
     """The field of an item that is its group: the `serialize_by` of the jobs that handle it."""
+
+    def stored(self) -> bytes:
+        """As JSON, to be kept beside the items. Without the backend: there may be a password in it."""
+        bare = msgspec.structs.replace(self, spec=msgspec.structs.replace(self.spec, backend=""))
+        return msgspec.json.encode(bare, enc_hook=float)
+
+    @classmethod
+    def from_stored(cls, text: bytes, backend: str) -> Settings:
+        """What was `stored`, maybe by another version of this program; `backend` is the reader's own."""
+        found = msgspec.json.decode(text)
+        words = found["spec"] | {"backend": backend, "priorities": tuple(found["spec"]["priorities"])}
+        if (rate := words.get("rate")) is not None:
+            words["rate"] = Rate(rate)
+        if unique := words.get("unique"):
+            by, lifetime, on_conflict = tuple(unique["by"]), unique["for"], unique["on_conflict"]
+            words["unique"] = UniqueSpec(by=by, lifetime=lifetime, on_conflict=on_conflict)
+        known = {name: words[name] for name in QueueSpec.__struct_fields__ if name in words}
+        return cls(spec=QueueSpec(**known), group_by=found["group_by"])
 
 
 Listener = Callable[[Notice], None]
