@@ -165,7 +165,7 @@ local function finish(id, item, state)
   item.state, item.ended, item.client, item.cancelling = state, NOW, nil, nil
   call('ZADD', PREFIX .. state, NOW, id)
   save(id, item)
-  over[#over + 1] = id
+  if item.keep then over[#over + 1] = id end
 end
 
 local function forget(ids)

@@ -248,19 +248,19 @@ class RedisQueue:
             unique_for=unique.lifetime if unique and not isinstance(unique.lifetime, str) else None,
             concurrency=spec.concurrency,
             rate=spec.rate,
-            burst=max(1, int(spec.rate / 20)) if spec.rate else 0,
+            burst=max(1, int(spec.rate)) if spec.rate else 0,
             worker_lost=_told(WORKER_LOST, None),
             no_attempt=_told(NO_ATTEMPT_LEFT, None),
         )
-        self._link.limits = msgspec.msgpack.encode(limits)
+        self._link.limits = msgspec.msgpack.encode(limits, enc_hook=float)
 
     async def declare(self, settings: Settings) -> None:
         self._adopt(settings)
-        await self._link.ask("declare", _text(msgspec.json.encode(settings)))
+        await self._link.ask("declare", _text(settings.stored()))
 
     async def declared(self) -> Settings | None:
         _, stored = await self._link.ask("declared")
-        return msgspec.json.decode(stored, type=Settings) if stored else None
+        return Settings.from_stored(stored, self._settings.spec.backend) if stored else None
 
     # ---- producers ----
 
