@@ -44,10 +44,14 @@ if TYPE_CHECKING:
     from supervisor.control.client import Client
     from supervisor.control.wire import Unreachable
     from supervisor.errors import (
+        BadItem,
         BreakerOpen,
         BulkheadFull,
         ControlError,
         DeadlineExceeded,
+        QueueError,
+        QueueFull,
+        QueueUnavailable,
         RateLimited,
         Rejected,
         RestartIntensityExceeded,
@@ -67,6 +71,9 @@ if TYPE_CHECKING:
     from supervisor.policies.rate import RateLimiter
     from supervisor.policies.retrying import retry
     from supervisor.policies.timing import deadline, timeout
+    from supervisor.queues.outside import BlockingProducer, open_queue
+    from supervisor.queues.producer import Producer
+    from supervisor.queues.protocol import Receipt, Record
     from supervisor.spec import SupervisorSpec
     from supervisor.state import Answer, Goal, JobStatus, Phase, State
     from supervisor.tree import Supervisor, open_supervisor
@@ -75,6 +82,8 @@ _HOME = {
     "Answer": "state",
     "AsyncClient": "control.aclient",
     "AsyncioContext": "kinds.asyncio_loop",
+    "BadItem": "errors",
+    "BlockingProducer": "queues.outside",
     "BreakerOpen": "errors",
     "Bulkhead": "policies.bulkhead",
     "BulkheadFull": "errors",
@@ -91,8 +100,14 @@ _HOME = {
     "JobStatus": "state",
     "JoinSet": "concurrency",
     "Phase": "state",
+    "Producer": "queues.producer",
+    "QueueError": "errors",
+    "QueueFull": "errors",
+    "QueueUnavailable": "errors",
     "RateLimited": "errors",
     "RateLimiter": "policies.rate",
+    "Receipt": "queues.protocol",
+    "Record": "queues.protocol",
     "Rejected": "errors",
     "RestartIntensityExceeded": "errors",
     "Retry": "errors",
@@ -110,6 +125,7 @@ _HOME = {
     "fallback": "policies.fallback",
     "join": "concurrency",
     "map_concurrent": "concurrency",
+    "open_queue": "queues.outside",
     "open_supervisor": "tree",
     "race": "concurrency",
     "retry": "policies.retrying",
@@ -123,6 +139,8 @@ __all__ = [
     "Answer",
     "AsyncClient",
     "AsyncioContext",
+    "BadItem",
+    "BlockingProducer",
     "BreakerOpen",
     "Bulkhead",
     "BulkheadFull",
@@ -139,8 +157,14 @@ __all__ = [
     "JobStatus",
     "JoinSet",
     "Phase",
+    "Producer",
+    "QueueError",
+    "QueueFull",
+    "QueueUnavailable",
     "RateLimited",
     "RateLimiter",
+    "Receipt",
+    "Record",
     "Rejected",
     "RestartIntensityExceeded",
     "Retry",
@@ -158,6 +182,7 @@ __all__ = [
     "fallback",
     "join",
     "map_concurrent",
+    "open_queue",
     "open_supervisor",
     "race",
     "retry",

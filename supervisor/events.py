@@ -488,6 +488,98 @@ class OutputLost(ChildEvent, frozen=True, kw_only=True):
     bytes: int
 
 
+class Working(ChildEvent, frozen=True, kw_only=True):
+    """What the worker of a queue job does, or what keeps it from it: told when it has lasted, and not for each item."""
+
+    level = "debug"
+
+    cause: str
+    why: Why = Why.PLAIN
+    next_at: str | None = None
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        if row.state is not State.RUNNING:
+            return row
+        return replace(row, word=word(row.state, self.why), cause=self.cause, next_at=self.next_at)
+
+
+class ItemsHandled(ChildEvent, frozen=True, kw_only=True):
+    """What became of the items of a queue in the hands of a job, in numbers since the daemon started; once a second while
+    they change. `retry` and `dead`: they failed; `back`: they were given back, not begun or cut short; `lost`: their leases."""
+
+    level = "debug"
+
+    queue: str
+    done: int
+    retry: int
+    dead: int
+    cancelled: int
+    back: int
+    lost: int
+
+
+class ItemEvent(Event, frozen=True, kw_only=True):
+    """Something that happened to an item of a queue; `job`: the worker that had it, where there was one."""
+
+    queue: str
+    item: str
+    cause: str
+    job: str | None = None
+    attempt: int | None = None
+
+
+class ItemRetrying(ItemEvent, frozen=True, kw_only=True):
+    """An attempt has failed, for `reason`; after `wait` seconds there may be another, of `attempts` in all."""
+
+    level = "warning"
+
+    reason: str
+    wait: float
+    attempts: int
+
+
+class ItemDead(ItemEvent, frozen=True, kw_only=True):
+    """An item has failed for good, for `reason`: it is among the dead of its queue until somebody requeues or purges it."""
+
+    level = "error"
+
+    reason: str
+
+
+class ItemCancelled(ItemEvent, frozen=True, kw_only=True):
+    """An item that a worker had has been cancelled: it is neither tried again nor dead."""
+
+
+class ItemLost(ItemEvent, frozen=True, kw_only=True):
+    """The lease of an item was lost: somebody else may have it. What becomes of it here is not heeded."""
+
+    level = "warning"
+
+
+class ItemsExpired(Event, frozen=True, kw_only=True):
+    """So many items of a queue were not worth doing any more when their turn came."""
+
+    queue: str
+    count: int
+
+
+class QueueDegraded(Event, frozen=True, kw_only=True):
+    """The engine of a queue does not do what is asked of it; it is asked again and again, first at `next_at`."""
+
+    level = "warning"
+
+    queue: str
+    cause: str
+    next_at: str | None = None
+
+
+class QueueRecovered(Event, frozen=True, kw_only=True):
+    """The engine of a queue does again what is asked of it."""
+
+    queue: str
+    cause: str
+
+
 class BreakerChanged(Event, frozen=True, kw_only=True):
     """A circuit breaker, `jobs.NAME` or `limits.NAME`, went from one state to another: closed, open, half-open."""
 
@@ -557,6 +649,8 @@ AnyEvent = (
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
     | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | FallingBack
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
+    | Working | ItemsHandled | ItemRetrying | ItemDead | ItemCancelled | ItemLost | ItemsExpired
+    | QueueDegraded | QueueRecovered
     | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Stalled | Warned
 )  # fmt: skip
 """What an `events` stream can carry: the type to decode it with."""

@@ -76,13 +76,16 @@ class Why(enum.StrEnum):
     DRAINING = "draining"
     STUCK = "stuck"
     CANCELLED = "cancelled"
+    DEGRADED = "degraded"
 
 
 _WORDS: dict[State, frozenset[Why]] = {
     State.STOPPED: frozenset({Why.COMPLETED, Why.FAILED, Why.EXITED, Why.GAVE_UP}),
     State.WAITING: frozenset({Why.BACKOFF, Why.SCHEDULED, Why.PAUSED}),
     State.STARTING: frozenset({Why.DRAINING}),
-    State.RUNNING: frozenset({Why.DRAINING, Why.SCHEDULED, Why.PAUSED, Why.STUCK}),  # stuck: before another attempt
+    State.RUNNING: frozenset(
+        {Why.DRAINING, Why.SCHEDULED, Why.PAUSED, Why.STUCK, Why.DEGRADED}
+    ),  # stuck: before another attempt
     State.STOPPING: frozenset({Why.DRAINING, Why.STUCK}),
 }
 

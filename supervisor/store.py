@@ -57,18 +57,21 @@ async def open_store(
     schema: Sequence[str],
     *,
     synchronous: Literal["FULL", "NORMAL"] = "FULL",
+    exclusive: bool = False,
     on_failure: Failed,
 ) -> AsyncIterator[Store]:
     """A store in the file `path`, opened by its first operation; at the end of the block what is waiting is done first.
 
     `schema` has the statements that lead from one version of the file to the next, in order, never changed once released
     (a file knows its version). `synchronous`: with FULL what is told done outlives a power cut, with NORMAL a kill of the
-    process, and no commit waits for the disk. A damaged file is put aside as `PATH.damaged-TIME` and begun anew.
+    process, and no commit waits for the disk. `exclusive`: no other process can even read it while it is open (no memory is
+    shared, and a commit takes no locks), and it must be on a disk of this machine. A damaged file is put aside as
+    `PATH.damaged-TIME` and begun anew.
 
     `on_failure` hears in the Trio thread of what nobody waits for: damage, posted operations that failed, a disk that does
     not answer at the end.
     """
-    store = Store(path, schema, synchronous, on_failure)
+    store = Store(path, schema, synchronous, exclusive, on_failure)
     try:
         yield store
     finally:
@@ -81,9 +84,9 @@ class Store:
     They get the connection, do one thing with it, quickly, leave transactions alone, and return plain values, no cursors.
     """
 
-    def __init__(self, path: Path, schema: Sequence[str], synchronous: str, on_failure: Failed) -> None:
+    def __init__(self, path: Path, schema: Sequence[str], synchronous: str, exclusive: bool, on_failure: Failed) -> None:
         self.path = path
-        self._writer = _Writer(path, schema, synchronous, on_failure)
+        self._writer = _Writer(path, schema, synchronous, exclusive, on_failure)
         self._posted = 0
         self._closed = False
 
@@ -171,11 +174,12 @@ class _Operation:
 class _Writer:
     """The thread, and the file that only it touches."""
 
-    def __init__(self, path: Path, schema: Sequence[str], synchronous: str, on_failure: Failed) -> None:
+    def __init__(self, path: Path, schema: Sequence[str], synchronous: str, exclusive: bool, on_failure: Failed) -> None:
         self.on_failure = on_failure
         self._path = path
         self._schema = schema
         self._synchronous = synchronous
+        self._exclusive = exclusive
         self._queue = SimpleQueue[_Operation | None]()
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken
@@ -292,9 +296,13 @@ class _Writer:
         import sqlite3  # here, so that a daemon that stores nothing does without
 
         ended_well = not (self._suspect or Path(f"{self._path}-wal").exists())
+        if self._exclusive and (kind := network_file_system(self._path.parent)):
+            raise StoreError(f"{self._path} would be on {kind}, where its locks and writes are not safe: {_ELSEWHERE}")
         _make_private(self._path)
         db = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)
         try:
+            if self._exclusive:
+                db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             if not ended_well and (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
@@ -350,6 +358,23 @@ def _make_private(path: Path) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+_NETWORK = frozenset({"9p", "afs", "ceph", "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3"})
+_ELSEWHERE = "name a `state_dir` on a disk of this machine"
+
+
+def network_file_system(directory: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The type of the file system that a directory (or what is there of its path) is on, if that is another machine's."""
+    while not directory.exists():
+        directory = directory.parent
+    device = directory.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        if mount.split()[2] == number and source.split()[0] in _NETWORK:
+            return source.split()[0]
+    return None
 
 
 def _undone(db: Connection) -> bool:

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio_util import AsyncValue
@@ -52,6 +52,7 @@ from supervisor.nodes import (
     scale,
 )
 from supervisor.output import Echo, Outputs, open_outputs
+from supervisor.queues.registry import open_queues
 from supervisor.restart import Precedence
 from supervisor.sockets import open_sockets
 from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
@@ -59,6 +60,9 @@ from supervisor.state import Answer, Goal, JobStatus, LimitStatus, Phase, Why, a
 from supervisor.store import StoreError, open_store
 from supervisor.wall import Wall, WallClock, written
 from supervisor.watching import Watching
+
+if TYPE_CHECKING:
+    from supervisor.queues.protocol import Settings
 
 KILL_LIMIT = 5.0
 """Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
@@ -88,6 +92,8 @@ class Supervisor:
         self.wall = wall
         self.alarm = Alarm(wall, self._look)
         self.last_runs = LastRuns(resources.store)
+        assert resources.queues is not None
+        self.queues = resources.queues
         self.phase: AsyncValue[Phase] = AsyncValue(Phase.RUNNING)
         self.root_ready: AsyncValue[bool] = AsyncValue(False)
         self.nodes: dict[str, Node] = {}
@@ -455,6 +461,7 @@ class Supervisor:
         self.resources = replace(self.resources, env=config.daemon.env, env_file=config.daemon.env_file)
         self.resources.sockets.apply(config.sockets)
         self.limits.apply(config)
+        self.queues.apply(_queue_settings(config))
         orders = [self._remove(node, by) for name in plan.removed if (node := self._configured(name)) is not None]
         self._complete()
         for name in (*plan.moved, *plan.restarted, *plan.changed):
@@ -550,7 +557,10 @@ class Supervisor:
         return None if pid is None else self.resources.children.get(pid)
 
     def _due(self, job: str, cause: str) -> None:
-        if job in self.nodes:
+        node = self.nodes.get(job)
+        if isinstance(node, JobNode):
+            node.recycle(cause)
+        elif node is not None:
             self.order("restart", [job], cause=cause)
 
     # ---- the end ----
@@ -597,6 +607,7 @@ class Supervisor:
 
     async def _end_in_phases(self, last_resort: Callable[[], None] | None) -> None:
         await self._begun.wait()
+        self.queues.end_by(trio.current_time() + self.config.daemon.grace)
         with self._hurry:
             with trio.move_on_after(self.config.daemon.grace):
                 self._enter(Phase.DRAINING)
@@ -605,6 +616,7 @@ class Supervisor:
                 self._root_run.advance(Phase.STOPPING)
                 self.look_whether_only_stuck()
                 await self._only_stuck.wait()
+        self.queues.end_by(trio.current_time() + KILL_LIMIT)
         await self._kill()
         await trio.sleep(LAST_RESORT)
         if last_resort is not None:
@@ -659,6 +671,16 @@ class Supervisor:
         for node in self._living():
             if node.life is not None:
                 node.life.scope.cancel(reason="given up")
+
+
+def _queue_settings(config: Config) -> dict[str, Settings]:
+    """What is true of each queue. Jobs that handle the same one agree on `serialize_by`."""
+    if not config.queues:
+        return {}
+    from supervisor.queues.protocol import Settings  # loaded only where there are queues
+
+    groups = {job.queue: job.serialize_by for job in config.jobs.values() if job.queue is not None and job.serialize_by}
+    return {name: Settings(spec=spec, group_by=groups.get(name)) for name, spec in config.queues.items()}
 
 
 def _fits(node: Node, spec: ChildSpec) -> bool:
@@ -852,12 +874,21 @@ async def _house(
             open_outputs(config.state_dir / "logs", echo=echo) as outputs,
             open_sockets(config.sockets, listening) as sockets,
             open_store(config.state_dir / STATE, last_runs.SCHEMA, on_failure=lambda error: warn(str(error))) as store,
+            open_queues(
+                _queue_settings(config),
+                directory=config.state_dir,
+                owner=f"{config.daemon.name}@{socket.gethostname()}/{os.getpid()}",
+                journal=journal,
+                now=wall.now,
+                spread=spread,
+            ) as queues,
         ):
             resources = Resources(
                 children=children,
                 outputs=outputs,
                 sockets=sockets,
                 store=store,
+                queues=queues,
                 environ=inherited(environ),
                 env=config.daemon.env,
                 env_file=config.daemon.env_file,

@@ -16,6 +16,7 @@ from supervisor.config import Config, DaemonSpec
 from supervisor.events import Event, Journal, PhaseChanged
 from supervisor.kinds import Context, JobSpec
 from supervisor.policies import LimitSpec
+from supervisor.queues.spec import QueueSpec
 from supervisor.spec import Backoff, Seconds, SupervisorSpec
 from supervisor.state import Answer
 from supervisor.tree import Supervisor, open_supervisor
@@ -72,6 +73,7 @@ async def forest(
     supervisors: Mapping[str, SupervisorSpec] | None = None,
     limits: Mapping[str, LimitSpec] | None = None,
     *,
+    queues: Mapping[str, QueueSpec] | None = None,
     since: str = "2026-01-01 00:00",
     spread: Callable[[float, float], float] = lambda low, high: 1.0,
     **daemon: Any,
@@ -82,7 +84,13 @@ async def forest(
     journal = Journal()
     journal.add_sink(lambda event: history.append((trio.current_time(), event)))
     config = Config(
-        file=None, base=base, daemon=DaemonSpec(**daemon), jobs=jobs, supervisors=supervisors or {}, limits=limits or {}
+        file=None,
+        base=base,
+        daemon=DaemonSpec(**daemon),
+        jobs=jobs,
+        supervisors=supervisors or {},
+        limits=limits or {},
+        queues=queues or {},
     )
     with structlog.testing.capture_logs() as logs:
         async with open_supervisor(config, journal=journal, spread=spread, wall=wall) as tree:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 import msgspec
 import structlog
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
     from supervisor.queues.protocol import Receipt
+    from supervisor.queues.registry import Queues
     from supervisor.sockets import Sockets
     from supervisor.store import Store
 
@@ -113,7 +114,7 @@ class Resources:
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     env_file: tuple[str, ...] = ()
     base: Path
-    queues: Any = None
+    queues: Queues | None = None
 
 
 class Run:
@@ -317,18 +318,57 @@ class Attempt(Run):
 
 
 class Work(Attempt):
-    """One call of a queue job's function: an item, or a batch of them, in the hands of a worker."""
+    """One call of a queue job's function: an item, or a batch of them, in the hands of a worker.
 
-    __slots__ = ("begun", "item", "items")
+    There may be 50 000 of these a second: what most calls never ask for is made when it is asked for.
+    """
 
-    def __init__(self, whole: Run, until: float | None, item: str, attempt: int, items: int = 1) -> None:
-        super().__init__(whole, until, followed=True)
+    __slots__ = ("begun", "item", "items", "kill")
+
+    def __init__(
+        self, whole: Run, until: float | None, item: str, attempt: int, kill: trio.CancelScope, items: int = 1
+    ) -> None:
+        self.whole = whole
+        self.id = whole.id
+        self.until = until
         self.item = item
         """The id of the item, or of the first of a batch: the same at each attempt, so a key for what must be done once."""
         self.items = items
         self.attempt = attempt
+        self.kill = kill
+        """What ends the call by force."""
         self.begun = False
         """Whether the function has been called, or is about to be: what ends before was not the item's fault."""
+        self._phase = whole.current_phase
+
+    def __getattr__(self, name: str) -> Any:
+        """A slot that is empty."""
+        if name not in _OF_WORK:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        value = _OF_WORK[name](self.whole)
+        setattr(self, name, value)
+        return value
+
+
+_OF_WORK: dict[str, Callable[[Run], Any]] = {
+    "_follower": lambda whole: None,
+    "_hooks": lambda whole: [],
+    "_ready_cause": lambda whole: None,
+    "_reporter": lambda whole: _Passing(whole),
+    "_spawning": lambda whole: False,
+    "_watch": lambda whole: None,
+    "abandoned": lambda whole: whole.abandoned,
+    "environ": lambda whole: whole.environ,
+    "followed": lambda whole: True,
+    "heard": lambda whole: -math.inf,
+    "is_ready": lambda whole: whole.is_ready,
+    "job": lambda whole: whole.job,
+    "kind": lambda whole: None,
+    "outcome": lambda whole: None,
+    "overdue": lambda whole: False,
+    "scheduled_at": lambda whole: None,
+}
+"""What an attempt has besides, and how it begins."""
 
 
 class Handler(Protocol):
@@ -341,6 +381,10 @@ class Handler(Protocol):
     @property
     def room(self) -> int:
         """How many calls it has or will take, at least 1."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether a call can hear that it is to end, and end by itself; else it is cancelled as soon as it has to end early."""
 
     async def handle(self, work: Work, payload: bytes) -> bytes | None:
         """Make one call with what is in `payload` (JSON; a list of items for a batch): what it returned, as JSON.
@@ -426,7 +470,7 @@ class RunFacts:
     async def _put(self, queue: str, item: Any, options: PutOptions) -> Receipt:
         if self._resources.queues is None:
             raise QueueError("there are no queues here")
-        return cast("Receipt", await self._resources.queues.producer(queue).put(item, **options))
+        return await self._resources.queues.producer(queue).put(item, **options)
 
 
 class Context(RunFacts):

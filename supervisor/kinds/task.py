@@ -53,20 +53,14 @@ class Handler:
 
     def __init__(self, spec: JobSpec, resources: Resources) -> None:
         self._function = ItemFunction(load(spec.call or "", "task"), spec.args, spec.batch is not None)
+        self.hears = self._function.hears
         self._resources = resources
 
     async def handle(self, work: Work, payload: bytes) -> bytes | None:
-        """One call, in the caller's task. Where it takes no Context, it is cancelled when it has taken too long."""
+        """One call, in the caller's task."""
         work.begun = True
         item = self._function.read(payload)
-        if self._function.hears:
-            return result(await self._function(item, Context(work, self._resources)))
-        if work.until is None:
-            return result(await self._function(item))
-        with trio.CancelScope() as deaf:
-            work.on_stopping(lambda: _cancel(deaf, work) if work.overdue else None)
-            return result(await self._function(item))
-        return None
+        return result(await self._function(item, Context(work, self._resources) if self.hears else None))
 
 
 def _cancel(scope: trio.CancelScope, run: Run) -> None:

@@ -137,6 +137,7 @@ class Handler:
     """Has the function called by its thread. `_serve` belongs to that, everything else to Trio's."""
 
     room = 1
+    hears = True  # nothing else can end it
 
     def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         self._function = ItemFunction(load(spec.call or "", "thread"), spec.args, spec.batch is not None)

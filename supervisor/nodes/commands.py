@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from supervisor.errors import QueueError
 from supervisor.kinds import JobSpec, Outcome
 from supervisor.kinds.job import MOST_WORKERS, clashes
 from supervisor.nodes.job import JobNode
@@ -47,7 +48,9 @@ def _refusal(supervisor: SupervisorNode, child: Node, verb: str) -> str | None:
         return f"{child.name} is run once, and forgotten at its end: use {ONE_OFF_REFUSES[verb]}"
     elif spec.service and verb in SERVICE_REFUSES:
         return f"{child.name} is a service: use {SERVICE_REFUSES[verb]}"
-    elif verb == "scale" and not (spec.service or spec.overlaps):
+    elif spec.pooled and verb in POOL_REFUSES:
+        return f"{child.name} handles the items of queue {spec.queue}: use {POOL_REFUSES[verb]}"
+    elif verb == "scale" and not (spec.service or spec.overlaps or spec.pooled):
         return f"{child.name} is no service: it makes one run at a time"
     elif verb in ("start", "restart") and isinstance(supervisor, WorkersNode) and supervisor.schedule is not None:
         return f"{child.name} runs when {supervisor.name} gives it a run: use run-now {supervisor.name}"
@@ -200,6 +203,9 @@ def _run_beside(supervisor: SupervisorNode, group: WorkersNode, order: Order) ->
 
 def _pause(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     child.paused = True
+    if isinstance(child.spec, JobSpec) and child.spec.pooled:
+        _have_claimed(child, order, False)
+        return
     if child.schedule is not None:
         child.schedule.pause()
     _look_again(child)
@@ -209,10 +215,25 @@ def _pause(supervisor: SupervisorNode, child: Node, order: Order) -> None:
 
 def _resume(supervisor: SupervisorNode, child: Node, order: Order) -> None:
     was, child.paused = child.paused, False
+    if isinstance(child.spec, JobSpec) and child.spec.pooled:
+        _have_claimed(child, order, True)
+        return
     if was and child.schedule is not None:
         child.schedule.resume()
     _look_again(child)
     order.resolve(True, "resumed")
+
+
+def _have_claimed(child: Node, order: Order, claimed: bool) -> None:
+    """Have the workers of a queue job claim items, or none any more."""
+    assert isinstance(child.spec, JobSpec) and child.spec.queue is not None
+    try:
+        desk = child.tree.queues.desk(child.spec.queue)
+    except QueueError as error:
+        order.resolve(False, str(error))
+        return
+    (desk.resume if claimed else desk.pause)(child.name)
+    order.resolve(True, "resumed" if claimed else "paused: nothing is claimed; what is in hand goes on")
 
 
 def _cancel(supervisor: SupervisorNode, child: Node, order: Order, run: str | None = None) -> None:
@@ -287,6 +308,9 @@ def _said(done: str, order: Order) -> str:
 
 SERVICE_REFUSES = {"run-now": "start", "pause": "stop", "resume": "start", "cancel": "stop or restart"}
 """What a service refuses, and the word to use instead."""
+
+POOL_REFUSES = {"run-now": "submit, for an item to handle", "cancel": "cancel with the id of an item"}
+"""What a queue job refuses, and what to use instead."""
 
 ONE_OFF_REFUSES = {
     "restart": "exec for another run",

@@ -19,6 +19,7 @@ from supervisor.spec import ChildSpec, GiveUp, RestartType, split_name
 from supervisor.state import Goal, State
 
 if TYPE_CHECKING:
+    from supervisor.nodes.pool import Worker
     from supervisor.nodes.workers import WorkersNode
     from supervisor.tree import Supervisor
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 class JobNode(Node):
     """A job."""
 
-    __slots__ = ("_failures", "_kind", "_probe_thread", "due")
+    __slots__ = ("_failures", "_kind", "_probe_thread", "due", "pool")
 
     spec: JobSpec
 
@@ -35,6 +36,8 @@ class JobNode(Node):
         self.spec = self.adapted(spec)
         self.due: Due | None = None
         """The tick that the run is for that was asked for."""
+        self.pool: Worker | None = None
+        """What handles the items of a queue, while it does."""
         self.schedule = Schedule(self) if self.spec.scheduled else None
         self._failures: restart.Window | None = None
         self._kind: str | None = None
@@ -109,6 +112,10 @@ class JobNode(Node):
     async def body(self, run: Run) -> Outcome:
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
+            if self.spec.pooled:
+                from supervisor.nodes.pool import Worker  # loaded only where there are queues
+
+                return await Worker(self, run).run()
             if self.spec.policies:
                 from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
 
@@ -116,6 +123,13 @@ class JobNode(Node):
             return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
         except BaseException as error:
             return stopped_at_fence(run, error)
+
+    def recycle(self, cause: str) -> None:
+        """Have a fresh run take the place of this one; of a queue's worker, when what it has in hand is over."""
+        if self.pool is not None:
+            self.pool.recycle(cause)
+        else:
+            self.tree.order("restart", [self.name], cause=cause)
 
     def adapted(self, spec: ChildSpec) -> JobSpec:
         """The job as this worker runs it. What concerns the group of workers is the group's."""

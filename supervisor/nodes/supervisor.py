@@ -228,7 +228,7 @@ class SupervisorNode(Node):
                 continue
             life.run.advance(Phase.DRAINING)
             if isinstance(child, JobNode) and child.in_hand:
-                if child.kind == "command":
+                if child.kind == "command" and not child.spec.pooled:
                     child.emit(events.Draining, run=life.run.id, cause=self.tree.ending)
                 else:
                     self.ask(child, life, Ask(self.tree.ending, why=Why.DRAINING))
@@ -292,7 +292,7 @@ class SupervisorNode(Node):
         """Have a run that is too old replaced, as if by a command that gives way to all others."""
         if child.life is not None and child.life.old_at <= now:
             assert isinstance(child, JobNode) and child.spec.recycle is not None
-            self.tree.order("restart", [child.name], cause=f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
+            child.recycle(f"recycled: it ran for {duration(child.spec.recycle.age or 0)}")
 
     # ---- settling: what should this child be doing? ----
 
@@ -359,7 +359,7 @@ class SupervisorNode(Node):
             return Hold(self.tree.ending, rest=True)
         if (child.goal is Goal.DOWN or child.finished) and not child.requested:
             return Hold(child.goal_cause, rest=True)
-        if child.paused and not child.requested and not isinstance(child, SupervisorNode):
+        if child.paused and not child.requested and isinstance(child, JobNode) and not child.spec.pooled:
             return Hold("paused", Why.PAUSED)
         if self.group is not None and child.name in self.group.affected:
             return Hold(self.group.cause, Why.BACKOFF, self.group.until)

@@ -103,12 +103,18 @@ class retry(Layer):
 
     async def _goes_on(self, attempt: int, error: Exception) -> bool:
         """Wait for the next attempt; False if there is to be none."""
-        if attempt >= self.attempts or not all(map(self._is_worth_it, leaves(error))):
+        wait = self.wait_after(attempt, error)
+        if wait is None:
             return False
-        wait = self._wait(attempt, error)
         if self._on_retry is not None:
             self._on_retry(attempt + 1, self.attempts, wait, error)
         return await self._sleep(wait) is not False
+
+    def wait_after(self, attempt: int, error: Exception) -> float | None:
+        """Seconds from failed attempt number `attempt` to the next; None if there is to be none."""
+        if attempt >= self.attempts or not all(map(self._is_worth_it, leaves(error))):
+            return None
+        return self._wait(attempt, error)
 
     def _is_worth_it(self, error: BaseException) -> bool:
         if self._give_up_on(error):

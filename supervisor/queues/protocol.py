@@ -20,8 +20,9 @@ from __future__ import annotations
 import enum
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -30,7 +31,7 @@ from supervisor.errors import QueueError as QueueError
 from supervisor.errors import QueueFull as QueueFull
 from supervisor.errors import QueueUnavailable as QueueUnavailable
 from supervisor.queues.spec import QueueSpec, UniqueSpec
-from supervisor.spec import Rate
+from supervisor.spec import Rate, Seconds
 
 # ---- an item, in its life ----
 
@@ -48,11 +49,18 @@ class State(enum.Enum):
 
 def new_id() -> str:
     """An id for an item: 26 letters and digits, later ones sort after earlier ones (to the millisecond), 80 bits of chance."""
-    number = time.time_ns() // 1_000_000 << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join(_DIGITS[number >> 5 * place & 31] for place in range(25, -1, -1))
+    return _moment(time.time_ns() // 1_000_000) + os.urandom(16).translate(_ANY_DIGIT).decode()
 
 
-_DIGITS = "0123456789abcdefghjkmnpqrstvwxyz"
+_DIGITS = b"0123456789abcdefghjkmnpqrstvwxyz"
+_ANY_DIGIT = _DIGITS * 8
+"""The digit for each byte."""
+
+
+@lru_cache(1)
+def _moment(milliseconds: int) -> str:
+    """Ten digits, the same for all ids of a millisecond."""
+    return bytes(_DIGITS[milliseconds >> 5 * place & 31] for place in range(9, -1, -1)).decode()
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,23 +200,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     group_by: str | None = None
     """The field of an item that is its group: the `serialize_by` of the jobs that handle it."""
 
-    def stored(self) -> bytes:
-        """As JSON, to be kept beside the items. Without the backend: there may be a password in it."""
-        bare = msgspec.structs.replace(self, spec=msgspec.structs.replace(self.spec, backend=""))
-        return msgspec.json.encode(bare, enc_hook=float)
 
-    @classmethod
-    def from_stored(cls, text: bytes, backend: str) -> Settings:
-        """What was `stored`, maybe by another version of this program; `backend` is the reader's own."""
-        found = msgspec.json.decode(text)
-        words = found["spec"] | {"backend": backend, "priorities": tuple(found["spec"]["priorities"])}
-        if (rate := words.get("rate")) is not None:
-            words["rate"] = Rate(rate)
-        if unique := words.get("unique"):
-            by, lifetime, on_conflict = tuple(unique["by"]), unique["for"], unique["on_conflict"]
-            words["unique"] = UniqueSpec(by=by, lifetime=lifetime, on_conflict=on_conflict)
-        known = {name: words[name] for name in QueueSpec.__struct_fields__ if name in words}
-        return cls(spec=QueueSpec(**known), group_by=found["group_by"])
+def packed(settings: Settings) -> str:
+    """Settings as JSON, to be stored for others; without the `backend`, which each knows by a way of its own: it may have a
+    password."""
+    spec = msgspec.structs.replace(settings.spec, backend="")
+    return msgspec.json.encode(msgspec.structs.replace(settings, spec=spec), enc_hook=float).decode()
+
+
+def unpacked(text: str | bytes, backend: str) -> Settings:
+    """What `packed` made, in this version or another; `backend`: ours."""
+    said = msgspec.json.decode(text)
+    spec = _known(QueueSpec, said["spec"])
+    if (unique := _known(UniqueSpec, spec.pop("unique", None) or {})) and (lifetime := unique.get("lifetime")) is not None:
+        unique["lifetime"] = lifetime if isinstance(lifetime, str) else Seconds(lifetime)
+    spec |= {name: Seconds(spec[name]) for name in ("lease", "expire", "keep_results") if spec.get(name) is not None}
+    spec |= {"rate": Rate(spec["rate"])} if spec.get("rate") is not None else {}
+    spec |= {"backend": backend, "unique": UniqueSpec(**unique) if unique else None}
+    return Settings(spec=QueueSpec(**spec), group_by=said.get("group_by"))
+
+
+def _known(struct: type[msgspec.Struct], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said, by the names of the fields that there are."""
+    fields = msgspec.structs.fields(struct)
+    found = {each.name: said[each.encode_name] for each in fields if each.encode_name in said}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 Listener = Callable[[Notice], None]
@@ -233,8 +249,11 @@ class Engine(Protocol):
     def settings(self) -> Settings:
         """What is true of the queue."""
 
+    def use(self, settings: Settings) -> None:
+        """Have these settings from now on."""
+
     async def declare(self, settings: Settings) -> None:
-        """Have these settings from now on, and store them for others (where it is shared)."""
+        """`use` these settings, and store them for others (where it is shared)."""
 
     async def declared(self) -> Settings | None:
         """The settings that were stored last; None where nobody has."""

@@ -55,6 +55,8 @@ from supervisor.queues.protocol import (
     Settings,
     State,
     new_id,
+    packed,
+    unpacked,
 )
 from supervisor.queues.redis_link import FAREWELL, Address, Link, Reply
 
@@ -228,14 +230,14 @@ class RedisQueue:
         self._looked_at_durability = False
         self._serving = trio.CancelScope(shield=True)  # it is needed until the end
         self._link = Link(address, f"{{supervisor:{name}}}", self._join, self._hear)
-        self._adopt(settings)
+        self.use(settings)
 
     @property
     def settings(self) -> Settings:
         """What is true of the queue."""
         return self._settings
 
-    def _adopt(self, settings: Settings) -> None:
+    def use(self, settings: Settings) -> None:
         self._settings = settings
         spec, unique = settings.spec, settings.spec.unique
         limits = _Limits(
@@ -255,12 +257,12 @@ class RedisQueue:
         self._link.limits = msgspec.msgpack.encode(limits, enc_hook=float)
 
     async def declare(self, settings: Settings) -> None:
-        self._adopt(settings)
-        await self._link.ask("declare", _text(settings.stored()))
+        self.use(settings)
+        await self._link.ask("declare", _text(packed(settings).encode()))
 
     async def declared(self) -> Settings | None:
         _, stored = await self._link.ask("declared")
-        return Settings.from_stored(stored, self._settings.spec.backend) if stored else None
+        return unpacked(stored, self._settings.spec.backend) if stored else None
 
     # ---- producers ----
 

@@ -1,0 +1,265 @@
+"""The default engine: queues in one SQLite file, `queues.db` in the state directory. What was put outlives a power cut.
+
+    open           a queue in the file, which all sqlite queues of a daemon share
+    SqliteQueue    the engine: asks the store's thread, and wakes those who wait; `sqlite_rows.py` is what is asked
+
+One process has the file, and nobody else may open it: so a claim needs no lease. What a daemon that died had claimed waits
+again when the next one opens the queue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import trio
+
+from supervisor.queues import Place
+from supervisor.queues.protocol import (
+    BadItem,
+    Claimed,
+    Counts,
+    Draft,
+    Ending,
+    Engine,
+    Item,
+    Notice,
+    QueueUnavailable,
+    Receipt,
+    Record,
+    Settings,
+    State,
+)
+from supervisor.queues.sqlite_rows import DIGITS, SCHEMA, Rows
+from supervisor.store import Store, StoreError, open_store
+
+if TYPE_CHECKING:
+    from sqlite3 import Connection
+
+T = TypeVar("T")
+
+FILE = "queues.db"
+
+LARGEST = 256 << 20
+"""Bytes of payloads in one put, or of one result: SQLite takes no text above 1 GB, and quoted they grow."""
+
+PAUSE = 1.0
+"""Seconds until those who wait look again after the file could not be used."""
+
+
+@asynccontextmanager
+async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Engine]:
+    """A queue in the file of `place`; nothing is opened before it is used."""
+    async with _shared(place) as store:
+        yield SqliteQueue(name, settings, place, store)
+
+
+@dataclass
+class _File:
+    store: Store
+    closing: AsyncExitStack
+    users: int = 0
+
+
+_FILES = trio.lowlevel.RunVar[dict[Path, _File]]("files of queues")
+"""By path: a process may open a file once, since closing it again would drop the locks of the first."""
+
+
+@asynccontextmanager
+async def _shared(place: Place) -> AsyncIterator[Store]:
+    """The store of the queues in a directory; the last who leaves closes it."""
+    try:
+        files = _FILES.get()
+    except LookupError:
+        _FILES.set(files := {})
+    path = place.directory.absolute() / FILE
+    if path not in files:
+        closing = AsyncExitStack()
+        store = open_store(path, SCHEMA, exclusive=True, on_failure=lambda error: place.warn(str(error)))
+        files[path] = _File(await closing.enter_async_context(store), closing)
+    file = files[path]
+    file.users += 1
+    try:
+        yield file.store
+    finally:
+        file.users -= 1
+        if not file.users:
+            del files[path]
+            await file.closing.aclose()
+
+
+class SqliteQueue:
+    """A queue in a file. See `Engine`."""
+
+    durable = True
+    shared = False
+
+    def __init__(self, name: str, settings: Settings, place: Place, store: Store) -> None:
+        self.name = name
+        self.settings = settings
+        self._place = place
+        self._store = store
+        self._begun = False
+        self._beginning = trio.Lock()
+        self._work = trio.Event()
+        self._room = trio.Event()
+        self._away_until = -1.0
+
+    def use(self, settings: Settings) -> None:
+        self.settings = settings
+        self._wake(work=True, room=True)
+
+    async def declare(self, settings: Settings) -> None:
+        self.use(settings)
+        await self._write(Rows.declare)
+
+    async def declared(self) -> Settings | None:
+        return await self._read(Rows.declared)
+
+    # -- producers
+
+    async def put(self, drafts: Sequence[Draft]) -> list[Receipt]:
+        size = sum(len(draft.payload) for draft in drafts)
+        if size > LARGEST:
+            raise BadItem(f"queue {self.name}: {size} bytes at once, and {LARGEST} is the most: put them one by one")
+        plan = await self._write(lambda rows: rows.put(drafts))
+        self._wake(work=bool(plan.drafts))
+        return plan.receipts
+
+    async def wait_for_room(self) -> None:
+        room = self._room
+        await self._wait_while_away()
+        if await self._read(Rows.is_full):
+            await room.wait()
+
+    # -- workers
+
+    async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
+        claimed, told = await self._write(lambda rows: rows.claim(limit, owner, attempts, order))
+        self._wake(room=bool(claimed.items or claimed.dead or claimed.expired))
+        self._tell_ended(told)
+        return claimed
+
+    async def wait_for_work(self) -> None:
+        work = self._work
+        await self._wait_while_away()
+        due = await self._read(Rows.due)
+        with trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0)):
+            await work.wait()
+
+    async def renew(self, items: Sequence[Item]) -> list[bool]:
+        held = {(each.id, each.token) for each in await self._read(lambda rows: rows.held(items))}
+        return [(item.id, item.token) in held for item in items]
+
+    async def finish(self, endings: Sequence[Ending]) -> list[bool]:
+        fitting = [_fitting(ending) for ending in endings]
+        done = await self._write(lambda rows: rows.finish(fitting))
+        limited = self.settings.spec.concurrency is not None or self.settings.group_by is not None
+        self._wake(work=bool(done.retried or done.back or (limited and any(done.answers))))
+        self._tell_ended(done.told)
+        return done.answers
+
+    async def progress(self, item: Item, done: float, total: float | None) -> None:
+        await self._write(lambda rows: rows.progress(item, done, total))
+
+    # -- people
+
+    async def cancel(self, id: str) -> Literal["cancelled", "running", "ended", "unknown"]:
+        found, told = await self._write(lambda rows: rows.cancel(id))
+        self._wake(room=found == "cancelled")
+        self._tell_ended([id] if told else [])
+        if found == "running":
+            self._place.listen(Notice(what="cancel", id=id))
+        return found
+
+    async def requeue(self, ids: Sequence[str] | None = None) -> int:
+        if ids is not None:
+            again = await self._write(lambda rows: rows.requeue(ids))
+        else:
+            again = 0
+            while some := await self._write(Rows.requeue_some):
+                again += some
+        self._wake(work=again > 0)
+        return again
+
+    async def purge(self, state: State) -> int:
+        if state is State.RUNNING:
+            raise ValueError("what runs cannot be purged")
+        purged = 0
+        while some := await self._write(lambda rows: rows.purge_some(state)):
+            purged += len(some)
+            self._wake(room=state is State.WAITING)
+            self._tell_ended(each.id for each in some if each.keep and state is State.WAITING)
+        return purged
+
+    async def pause(self, paused: bool) -> None:
+        await self._write(lambda rows: rows.pause(paused))
+        self._wake(work=not paused)
+        self._place.listen(Notice(what="paused" if paused else "resumed"))
+
+    async def counts(self) -> Counts:
+        return await self._read(Rows.counts)
+
+    async def peek(self, state: State, limit: int) -> list[Record]:
+        return await self._read(lambda rows: rows.peek(state, limit))
+
+    async def show(self, id: str) -> Record | None:
+        return await self._read(lambda rows: rows.show(id))
+
+    # -- asking the store
+
+    async def _write(self, operation: Callable[[Rows], T]) -> T:
+        return await self._ask(self._store.write, operation)
+
+    async def _read(self, operation: Callable[[Rows], T]) -> T:
+        return await self._ask(self._store.read, operation)
+
+    async def _ask(self, ask: Callable[[Callable[[Connection], T]], Awaitable[T]], operation: Callable[[Rows], T]) -> T:
+        try:
+            if not self._begun:
+                await self._begin()
+            return await ask(self._in_thread(operation))
+        except StoreError as error:
+            self._away_until = trio.current_time() + PAUSE
+            raise QueueUnavailable(f"queue {self.name}: {error}") from error
+
+    async def _begin(self) -> None:
+        """What the daemon before this one had claimed is given back, before anything else is done."""
+        async with self._beginning:
+            if not self._begun:
+                await self._store.write(self._in_thread(Rows.begin))
+                self._begun = True
+
+    def _in_thread(self, operation: Callable[[Rows], T]) -> Callable[[Connection], T]:
+        settings, now = self.settings, round(self._place.now(), DIGITS)
+        return lambda db: operation(Rows(db, self.name, settings, now))
+
+    async def _wait_while_away(self) -> None:
+        """A disk that is full, or gone, tells nobody when it is not any more."""
+        if trio.current_time() < self._away_until:
+            await trio.sleep_until(self._away_until)
+
+    def _wake(self, *, work: bool = False, room: bool = False) -> None:
+        """Those who wait for it look again."""
+        if work:
+            self._work.set()
+            self._work = trio.Event()
+        if room:
+            self._room.set()
+            self._room = trio.Event()
+
+    def _tell_ended(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            self._place.listen(Notice(what="ended", id=id))
+
+
+def _fitting(ending: Ending) -> Ending:
+    """What cannot be stored has failed."""
+    if len(ending.result or b"") <= LARGEST:
+        return ending
+    error = f"its result has {len(ending.result or b'')} bytes, and {LARGEST} is the most"
+    return Ending(id=ending.id, token=ending.token, how="dead", error=error)
