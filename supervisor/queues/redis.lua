@@ -258,9 +258,9 @@ local function judge(drafts)
   local receipts, stored, mine, fresh = {}, {}, {}, 0
   for at, draft in ipairs(drafts) do
     local what, whose = 'stored', draft.id
-    if stored[draft.id] or call('HEXISTS', ITEMS, draft.id) == 1 or remembered(draft.id) then
+    if stored[draft.id] or call('HEXISTS', ITEMS, draft.id) == 1 or draft.again and remembered(draft.id) then
       what = 'known'
-    elseif draft.key then
+    elseif draft.key and limits.on_conflict then
       local holder = mine[draft.key] or call('HGET', UNIQUE, draft.key)
       if holder and limits.on_conflict == 'replace' then
         local item = not stored[holder] and load(holder)
@@ -300,7 +300,7 @@ local function store(draft)
   end
   if draft.expire then item.expires = math.max(NOW + draft.delay, draft.at or 0) + draft.expire end
   control.top = math.max(control.top, item.prio)
-  if item.key then
+  if item.key and limits.on_conflict then
     call('HSET', UNIQUE, item.key, draft.id)
     if limits.unique_for then call('ZADD', UNTIL, NOW + limits.unique_for, item.key) else call('ZREM', UNTIL, item.key) end
   end
@@ -502,7 +502,7 @@ function verbs.cancel(id)
   tidy()
   local item, what = load(id), 'ended'
   if not item then
-    what = remembered(id) and 'ended' or 'unknown'
+    what = 'unknown'
   elseif item.state == 'waiting' then
     what = 'cancelled'
     unplace(id, item)

@@ -50,6 +50,7 @@ from supervisor.queues.protocol import (
     Notice,
     QueueError,
     QueueFull,
+    QueueUnavailable,
     Receipt,
     Record,
     Settings,
@@ -59,15 +60,16 @@ from supervisor.queues.protocol import (
     unpacked,
 )
 from supervisor.queues.redis_link import FAREWELL, Address, Link, Reply
+from supervisor.queues.sql import NO_ATTEMPT_LEFT, WORKER_LOST
 
 if TYPE_CHECKING:
     from coredis.connection import BaseConnection
 
-WORKER_LOST = "its daemon died, or was out of reach, while it ran"
-NO_ATTEMPT_LEFT = "no attempt is left"
-
 BULK = 1000
 """So many are requeued or purged in one step: the server serves nobody else meanwhile."""
+
+DOUBTFUL = 10_000
+"""So many drafts are remembered of which nobody knows whether they are stored."""
 
 
 @asynccontextmanager
@@ -96,7 +98,8 @@ class _Limits(msgspec.Struct, omit_defaults=True):
     lease: float
     keep: float
     per_key: int
-    on_conflict: str
+    on_conflict: str | None
+    """None: keys mean nothing."""
     worker_lost: Raw
     no_attempt: Raw
     unique_queued: bool = False
@@ -116,6 +119,8 @@ class _Draft(msgspec.Struct, omit_defaults=True):
     key: str | None = None
     group: str | None = None
     keep: bool = False
+    again: bool = False
+    """It was put before, and may be over by now."""
 
 
 class _Ending(msgspec.Struct, omit_defaults=True):
@@ -223,6 +228,8 @@ class RedisQueue:
         self._claiming = 0
         self._early = set[str]()
         """Ids of which there was news before the claim had brought them."""
+        self._doubtful: dict[str, None] = {}
+        """Ids of drafts that were put without an answer, the latest last."""
         self._work = Alarm()
         self._room = trio.Event()
         self._no_room = self._room
@@ -245,7 +252,7 @@ class RedisQueue:
             lease=spec.lease,
             keep=spec.keep_results,
             per_key=spec.per_key,
-            on_conflict=unique.on_conflict if unique else "reject",
+            on_conflict=unique.on_conflict if unique else None,
             unique_queued=unique is not None and unique.lifetime == "queued",
             unique_for=unique.lifetime if unique and not isinstance(unique.lifetime, str) else None,
             concurrency=spec.concurrency,
@@ -279,16 +286,30 @@ class RedisQueue:
                 key=draft.key,
                 group=draft.group,
                 keep=draft.keep,
+                again=draft.id in self._doubtful,
             )
             for draft in drafts
         ]
-        reply = _receipts.decode((await self._link.ask("put", rows))[0])
+        try:
+            reply = _receipts.decode((await self._link.ask("put", rows))[0])
+        except (QueueUnavailable, trio.Cancelled):
+            self._doubt(drafts)
+            raise
+        for draft in drafts:
+            self._doubtful.pop(draft.id, None)
         if isinstance(reply, bool):
             self._no_room = room
             raise QueueFull(f"queue {self.name} is full: {self._settings.spec.size} items may wait")
         return [Receipt(id=id, what=what) for id, what in reply]
 
+    def _doubt(self, drafts: Sequence[Draft]) -> None:
+        """These may be stored: whoever puts them again must not have them done twice."""
+        self._doubtful.update(dict.fromkeys(draft.id for draft in drafts))
+        for id in list(self._doubtful)[: max(len(self._doubtful) - DOUBTFUL, 0)]:
+            del self._doubtful[id]
+
     async def wait_for_room(self) -> None:
+        self._link.wake()
         await self._no_room.wait()
 
     # ---- workers ----
@@ -330,6 +351,7 @@ class RedisQueue:
             self._link.post("finish", [_Ending(id=each.id, token=each.token, how="back", delay=0.0) for each in taken])
 
     async def wait_for_work(self) -> None:
+        self._link.wake()
         await self._work.wait()
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:

@@ -233,6 +233,10 @@ class Link:
             self._line.append(operation)
             self._called.set()
 
+    def wake(self) -> None:
+        """Connect, if that has not begun yet."""
+        self._called.set()
+
     async def settle(self) -> None:
         """Wait until all that was asked is done, or the server is away."""
         while not math.isnan(self._up_since) and (self._line or self._flying):
