@@ -24,7 +24,7 @@ local NOW = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local MICROS = tonumber(time[1]) * 1000000 + tonumber(time[2])
 
 -- A write before all others: where nothing may be written (no memory, a replica) nothing is done by half.
-call('HSET', CONTROL, 'at', MICROS)
+local new = call('HSET', CONTROL, 'at', MICROS) == 1 and call('HLEN', CONTROL) == 1
 
 local found = call('HMGET', CONTROL, 'seq', 'top', 'paused', 'hungry', 'need', 'rate', 'expired', 'which')
 local control = {
@@ -493,7 +493,11 @@ function verbs.rejoin(client, claims)
     local item = not known[id] and load(id)
     if item and item.client == client then settle({ id = id, how = 'back' }, item, {}) end
   end
-  return { encode({ control.paused, answer }) }
+  return { encode({ control.paused, call('HEXISTS', CONTROL, 'settings') == 1, answer }) }
+end
+
+function verbs.look()
+  return { encode({ control.paused, call('HEXISTS', CONTROL, 'settings') == 1 }) }
 end
 
 -- ---- people ----
@@ -609,6 +613,8 @@ for at, ask in ipairs(decode(ARGV[2])) do
   answers[at] = verbs[ask[1]](unpack(ask, 2, 7))
 end
 
+-- There was nothing, perhaps since somebody has removed it all: who waits for news would wait for ever.
+if new then tell('new') end
 if control.need > 0 and limits.size - waiting() >= control.need then
   control.need = 0
   tell('room')

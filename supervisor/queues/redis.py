@@ -148,7 +148,7 @@ class _Row(msgspec.Struct):
     """An item as people see it, but for what may be large."""
 
     id: str
-    state: str
+    state: State
     prio: int
     seq: int
     tries: int
@@ -168,11 +168,29 @@ class _Row(msgspec.Struct):
     cancelling: bool = False
 
 
-_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | bool)
-_claim = Decoder(tuple[list[_Taken], list[_Row], int, float])
-_rows = Decoder(list[_Row])
-_error = Decoder(tuple[str | None, str | None])
-_plain = Decoder()
+class _News(msgspec.Struct, array_like=True):
+    """What all are told."""
+
+    what: Literal["work", "room", "paused", "resumed", "ended", "cancel", "lost", "new"]
+    about: float | str | list[str] = ""
+    """Of work: in how many seconds. Else ids."""
+    token: int = 0
+
+
+_any = Decoder().decode
+_flag = Decoder(bool).decode
+_flags = Decoder(list[bool]).decode
+_number = Decoder(int).decode
+_numbers = Decoder(list[int]).decode
+_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | bool).decode
+_claim = Decoder(tuple[list[_Taken], list[_Row], int, float]).decode
+_cancelled = Decoder(Literal["cancelled", "running", "ended", "unknown"]).decode
+_counts = Decoder(Counts).decode
+_rows = Decoder(list[_Row]).decode
+_state = Decoder(tuple[bool, bool]).decode
+_rejoined = Decoder(tuple[bool, bool, list[int]]).decode
+_news = Decoder(_News).decode
+_error = Decoder(tuple[str | None, str | None]).decode
 
 
 def _text(data: bytes) -> Raw:
@@ -235,8 +253,9 @@ class RedisQueue:
         self._no_room = self._room
         self._paused = False
         self._looked_at_durability = False
+        self._declared: Raw | None = None
         self._serving = trio.CancelScope(shield=True)  # it is needed until the end
-        self._link = Link(address, f"{{supervisor:{name}}}", self._join, self._hear)
+        self._link = Link(address, f"{{supervisor:{name}}}", self._join, _news, self._hear)
         self.use(settings)
 
     @property
@@ -265,11 +284,15 @@ class RedisQueue:
 
     async def declare(self, settings: Settings) -> None:
         self.use(settings)
-        await self._link.ask("declare", _text(packed(settings).encode()))
+        self._declared = _text(packed(settings).encode())
+        await self._link.ask(_flag, "declare", self._declared)
 
     async def declared(self) -> Settings | None:
-        _, stored = await self._link.ask("declared")
-        return unpacked(stored, self._settings.spec.backend) if stored else None
+        _, (stored,) = await self._link.ask(_flag, "declared")
+        try:
+            return unpacked(stored, self._settings.spec.backend) if stored else None
+        except (ValueError, LookupError, TypeError) as error:
+            raise QueueError(f"queue {self.name}: the settings that are stored with it make no sense: {error}") from None
 
     # ---- producers ----
 
@@ -291,16 +314,16 @@ class RedisQueue:
             for draft in drafts
         ]
         try:
-            reply = _receipts.decode((await self._link.ask("put", rows))[0])
+            receipts, _ = await self._link.ask(_receipts, "put", rows)
         except (QueueUnavailable, trio.Cancelled):
             self._doubt(drafts)
             raise
         for draft in drafts:
             self._doubtful.pop(draft.id, None)
-        if isinstance(reply, bool):
+        if receipts is False:
             self._no_room = room
             raise QueueFull(f"queue {self.name} is full: {self._settings.spec.size} items may wait")
-        return [Receipt(id=id, what=what) for id, what in reply]
+        return [Receipt(id=id, what=what) for id, what in receipts]
 
     def _doubt(self, drafts: Sequence[Draft]) -> None:
         """These may be stored: whoever puts them again must not have them done twice."""
@@ -319,7 +342,7 @@ class RedisQueue:
         self._claiming += 1
         try:
             asked = ("claim", limit, owner, attempts, list(order), self._client)
-            reply = await self._link.ask(*asked, found=self._give_back)
+            reply = await self._link.ask(_claim, *asked, found=self._give_back)
         except trio.Cancelled:
             self._work.set()
             raise
@@ -328,27 +351,26 @@ class RedisQueue:
         return self._claimed(reply, limit)
 
     def _claimed(self, reply: Reply, limit: int) -> Claimed:
-        taken, dead, expired, due = _claim.decode(reply[0])
+        (taken, dead, expired, due), blobs = reply
         if len(taken) == limit:
             self._work.set()
         elif due >= 0:
             self._work.set(due)
-        items = [_item(each, payload) for each, payload in zip(taken, reply[1:], strict=False)]
+        items = [_item(each, payload) for each, payload in zip(taken, blobs, strict=False)]
         for item in items:
             if item.id in self._held:
                 self._place.listen(Notice(what="lost", id=item.id))
             self._held[item.id] = item.token
         if early := [(item.id, item.token) for item in items if item.id in self._early]:
-            self._link.post("renew", early, found=lambda reply: self._check(early, _plain.decode(reply[0])))
+            self._look_at(early)
         if not self._claiming:
             self._early.clear()
-        return Claimed(items=items, dead=[*self._records(dead, reply[1 + len(taken) :])], expired=expired)
+        return Claimed(items=items, dead=[*self._records(dead, blobs[len(taken) :])], expired=expired)
 
     def _give_back(self, reply: Reply) -> None:
         """Whoever claimed these was cancelled."""
-        taken = _claim.decode(reply[0])[0]
-        if taken:
-            self._link.post("finish", [_Ending(id=each.id, token=each.token, how="back", delay=0.0) for each in taken])
+        if taken := reply[0][0]:
+            self._link.post(_any, "finish", [_Ending(id=each.id, token=each.token, how="back", delay=0.0) for each in taken])
 
     async def wait_for_work(self) -> None:
         self._link.wake()
@@ -356,9 +378,13 @@ class RedisQueue:
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         claims = [(item.id, item.token) for item in items]
-        found = _plain.decode((await self._link.ask("renew", claims))[0])
+        found, _ = await self._link.ask(_numbers, "renew", claims)
         self._check(claims, found, lost=False)
         return [each > 0 for each in found]
+
+    def _look_at(self, claims: Sequence[tuple[str, int]]) -> None:
+        """Ask what became of these claims, and tell."""
+        self._link.post(_numbers, "renew", claims, found=lambda reply: self._check(claims, reply[0]))
 
     def _check(self, claims: Iterable[tuple[str, int]], found: Iterable[int], lost: bool = True) -> None:
         """Tell what became of claims: 0: it is lost, 2: it is to be cancelled."""
@@ -384,19 +410,21 @@ class RedisQueue:
             )
             for ending in endings
         ]
-        stored: list[bool] = _plain.decode((await self._link.ask("finish", rows))[0])
+        stored, _ = await self._link.ask(_flags, "finish", rows)
         for ending in endings:
             if self._held.get(ending.id) == ending.token:
                 del self._held[ending.id]
-        return stored
+        return list(stored)
 
     async def progress(self, item: Item, done: float, total: float | None) -> None:
-        await self._link.ask("progress", item.id, item.token, done, total)
+        await self._link.ask(_flag, "progress", item.id, item.token, done, total)
 
     # ---- people ----
 
     async def cancel(self, id: str) -> Literal["cancelled", "running", "ended", "unknown"]:
-        return _plain.decode((await self._link.ask("cancel", id))[0])  # type: ignore[no-any-return]
+        what: Literal["cancelled", "running", "ended", "unknown"]
+        what, _ = await self._link.ask(_cancelled, "cancel", id)
+        return what
 
     async def requeue(self, ids: Sequence[str] | None = None) -> int:
         if ids is None:
@@ -415,37 +443,39 @@ class RedisQueue:
         return total
 
     async def _number(self, *asked: object) -> int:
-        return _plain.decode((await self._link.ask(*asked))[0])  # type: ignore[no-any-return]
+        number: int
+        number, _ = await self._link.ask(_number, *asked)
+        return number
 
     async def pause(self, paused: bool) -> None:
-        await self._link.ask("pause", paused)
+        await self._link.ask(_flag, "pause", paused)
 
     async def counts(self) -> Counts:
-        return msgspec.msgpack.decode((await self._link.ask("counts"))[0], type=Counts)
+        counts: Counts
+        counts, _ = await self._link.ask(_counts, "counts")
+        return counts
 
     async def peek(self, state: State, limit: int) -> list[Record]:
-        reply = await self._link.ask("peek", state.value, limit)
-        rows = _rows.decode(reply[0])
-        found = zip(rows, self._records(rows, reply[1:]), strict=True)
+        rows, blobs = await self._link.ask(_rows, "peek", state.value, limit)
+        found = list(zip(rows, self._records(rows, blobs), strict=True))
         if state is State.WAITING:
-            found = sorted(found, key=lambda each: (each[0].late, each[0].prio, each[0].ready, each[0].seq))
+            found.sort(key=lambda each: (each[0].late, each[0].prio, each[0].ready, each[0].seq))
         elif state is State.RUNNING:
-            found = sorted(found, key=lambda each: (each[0].began, each[0].seq), reverse=True)
+            found.sort(key=lambda each: (each[0].began, each[0].seq), reverse=True)
         return [record for _, record in found][:limit]
 
     async def show(self, id: str) -> Record | None:
-        reply = await self._link.ask("show", id)
-        return next(self._records(_rows.decode(reply[0]), reply[1:]), None)
+        return next(self._records(*await self._link.ask(_rows, "show", id)), None)
 
     def _records(self, rows: Sequence[_Row], blobs: Sequence[bytes]) -> Iterator[Record]:
         """Each with its three blobs: payload, result, error."""
         for at, row in enumerate(rows):
             payload, result, failure = blobs[3 * at : 3 * at + 3]
-            error, traceback = _error.decode(failure) if failure else (None, None)
+            error, traceback = _failure(failure)
             yield Record(
                 id=row.id,
                 queue=self.name,
-                state=State(row.state),
+                state=row.state,
                 payload=payload,
                 priority=row.prio,
                 attempts=row.tries,
@@ -478,34 +508,42 @@ class RedisQueue:
 
     async def _join(self, mouth: BaseConnection) -> None:
         """A new connection: look what was missed, and have everybody look for work and room."""
-        claims = [*self._held.items()]
-        (reply,) = await self._link.call(mouth, [("rejoin", self._client, claims)])
-        paused, found = _plain.decode(reply[0])
-        self._check(claims, found)
-        self._tell_paused(paused)
-        self._work.set()
-        self._make_room()
         if not self._looked_at_durability:
             self._looked_at_durability = True
             await self._look_at_durability(mouth)
+        claims = [*self._held.items()]
+        (((*state, found), _),) = await self._link.call(mouth, [(_rejoined, "rejoin", self._client, claims)])
+        self._check(claims, found)
+        self._adopt(*state)
 
-    def _hear(self, message: bytes) -> None:
-        """News from the server."""
-        what, *rest = _plain.decode(message)
-        if what == "work":
-            self._work.set(*rest)
-        elif what == "room":
-            self._make_room()
-        elif what in ("paused", "resumed"):
-            self._tell_paused(what == "paused")
-            self._work.set()
-        elif what == "ended":
-            for id in rest[0]:
-                self._place.listen(Notice(what="ended", id=id))
-        elif self._held.get(rest[0]) == rest[1]:
-            self._tell_of(rest[0], what)
-        elif self._claiming:
-            self._early.add(rest[0])
+    def _adopt(self, paused: bool, declared: bool) -> None:
+        """The queue is there, again or anew: it may be paused, and have nothing that we brought."""
+        self._tell_paused(paused)
+        if not declared and self._declared is not None:
+            self._link.post(_flag, "declare", self._declared)
+        self._work.set()
+        self._make_room()
+
+    def _hear(self, news: _News) -> None:
+        match news:
+            case _News(what="work", about=float(seconds)):
+                self._work.set(seconds)
+            case _News(what="room"):
+                self._make_room()
+            case _News(what="paused" | "resumed" as what):
+                self._tell_paused(what == "paused")
+                self._work.set()
+            case _News(what="ended", about=list(ids)):
+                for id in ids:
+                    self._place.listen(Notice(what="ended", id=id))
+            case _News(what="new"):
+                self._look_at([*self._held.items()])
+                self._link.post(_state, "look", found=lambda reply: self._adopt(*reply[0]))
+            case _News(what="cancel" | "lost" as what, about=str(id), token=token):
+                if self._held.get(id) == token:
+                    self._tell_of(id, what)
+                elif self._claiming:
+                    self._early.add(id)
 
     def _make_room(self) -> None:
         self._room.set()
@@ -526,6 +564,15 @@ class RedisQueue:
         if found["maxmemory"] not in (None, "0") and (found["maxmemory-policy"] or "").startswith("allkeys"):
             told = "the server may throw items away when its memory is full: set `maxmemory-policy noeviction` in redis.conf"
             self._place.warn(f"{where}: {told}")
+
+
+def _failure(blob: bytes) -> tuple[str | None, str | None]:
+    """What `_told` made: error and traceback."""
+    try:
+        error, traceback = _error(blob) if blob else (None, None)
+    except ValueError as error:
+        return f"what is stored of it makes no sense: {error}", None
+    return error, traceback
 
 
 def _item(taken: _Taken, payload: bytes) -> Item:

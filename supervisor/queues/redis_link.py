@@ -19,11 +19,11 @@ import random
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import msgspec
@@ -32,14 +32,17 @@ import trio
 from supervisor.queues.protocol import QueueUnavailable
 
 try:
+    import anyio
     from coredis.connection import BaseConnection, TCPConnection, TCPLocation
     from coredis.connection import UnixDomainSocketConnection as UnixConnection
     from coredis.connection import UnixDomainSocketLocation as UnixLocation
     from coredis.exceptions import ConnectionError as ConnectionLost
-    from coredis.exceptions import MovedError, NoScriptError, ResponseError
+    from coredis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 except ModuleNotFoundError as error:
     hint = "a queue in Redis needs the library coredis: pip install 'trio-supervisor[redis]'"
     raise ModuleNotFoundError(hint, name=error.name) from error
+
+T = TypeVar("T")
 
 ANSWER = 5.0
 """Seconds without a byte from the server after which it does not answer."""
@@ -59,8 +62,11 @@ FAREWELL = 2.0
 OPERATIONS = 256
 """So many in one call at most: the server serves nobody else meanwhile."""
 
-Reply = list[bytes]
-"""MessagePack, and the payloads that belong to it."""
+Reply = tuple[Any, list[bytes]]
+"""What the script answered, and the payloads that belong to it."""
+
+Decode = Callable[[bytes], Any]
+"""Raises ValueError for what it does not know."""
 
 _SCRIPT = Path(__file__).with_name("redis.lua").read_bytes()
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
@@ -70,6 +76,9 @@ _KEEPALIVE: dict[int, int | bytes] = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: 20_000,
 }
+_TROUBLE = (RedisError, OSError, trio.TooSlowError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+"""What a server that is away, or not well, brings with it."""
+
 _FIRST = ("finish", "renew", "progress")
 """What makes room, or is late already, goes first."""
 
@@ -152,16 +161,19 @@ class Address:
 class Operation:
     """Something asked for, and what came of it."""
 
-    __slots__ = ("alone", "asked", "error", "found", "over", "reply")
+    __slots__ = ("alone", "asked", "decode", "error", "found", "over", "reply")
 
-    def __init__(self, asked: Sequence[object], found: Callable[[Reply], object] | None = None, alone: bool = False) -> None:
+    def __init__(
+        self, decode: Decode, asked: Sequence[object], found: Callable[[Reply], object] | None = None, alone: bool = False
+    ) -> None:
+        self.decode = decode
         self.asked = asked
         self.found = found
         """Gets the reply where nobody waits for it."""
         self.alone = alone
         """Whether that is so."""
         self.over = trio.Event()
-        self.reply: Reply = []
+        self.reply: Reply
         self.error: str | None = None
 
     def done(self, reply: Reply) -> None:
@@ -181,16 +193,22 @@ class Link:
     """See the module. `run` it in a task of its own; nothing happens before something is asked.
 
     `limits`: what each call of the script is told of the queue. `join` is called on each new connection before anybody else may
-    ask: what it raises makes that a failed attempt. `hear` gets the news.
+    ask: what it raises makes that a failed attempt. `hear` gets the news, as `news` reads them.
     """
 
     def __init__(
-        self, address: Address, prefix: str, join: Callable[[BaseConnection], Awaitable[None]], hear: Callable[[bytes], object]
+        self,
+        address: Address,
+        prefix: str,
+        join: Callable[[BaseConnection], Awaitable[None]],
+        news: Decode,
+        hear: Callable[[Any], object],
     ) -> None:
         self.address = address
         self.prefix = prefix
         self.limits = b""
         self._join = join
+        self._news = news
         self._hear = hear
         self._line = deque[Operation]()
         self._flying: list[Operation] = []
@@ -203,13 +221,13 @@ class Link:
 
     # ---- asking ----
 
-    async def ask(self, *asked: object, found: Callable[[Reply], object] | None = None) -> Reply:
-        """The script's answer to a verb and its arguments. Raises QueueUnavailable.
+    async def ask(self, decode: Decode, *asked: object, found: Callable[[Reply], object] | None = None) -> Reply:
+        """The script's answer to a verb and its arguments. Raises QueueUnavailable, also where it is none that `decode` knows.
 
         Cancelled: it may be done all the same, and then `found` gets the answer.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        operation = Operation(asked, found)
+        operation = Operation(decode, asked, found)
         self._queue(operation)
         try:
             await operation.over.wait()
@@ -222,9 +240,9 @@ class Link:
             raise QueueUnavailable(operation.error)
         return operation.reply
 
-    def post(self, *asked: object, found: Callable[[Reply], object] | None = None) -> None:
+    def post(self, decode: Decode, *asked: object, found: Callable[[Reply], object] | None = None) -> None:
         """Ask without waiting. Nobody hears of a failure."""
-        self._queue(Operation(asked, found, alone=True))
+        self._queue(Operation(decode, asked, found, alone=True))
 
     def _queue(self, operation: Operation) -> None:
         if self._away is not None:
@@ -251,18 +269,24 @@ class Link:
         first, longest = BACKOFF
         delay = first
         while True:
-            why, lived = await self._live()
-            if lived is None:
-                self._away = why
-                self._fail([*self._line], why)
-                self._line.clear()
+            trouble, lived = await self._live()
+            if moved := [error for error in trouble if isinstance(error, MovedError)]:
+                self.address = self.address.moved(*moved[0].node_addr)
+            elif lived is None:
+                self._give_up(self.reason(trouble[0]))
             elif lived > STEADY:
                 delay = first
             await trio.sleep(random.uniform(delay / 2, delay))
             delay = min(2 * delay, longest)
 
-    async def _live(self) -> tuple[str, float | None]:
-        """Connect, and serve while that holds. Why it is over, and how long it was good, if ever."""
+    def _give_up(self, why: str) -> None:
+        """The server is away: say so to all who wait, and to all who come."""
+        self._away = why
+        self._fail([*self._line], why)
+        self._line.clear()
+
+    async def _live(self) -> tuple[list[BaseException], float | None]:
+        """Connect, and serve while that holds. Why it is over, and how many seconds it was good, if ever."""
         trouble: list[BaseException] = []
         try:
             async with trio.open_nursery() as nursery:
@@ -273,14 +297,12 @@ class Link:
                 self._up_since, self._away = trio.current_time(), None
                 nursery.start_soon(self._listen, ears)
                 await self._serve(mouth)
-        except* Exception as group:
+        except* _TROUBLE as group:
             trouble += leaves(group)
         finally:
             since, self._up_since = self._up_since, math.nan
             self._idle.set()
-        self._follow(trouble)
-        lived = None if math.isnan(since) else trio.current_time() - since
-        return self.reason(trouble[0]), lived
+        return trouble, None if math.isnan(since) else trio.current_time() - since
 
     async def _connected(self, nursery: trio.Nursery) -> BaseConnection:
         connection = self.address.connection()
@@ -300,13 +322,7 @@ class Link:
         async with aclosing(ears.push_messages) as messages:
             async for message in messages:
                 if message[0] == b"message":
-                    self._hear(message[2])
-
-    def _follow(self, trouble: Sequence[BaseException]) -> None:
-        """Go where a cluster says that the queue is."""
-        for error in trouble:
-            if isinstance(error, MovedError):
-                self.address = self.address.moved(*error.node_addr)
+                    self._hear(_understood(self._news, message[2]))
 
     # ---- flights ----
 
@@ -328,18 +344,25 @@ class Link:
 
     async def _fly(self, mouth: BaseConnection) -> None:
         if self._flying:
-            replies = await self.call(mouth, [operation.asked for operation in self._flying])
+            replies = await self.call(mouth, [(operation.decode, *operation.asked) for operation in self._flying])
             for operation, reply in zip(self._flying, replies, strict=True):
                 operation.done(reply)
 
-    async def call(self, mouth: BaseConnection, asked: Sequence[Sequence[object]]) -> list[Reply]:
+    async def call(self, mouth: BaseConnection, asked: Sequence[tuple[Decode, *tuple[object, ...]]]) -> list[Reply]:
         """The script's answers to these verbs with their arguments, at once."""
+        replies = await self._run_script(mouth, [words for _, *words in asked])
+
+        def read(replies: list[list[bytes]]) -> list[Reply]:
+            return [(decode(packed), payloads) for (decode, *_), (packed, *payloads) in zip(asked, replies, strict=True)]
+
+        return _understood(read, replies)
+
+    async def _run_script(self, mouth: BaseConnection, asked: object) -> Any:
         arguments = (1, self.prefix, self.limits, msgspec.msgpack.encode(asked))
         try:
-            replies = await self.request(mouth, b"EVALSHA", _SHA, *arguments)
+            return await self.request(mouth, b"EVALSHA", _SHA, *arguments)
         except NoScriptError:  # a new server, or somebody has flushed the scripts
-            replies = await self.request(mouth, b"EVAL", _SCRIPT, *arguments)
-        return replies  # type: ignore[no-any-return]
+            return await self.request(mouth, b"EVAL", _SCRIPT, *arguments)
 
     async def request(self, mouth: BaseConnection, command: bytes, *arguments: Any) -> Any:
         """The server's answer to a command. Raises TimeoutError where nothing comes for a while: large ones take their time."""
@@ -377,6 +400,13 @@ class Link:
         else:
             text = _first_line(cause or error)
         return f"{self.address}: {text}"
+
+
+def _understood(read: Callable[[Any], T], said: object) -> T:
+    try:
+        return read(said)
+    except (ValueError, TypeError) as error:  # msgspec's are ValueErrors
+        raise ConnectionLost(f"what it says makes no sense: {error}") from None
 
 
 def leaves(error: BaseException) -> list[BaseException]:
