@@ -33,6 +33,7 @@ from supervisor.queues.protocol import QueueUnavailable
 
 try:
     import anyio
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
     from coredis.connection import BaseConnection, TCPConnection, TCPLocation
     from coredis.connection import UnixDomainSocketConnection as UnixConnection
     from coredis.connection import UnixDomainSocketLocation as UnixLocation
@@ -308,7 +309,10 @@ class Link:
         connection = self.address.connection()
 
         async def hold(task_status: trio.TaskStatus[None]) -> None:
-            await connection.run(task_status=task_status)
+            try:
+                await connection.run(task_status=task_status)
+            finally:
+                _close_streams(connection)
             raise ConnectionLost("the connection was lost")
 
         await nursery.start(hold)
@@ -400,6 +404,13 @@ class Link:
         else:
             text = _first_line(cause or error)
         return f"{self.address}: {text}"
+
+
+def _close_streams(connection: BaseConnection) -> None:
+    """The library leaves them open where no connection comes about."""
+    for each in vars(connection).values():
+        if isinstance(each, (MemoryObjectSendStream, MemoryObjectReceiveStream)):
+            each.close()
 
 
 def _understood(read: Callable[[Any], T], said: object) -> T:
