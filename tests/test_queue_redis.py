@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
@@ -40,7 +39,6 @@ from supervisor.spec import Seconds
 from supervisor.wall import WallClock
 
 ROOT = Path(__file__).parent.parent
-HERE = Path(__file__).parent
 
 
 def opened(
@@ -171,7 +169,7 @@ async def test_who_waits_for_work_gets_it_after_a_restart(redis_alone):
 async def test_a_server_that_is_not_there_is_said_at_once_and_waited_for(redis_alone):
     redis_alone.kill()
     async with opened(redis_alone.url) as queue:
-        with pytest.raises(QueueUnavailable, match=rf"redis://127.0.0.1:{redis_alone.port}/0: Connection refused"):
+        with pytest.raises(QueueUnavailable, match=rf"redis://127.0.0.1:{redis_alone.port}/0: .*Connection refused"):
             await queue.put([draft()])
         redis_alone.start()
         with trio.fail_after(PATIENCE):
@@ -198,10 +196,10 @@ async def test_a_server_that_hangs_is_unavailable_and_goes_on(redis_alone, monke
 
 async def test_connections_are_killed_and_scripts_flushed(redis_alone):
     async with opened(redis_alone.url, lease=Seconds(1)) as queue:
-        traffic = Traffic(queue, 300)
+        traffic = Traffic(queue, 120)
 
         async def trouble() -> None:
-            for number in range(1, 11):
+            for number in range(1, 5):
                 while len(traffic.ended) < number * 25:
                     await trio.sleep(0.005)
                 cli(redis_alone, "SCRIPT", "FLUSH")
@@ -315,7 +313,7 @@ async def test_a_replica_is_unavailable(redis_alone):
     async with opened(redis_alone.url) as queue:
         await queue.put([mine := draft()])
         cli(redis_alone, "REPLICAOF", "127.0.0.1", "1")
-        with pytest.raises(QueueUnavailable, match="(?i)read.?only"):
+        with pytest.raises(QueueUnavailable, match=r"(?i)read.?only"):
             await claim(queue)
         cli(redis_alone, "REPLICAOF", "NO", "ONE")
         assert [item.id for item in await claim_some(queue)] == [mine.id]
@@ -334,7 +332,7 @@ async def test_a_server_that_still_loads_is_unavailable(redis_alone):
         redis_alone.command = lambda: [*RedisServer.command(redis_alone), *(each for pair in slowly.items() for each in pair)]
         redis_alone.READY = "Server initialized"
         redis_alone.start()
-        with pytest.raises(QueueUnavailable, match="(?i)loading"):
+        with pytest.raises(QueueUnavailable, match=r"(?i)loading"):
             while True:
                 with suppress_refused():
                     await queue.counts()
@@ -385,13 +383,14 @@ async def cancelled_often(server: RedisServer, times: int) -> None:
         assert connections(server) == 2
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_a_way_that_cuts_garbles_and_goes_silent(redis_alone, monkeypatch, seed):
     monkeypatch.setattr(link, "ANSWER", 0.5)
+    monkeypatch.setattr(link, "BACKOFF", (0.01, 0.02))
     chance = random.Random(seed)
 
     async with open_proxy(redis_alone.port) as proxy, opened(f"redis://127.0.0.1:{proxy.port}") as queue:
-        traffic = Traffic(queue, 100)
+        traffic = Traffic(queue, 50)
         async with trio.open_nursery() as nursery:
             # what is garbled may be an id: so who counts is somebody else, with a good way
             async with opened(redis_alone.url) as other:
@@ -418,7 +417,7 @@ async def produce(queue: Engine, traffic: Traffic) -> None:
 
 async def spoil(proxy: Proxy, chance: random.Random) -> None:
     while True:
-        await trio.sleep(0.05)
+        await trio.sleep(chance.uniform(0.05, 0.3))
         match chance.randrange(3):
             case 0:
                 await proxy.cut()
@@ -447,31 +446,34 @@ async def test_what_comes_at_once_goes_together(redis_alone):
 
 
 WORKER = """
-import sys, trio
-sys.path[:0] = {paths}
-from test_queue_redis import claim_some, done, opened, patiently
-from supervisor.spec import Seconds
+import sys, time, trio
+from pathlib import Path
+from supervisor.queues import Place, redis
+from supervisor.queues.protocol import Ending, Settings
+from supervisor.queues.spec import QueueSpec
 
-async def main():
-    with open({log!r}, "a", buffering=1) as log:
-        async with opened({url!r}, lease=Seconds(1)) as queue:
-            print("ready", flush=True)
-            while True:
-                for item in await claim_some(queue, 5):
-                    log.write(item.id + "\\n")
-                    await patiently(lambda: done(queue, [item]))
+async def main(url, log):
+    place = Place(directory=Path("/"), now=time.time, listen=lambda notice: None, warn=print)
+    async with redis.open("q", Settings(spec=QueueSpec(backend=url, lease=1.0)), place) as queue:
+        print("ready", flush=True)
+        while True:
+            for item in (await queue.claim(5, owner="worker", attempts=1000)).items:
+                log.write(item.id + "\\n")
+                await queue.finish([Ending(id=item.id, token=item.token, how="done")])
+            await queue.wait_for_work()
 
-trio.run(main)
+trio.run(main, sys.argv[1], open(sys.argv[2], "a", buffering=1))
 """
 
 
 async def drained_while_workers_die(server: RedisServer, directory: Path, count: int, kills: int) -> None:
     log = directory / "begun"
     log.touch()
-    source = textwrap.dedent(WORKER).format(paths=[str(ROOT), str(HERE)], log=str(log), url=server.url)
 
     def start() -> subprocess.Popen[str]:
-        return subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", WORKER, server.url, str(log)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
 
     workers = [start(), start()]
     try:
@@ -485,6 +487,7 @@ async def drained_while_workers_die(server: RedisServer, directory: Path, count:
                     await trio.sleep(0.01)
                 worker.kill()
                 worker.wait()
+                worker.stdout.close()
                 workers[number % 2] = start()
             with trio.fail_after(PATIENCE):
                 while (counts := await queue.counts()).waiting or counts.running:
@@ -501,7 +504,7 @@ async def drained_while_workers_die(server: RedisServer, directory: Path, count:
 
 
 async def test_two_processes_drain_a_queue_while_each_is_killed_in_turn(redis_alone, tmp_path):
-    await drained_while_workers_die(redis_alone, tmp_path, 2000, 2)
+    await drained_while_workers_die(redis_alone, tmp_path, 300, 2)
 
 
 @pytest.mark.long
@@ -572,7 +575,7 @@ async def test_a_unix_socket_and_a_password(redis_alone):
         assert len(await queue.put([draft()])) == 1
     for url in (f"redis://:wr0ng@127.0.0.1:{redis_alone.port}", redis_alone.url):
         async with opened(url) as queue:
-            with pytest.raises(QueueUnavailable, match="WRONGPASS|password|authenticat") as refused:
+            with pytest.raises(QueueUnavailable, match=r"WRONGPASS|password|authenticat") as refused:
                 await queue.counts()
             assert "wr0ng" not in str(refused.value)
 

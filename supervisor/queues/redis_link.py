@@ -32,7 +32,6 @@ import trio
 from supervisor.queues.protocol import QueueUnavailable
 
 try:
-    import anyio
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
     from coredis.connection import BaseConnection, TCPConnection, TCPLocation
     from coredis.connection import UnixDomainSocketConnection as UnixConnection
@@ -77,7 +76,7 @@ _KEEPALIVE: dict[int, int | bytes] = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: 20_000,
 }
-_TROUBLE = (RedisError, OSError, trio.TooSlowError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+_TROUBLE = (RedisError, OSError)
 """What a server that is away, or not well, brings with it."""
 
 _FIRST = ("finish", "renew", "progress")
@@ -289,12 +288,15 @@ class Link:
     async def _live(self) -> tuple[list[BaseException], float | None]:
         """Connect, and serve while that holds. Why it is over, and how many seconds it was good, if ever."""
         trouble: list[BaseException] = []
+        opening = trio.CancelScope(deadline=trio.current_time() + ANSWER)
         try:
             async with trio.open_nursery() as nursery:
-                with trio.fail_after(ANSWER):
+                with opening:
                     mouth, ears = [await self._connected(nursery) for _ in range(2)]
                     await self._subscribe(ears)
                     await self._join(mouth)
+                if opening.cancelled_caught:
+                    raise TimeoutError
                 self._up_since, self._away = trio.current_time(), None
                 nursery.start_soon(self._listen, ears)
                 await self._serve(mouth)
@@ -303,6 +305,8 @@ class Link:
         finally:
             since, self._up_since = self._up_since, math.nan
             self._idle.set()
+        if opening.cancel_called:  # whatever the library made of that
+            trouble = [TimeoutError()]
         return trouble, None if math.isnan(since) else trio.current_time() - since
 
     async def _connected(self, nursery: trio.Nursery) -> BaseConnection:
@@ -320,7 +324,7 @@ class Link:
 
     async def _subscribe(self, ears: BaseConnection) -> None:
         ears.send_command(b"SUBSCRIBE", self.prefix + ":news")
-        await ears.create_request(b"PING")  # a refusal comes as the answer to this: there is no other
+        await self.request(ears, b"PING")  # a refusal comes as the answer to this: there is no other
 
     async def _listen(self, ears: BaseConnection) -> None:
         async with aclosing(ears.push_messages) as messages:
@@ -368,16 +372,21 @@ class Link:
         except NoScriptError:  # a new server, or somebody has flushed the scripts
             return await self.request(mouth, b"EVAL", _SCRIPT, *arguments)
 
-    async def request(self, mouth: BaseConnection, command: bytes, *arguments: Any) -> Any:
+    async def request(self, connection: BaseConnection, command: bytes, *arguments: Any) -> Any:
         """The server's answer to a command. Raises TimeoutError where nothing comes for a while: large ones take their time."""
-        request = mouth.create_request(command, *arguments, decode=False, timeout=math.inf)
         patience = ANSWER + sum(len(each) for each in arguments if isinstance(each, bytes)) / SLOWEST
-        while True:
-            seen = mouth.statistics.bytes_read
-            with trio.move_on_after(patience):
-                return await request
-            if mouth.statistics.bytes_read == seen:
-                raise TimeoutError
+        try:
+            request = connection.create_request(command, *arguments, decode=False, timeout=math.inf)
+            while True:
+                seen = connection.statistics.bytes_read
+                with trio.move_on_after(patience):
+                    return await request
+                if connection.statistics.bytes_read == seen:
+                    raise TimeoutError
+        except (RedisError, OSError):
+            raise
+        except Exception as error:  # of the library's parser, which takes the connection for good
+            raise ConnectionLost(f"what it says makes no sense: {error}") from error
 
     async def setting(self, mouth: BaseConnection, name: str) -> str | None:
         """What the server's configuration says; None where we may not know."""
@@ -394,15 +403,13 @@ class Link:
 
     def reason(self, error: BaseException) -> str:
         """Why something is not to be had, in one line."""
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or (leaves(cause)[0] if isinstance(cause, BaseExceptionGroup) else None)
-        if isinstance(error, (TimeoutError, trio.TooSlowError)) or isinstance(cause, TimeoutError):
+        cause = _cause(error)
+        if isinstance(cause, TimeoutError) and not cause.strerror:
             text = f"has not answered for {ANSWER:g} s"
         elif isinstance(error, trio.Cancelled):
             text = "the connection was lost"
         else:
-            text = _first_line(cause or error)
+            text = _first_line(cause)
         return f"{self.address}: {text}"
 
 
@@ -425,6 +432,16 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for each in error.exceptions for leaf in leaves(each)]
     return [error]
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the operating system said, where it is at the bottom of this; else the error itself."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, OSError):
+            error = below
+        below = leaves(below)[0] if isinstance(below, BaseExceptionGroup) else below.__cause__
+    return error
 
 
 def _first_line(error: BaseException) -> str:
