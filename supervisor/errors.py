@@ -48,8 +48,10 @@ class ControlError(SupervisorError):
     NO_SUCH_NAME = 4
     TIMED_OUT = 75
 
-    def __init__(self, message: str, code: int = REFUSED) -> None:
+    def __init__(self, message: str, code: int = REFUSED, data: object = None) -> None:
         self.code = code
+        self.data = data
+        """What else there is to say, as JSON can."""
         super().__init__(message)
 
 
@@ -72,12 +74,18 @@ class QueueFull(QueueError):
 class BadItem(QueueError):
     """What was to be put is no item: not JSON, not what the handler takes, an unknown priority."""
 
+    position: int | None = None
+    """Which of several it was, counted from 0, where it was one of them."""
+
 
 class RunFailed(SupervisorError):
     """How one run of a job failed. Data about the job: it becomes the run's outcome and never leaves the tree."""
 
     failure_names: Collection[str] = ()
     """What it goes by in `on` and `give_up_on`, besides its class: what ended in another process has names only."""
+
+    traceback = ""
+    """What there is to see of it where it is no exception of this process: a traceback, the last words of a command."""
 
 
 class SpawnFailed(RunFailed):
@@ -102,14 +110,21 @@ class RaisedElsewhere(RunFailed):
     `retry_after` is the exception's, where it has one.
     """
 
-    def __init__(self, message: str, names: Collection[str] = (), retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, names: Collection[str] = (), retry_after: float | None = None, traceback: str = ""
+    ) -> None:
         self.failure_names = names
         self.retry_after = retry_after
+        self.traceback = traceback
         super().__init__(message)
 
 
 class WorkerLost(RunFailed):
     """The process that worked on an item is gone, and did not say what became of it."""
+
+
+class NotBegun(RunFailed):
+    """An item was not begun with: it is for others to handle, or for later, and nothing is held against it."""
 
 
 class UnfitItem(RunFailed, BadItem):

@@ -8,15 +8,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from supervisor.state import Goal, JobStatus, LimitStatus, State
+from supervisor.state import Goal, JobStatus, LimitStatus, QueueTally, State
 
 BREAKER_STATES = ("closed", "open", "half-open")
 
 
-def exposition(jobs: Sequence[JobStatus], limits: Sequence[LimitStatus]) -> str:
+def exposition(jobs: Sequence[JobStatus], limits: Sequence[LimitStatus], queues: Sequence[QueueTally] = ()) -> str:
     """The text format, version 0.0.4, of these rows: of a thousand jobs some 10 ms of work, so call it beside the loop."""
     registry = CollectorRegistry()
-    registry.register(_Families([*_of_jobs(jobs), *_of_limits(limits)]))
+    registry.register(_Families([*_of_jobs(jobs), *_of_limits(limits), *_of_queues(queues)]))
     return generate_latest(registry).decode()
 
 
@@ -73,3 +73,16 @@ def _of_limits(limits: Sequence[LimitStatus]) -> Iterator[Metric]:
             places.add_metric([limit.name], bulkhead.concurrency)
             waiting.add_metric([limit.name, "bulkhead"], len(bulkhead.waiting))
     yield from (metric for metric in (state, failures, tokens, used, places, waiting) if metric.samples)
+
+
+def _of_queues(queues: Sequence[QueueTally]) -> Iterator[Metric]:
+    items = CounterMetricFamily(
+        "supervisor_queue_items", "what became of items in the hands of a job's workers", labels=["queue", "job", "outcome"]
+    )
+    degraded = GaugeMetricFamily("supervisor_queue_degraded", "1 where the engine does not answer", labels=["queue"])
+    for queue in queues:
+        degraded.add_metric([queue.queue], float(queue.degraded))
+        for job, counts in queue.jobs.items():
+            for outcome, count in counts.items():
+                items.add_metric([queue.queue, job, outcome], count)
+    yield from (metric for metric in (items, degraded) if metric.samples)

@@ -83,9 +83,8 @@ _WORDS: dict[State, frozenset[Why]] = {
     State.STOPPED: frozenset({Why.COMPLETED, Why.FAILED, Why.EXITED, Why.GAVE_UP}),
     State.WAITING: frozenset({Why.BACKOFF, Why.SCHEDULED, Why.PAUSED}),
     State.STARTING: frozenset({Why.DRAINING}),
-    State.RUNNING: frozenset(
-        {Why.DRAINING, Why.SCHEDULED, Why.PAUSED, Why.STUCK, Why.DEGRADED}
-    ),  # stuck: before another attempt
+    # stuck: before another attempt
+    State.RUNNING: frozenset({Why.DRAINING, Why.SCHEDULED, Why.PAUSED, Why.STUCK, Why.DEGRADED}),
     State.STOPPING: frozenset({Why.DRAINING, Why.STUCK}),
 }
 
@@ -206,6 +205,14 @@ class LimitStatus(msgspec.Struct, frozen=True, kw_only=True):
     breaker: BreakerStatus | None = None
     rate: RateStatus | None = None
     bulkhead: BulkheadStatus | None = None
+
+
+class QueueTally(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the items of a queue in the hands of this daemon's workers since it started: by job, by outcome."""
+
+    queue: str
+    degraded: bool
+    jobs: dict[str, dict[str, int]]
 
 
 def ancestry(table: Mapping[str, JobStatus], row: JobStatus) -> Iterator[str]:

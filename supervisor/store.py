@@ -41,6 +41,9 @@ POSTED = 10_000
 BUSY = 5.0
 """Seconds that another process may hold a lock on the file: somebody looks into it, or makes a copy."""
 
+LOG = 64 << 20
+"""Bytes that the log keeps on the disk after something large was written to it."""
+
 CLOSING = 10.0
 """Seconds that the end waits for a disk that does not answer."""
 
@@ -303,6 +306,7 @@ class _Writer:
         try:
             if self._exclusive:
                 db.execute("PRAGMA locking_mode = EXCLUSIVE")
+                db.execute(f"PRAGMA journal_size_limit = {LOG}")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute(f"PRAGMA synchronous = {self._synchronous}")
             if not ended_well and (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
@@ -370,10 +374,11 @@ def network_file_system(directory: Path, mounts: Path = Path("/proc/self/mountin
         directory = directory.parent
     device = directory.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    for line in mounts.read_text().splitlines():
-        mount, _, source = line.partition(" - ")
-        if mount.split()[2] == number and source.split()[0] in _NETWORK:
-            return source.split()[0]
+    with suppress(FileNotFoundError):
+        for line in mounts.read_text().splitlines():
+            mount, _, source = line.partition(" - ")
+            if mount.split()[2] == number and source.split()[0] in _NETWORK:
+                return source.split()[0]
     return None
 
 

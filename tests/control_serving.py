@@ -22,9 +22,10 @@ SUPERVISORS = {"group": {"children": ["idle", "other"]}}
 
 
 @asynccontextmanager
-async def serving(directory, jobs=JOBS, supervisors=SUPERVISORS, **options):
+async def serving(directory, jobs=JOBS, supervisors=SUPERVISORS, queues=None, **options):
     """Yields the tree and the path of its socket; in the end everything is killed."""
     config = {"jobs": jobs, "supervisors": supervisors, "daemon": {"state_dir": str(directory / "state"), "name": "test"}}
+    config |= {"queues": queues} if queues else {}
     with trio.fail_after(60):
         async with trio.open_nursery() as servers:
             async with open_supervisor(config) as tree:

@@ -14,6 +14,7 @@ from supervisor.children import Children, guardian, open_children
 from supervisor.errors import RunFailed
 from supervisor.kinds import KINDS, Handler, JobSpec, Outcome, Resources, Run, Work, inherited
 from supervisor.output import Outputs, open_outputs
+from supervisor.queues.spec import BatchSpec
 from supervisor.sockets import Sockets, SocketSpec, open_sockets
 from supervisor.state import Phase
 from supervisor.store import Store, open_store
@@ -66,6 +67,7 @@ class House:
         self.logs = logs
         self.nursery = nursery
         self.runs = 0
+        self.on_worker = lambda run: None
 
     def start(self, **spec) -> Life:
         self.runs += 1
@@ -128,7 +130,7 @@ class Worker:
 
     def work(self, attempt: int = 1, until: float | None = None, items: int = 1) -> Work:
         self.items += 1
-        return Work(self.run, until, f"item{self.items}", attempt, items)
+        return Work(self.run, until, f"item{self.items}", attempt, trio.CancelScope(), items)
 
     async def json(self, payload: str, **keys) -> str | None:
         """What the function returns for an item, both as JSON."""
@@ -146,6 +148,9 @@ async def open_worker(house: House, **spec):
     """A worker of a queue job of this kind."""
     house.runs += 1
     run = Run("job", house.runs, Notes(), trio.Event())
+    house.on_worker(run)
+    if "batch" in spec:
+        spec["batch"] = BatchSpec(**spec["batch"])
     made = JobSpec(**{"queue": "q", **spec})
     async with KINDS[made.kind or "command"].handling(made, run, house.resources) as handler:
         yield Worker(run, handler)

@@ -61,6 +61,10 @@ class Moody:
         await self._asked("renew", [item.id for item in items])
         return [item.id not in self.taken for item in items]
 
+    async def progress(self, item: Item, done: float, total: float | None) -> None:
+        await self._asked("progress", (item.id, done, total))
+        await self._queue.progress(item, done, total)
+
     async def declare(self, settings: Settings) -> None:
         await self._asked("declare", settings)
         await self._queue.declare(settings)

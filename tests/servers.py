@@ -81,8 +81,7 @@ class Server:
         """Its processes, the first one first."""
         if self.process is None or self.process.poll() is not None:
             return []
-        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
-        return [self.process.pid, *map(int, found.stdout.split())]
+        return [self.process.pid, *_children(self.process.pid)]
 
     def _signal(self, number: int) -> None:
         for pid in self.pids():
@@ -114,6 +113,14 @@ class Server:
         """Kill it, and start it with the data that it has stored."""
         self.kill()
         self.start()
+
+
+def _children(parent: int) -> Iterator[int]:
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it is gone
+            name, _, facts = stat.read_text().rpartition(")")
+            if int(facts.split()[1]) == parent:
+                yield int(name.split()[0])
 
 
 class RedisServer(Server):

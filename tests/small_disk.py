@@ -1,4 +1,4 @@
-"""Run in a mount namespace: what is written atomically, and the store, on a file system that is full, or read-only."""
+"""Run in a mount namespace: what is written atomically, the store, and a queue, on a file system that is full, or read-only."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from supervisor.atomic import write_atomic_sync
+from supervisor.queues import Place
+from supervisor.queues.protocol import Draft, Ending, QueueUnavailable, Settings, new_id
+from supervisor.queues.spec import QueueSpec
+from supervisor.queues.sqlite import open as open_queue
 from supervisor.store import StoreError, open_store
+from supervisor.wall import WallClock
 
 
 def atomic(directory: Path) -> dict[str, object]:
@@ -76,6 +82,34 @@ async def store(directory: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
+async def queue(directory: Path) -> dict[str, object]:
+    """Put until the disk is full; make room, put more, and drain it."""
+    warned: list[str] = []
+    ballast = directory / "ballast"
+    ballast.write_bytes(b"x" * (200 << 10))
+    place = Place(directory=directory, now=WallClock().now, listen=lambda notice: None, warn=warned.append)
+    async with open_queue("q", Settings(spec=QueueSpec(size=100_000)), place) as opened:
+
+        async def fill() -> tuple[str, int]:
+            stored = 0
+            while True:
+                try:
+                    await opened.put([Draft(id=new_id(), payload=b'"%s"' % (b"x" * 4000))])
+                except QueueUnavailable as error:
+                    return str(error), stored
+                stored += 1
+
+        full, stored = await fill()
+        there = (await opened.counts()).waiting
+        ballast.unlink()
+        _, more = await fill()
+        drained = 0
+        remount(directory, "size=4m")  # a claim takes room, too
+        while items := (await opened.claim(10, owner="tests", attempts=1)).items:
+            drained += sum(await opened.finish([Ending(id=item.id, token=item.token, how="done") for item in items]))
+    return {"full": full, "stored": stored, "there": there, "more": more, "drained": drained, "warned": warned}
+
+
 def remount(directory: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", directory], check=True)
 
@@ -84,7 +118,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as mounted:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", mounted], check=True)
         try:
-            found = atomic(Path(mounted)) if sys.argv[1] == "atomic" else trio.run(store, Path(mounted))
+            what = {"atomic": atomic, "store": partial(trio.run, store), "queue": partial(trio.run, queue)}[sys.argv[1]]
+            found = what(Path(mounted))
             print(json.dumps(found))
         finally:
             subprocess.run(["umount", mounted], check=True)

@@ -53,7 +53,9 @@ WALL_CLOCK = {
     "log.py": "the console shows a person's own time",
     "cli/render.py": "the same, in tables",
     "output/files.py": "how old a file is",
+    "queues/sqlite.py": "moments of items, which outlive the daemon",
     "queues/protocol.py": "ids of items sort by when they were made",
+    "queues/memory.py": "moments of items, for people",
 }
 
 
@@ -106,6 +108,7 @@ def test_cancellation_is_never_swallowed():
         "store.py": "the writer's thread hands what it caught to the one that waits for it, which raises it",
         "nodes/attempts.py": "the boundary of one attempt: `_stopped` raises again what is not the job's own",
         "kinds/process_worker.py": "a process of its own that reports what a call raised, and ends",
+        "nodes/pool.py": "the boundary of one call: `_fenced` raises again what is not the job's own",
         "nodes/job.py": "the run boundary: `stopped_at_fence` raises again what is not the job's own",
     }
     swallowing = [

@@ -124,14 +124,14 @@ def test_a_misspelt_command_or_option_is_answered_with_a_near_one():
 def test_every_verb_has_a_command_whose_help_explains_each_param():
     listed = CliRunner().invoke(commands.cli, ["--help"]).stdout
     for verb in ALL:
-        result = CliRunner().invoke(commands.cli, [verb.name, "--help"])
+        result = CliRunner().invoke(commands.cli, [*verb.spoken.split(" "), "--help"])
         if not verb.command:
-            assert result.exit_code == 2 and f"  {verb.name}" not in listed
+            assert result.exit_code == 2 and f"  {verb.spoken}" not in listed
             continue
         assert result.exit_code == 0
         text = " ".join(result.stdout.split())
         assert all(param.option in text for param in verb.params if not param.positional)
-        assert verb.hidden or f"  {verb.name}" in listed
+        assert verb.hidden or f"  {verb.spoken}" in listed
 
 
 def test_the_commands_of_other_rooms_are_listed_without_being_imported():
@@ -148,7 +148,7 @@ def words(verb):
         [param.option for param in verb.params if not param.positional] + ["--json", "--no-wait", "-f", "-n", "--nope", "--"]
     )
     values = st.sampled_from(["5", "0", "-1", "1h30m", "10s", "x", "", "nan", "1e3", "2.5", "HUP", "api", "web-*", "--now"])
-    return st.lists(spelled | values, max_size=5).map(lambda rest: [verb.name, *rest])
+    return st.lists(spelled | values, max_size=5).map(lambda rest: [*verb.spoken.split(" "), *rest])
 
 
 @given(st.sampled_from(ALL).flatmap(words))
@@ -157,7 +157,7 @@ def test_what_is_read_quickly_is_what_click_reads(argv):
         return
     verb, values, socket, as_json = found
     command = commands.control_command(verb)
-    context = command.make_context(verb.name, argv[1:])
+    context = command.make_context(verb.name, argv[len(verb.spoken.split(" ")) :])
     assert context.params == values | {"as_json": as_json, "socket": socket}
 
 
@@ -185,6 +185,10 @@ def test_a_plain_run_needs_no_click(argv):
         ["events", "--since", "12", "-f", "--json"],
         ["reload", "--plan"],
         ["shutdown"],
+        ["queue", "ls"],
+        ["queue", "dead", "images", "-n", "5", "--json"],
+        ["submit", "images", '{"path": "a.jpg"}', "--delay", "10s", "--result"],
+        ["submit", "images", "@many.jsonl"],
     ],
 )
 def test_what_people_type_every_day_is_read_quickly(argv):
@@ -192,7 +196,22 @@ def test_what_people_type_every_day_is_read_quickly(argv):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["stop"], ["run"], ["status", "-h"], ["signal", "api"], ["logs", "-n", "x"], ["version", "a"]]
+    "argv",
+    [
+        [],
+        ["stop"],
+        ["run"],
+        ["status", "-h"],
+        ["signal", "api"],
+        ["logs", "-n", "x"],
+        ["version", "a"],
+        ["queue"],
+        ["queue", "nosuch"],
+        ["queue.ls"],
+        ["queue", "purge", "images"],
+        ["submit", "images", "-"],
+        ["submit", "images", "1", "--id", "a"],
+    ],
 )
 def test_what_is_not_plain_is_left_to_click(argv):
     assert quick.parse(argv) is None

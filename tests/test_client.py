@@ -16,7 +16,8 @@ from supervisor.control.messages import RESULTS
 from supervisor.control.verbs import VERBS
 from supervisor.state import Answer, JobStatus, Phase, State
 
-METHODS = {verb.name: verb.name.replace("-", "_") for verb in VERBS.values() if verb.command} | {"rpc.discover": "discover"}
+METHODS = {verb.name: verb.name.replace("-", "_").replace(".", "_") for verb in VERBS.values() if verb.command}
+METHODS |= {"rpc.discover": "discover", "submit": "submit_many"}
 
 
 async def blocking(function, *args):
@@ -29,6 +30,8 @@ def test_every_verb_is_a_method_that_offers_its_params(client, verb):
     method = getattr(client, METHODS[verb])
     offered = set(inspect.signature(method).parameters) - {"self"}
     wanted = {param.name for param in VERBS[verb].params}
+    if verb == "submit":  # two methods: for one item and for many
+        assert set(inspect.signature(client.submit).parameters) - {"self", "item"} == wanted - {"items", "result"}
     if verb == "reload":  # two methods: of the file, and of jobs
         offered |= set(inspect.signature(client.reload_jobs).parameters) - {"self"}
     assert offered == wanted

@@ -138,7 +138,9 @@ async def test_params_may_be_given_by_position(tmp_path):
         (b'{"jsonrpc":"2.0","id":3,"method":"stop","params":{"names":["idle"],"timeout":-1}}', -32602, "0"),
         (b'{"jsonrpc":"2.0","id":3,"method":"stop","params":{"names":["idle"],"force":true}}', -32602, "force"),
         (b'{"jsonrpc":"2.0","id":3,"method":"stop","params":7}', -32602, "object"),
-        (b'{"jsonrpc":"2.0","id":3,"method":"submit"}', 1, "not supported yet"),
+        (b'{"jsonrpc":"2.0","id":3,"method":"why"}', 1, "not supported yet"),
+        (b'{"jsonrpc":"2.0","id":3,"method":"submit"}', -32602, "queue"),
+        (b'{"jsonrpc":"2.0","id":3,"method":"submit","params":["nosuch",[1]]}', 4, "the file has no [queues]"),
     ],
 )
 async def test_what_is_wrong_with_a_line_is_said_and_the_connection_goes_on(tmp_path, line, code, says):

@@ -15,8 +15,9 @@ from trio.testing import MockClock
 
 from supervisor.events import Event, ItemDead, ItemLost, Journal, QueueDegraded, QueueRecovered, Warned
 from supervisor.queues import Place, desk, memory
-from supervisor.queues.desk import Call, Desk, Seat, open_desk
+from supervisor.queues.desk import Desk, open_desk
 from supervisor.queues.protocol import Ending, Notice, Settings, State
+from supervisor.queues.seat import Call, Seat
 from supervisor.queues.spec import QueueSpec
 from supervisor.spec import Seconds
 from tests.forest import settle
@@ -223,7 +224,9 @@ async def test_endings_are_stored_when_the_engine_is_back(autojump_clock, tmp_pa
             seat.end(call, ended(call))
             await trio.sleep(30)
             assert b.engine.times("finish")[:5] == pytest.approx([0, 0.2, 0.6, 1.4, 3.0])
-            assert max(later - at for at, later in zip(b.engine.times("finish"), b.engine.times("finish")[1:], strict=False)) == 5
+            assert (
+                max(later - at for at, later in zip(b.engine.times("finish"), b.engine.times("finish")[1:], strict=False)) == 5
+            )
             assert b.said(QueueDegraded) == [(0.0, "queue q: cannot store what became of items: disk full")]
             b.engine.broken.clear()
             await trio.sleep(5)
@@ -417,6 +420,41 @@ async def test_a_cancel_that_overtakes_the_answer_to_the_claim_is_not_forgotten(
             assert me.cut == [(1.0, "i1", "the item was cancelled")]
 
 
+async def test_a_cancel_that_was_missed_while_the_engine_was_away_is_found_when_it_is_back(autojump_clock, tmp_path):
+    me = Me()
+    async with bench(tmp_path, shared=True) as b:
+        await b.engine.put_all(b"1")
+        with b.seat(me) as seat:
+            call = await seat.take()
+            assert call is not None
+            b.desk.heard, heard = lambda notice: None, b.desk.heard  # type: ignore[method-assign]
+            b.engine.broken["renew"] = "connection refused"
+            await trio.sleep(21)
+            await b.engine.cancel("i1")
+            b.desk.heard = heard  # type: ignore[method-assign]
+            b.engine.broken.clear()
+            await trio.sleep(10)
+            assert call.fates == {"i1": "cancelled"}
+            seat.end(call, ended(call, "cancelled"))
+
+
+async def test_progress_is_stored_once_a_second(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        await b.engine.put_all(b"1")
+        with b.seat() as seat:
+            call = await seat.take()
+            assert call is not None
+            for done in range(50):
+                seat.progress(call, done, 50)
+                await trio.sleep(0.1)
+            record = await b.engine.show("i1")
+            assert record is not None
+            assert record.progress is not None
+            assert record.progress[0] >= 30
+            assert len(b.engine.times("progress")) <= 6
+            seat.end(call, ended(call))
+
+
 # ---- what holds, whatever happens ----
 
 
@@ -461,10 +499,12 @@ class Player(Me):
 
 
 ENDINGS = ("done", "retry", "back", "leave")
-STEPS = some.tuples(some.sampled_from(["put", "sit", "away", "there", "cancel", "pause", "resume", *ENDINGS]), some.integers(0, 5))
+STEPS = some.tuples(
+    some.sampled_from(["put", "sit", "away", "there", "cancel", "pause", "resume", *ENDINGS]), some.integers(0, 5)
+)
 
 
-@given(steps=some.lists(STEPS, max_size=40))
+@given(steps=some.lists(some.tuples(STEPS, some.integers(0, 5)), max_size=40))
 @settings(max_examples=60)
 def test_every_item_ends_once_and_none_is_held_by_nobody(steps, tmp_path_factory):
     trio.run(play, tmp_path_factory.mktemp("desk"), steps, clock=MockClock(autojump_threshold=0))

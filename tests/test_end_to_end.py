@@ -70,17 +70,18 @@ async def test_the_shipped_file_does_visible_work_survives_a_kill_and_leaves_not
         assert rows.keys() == {
             *("prepare", "heartbeat", "index", "web", "report", "flaky", "backup", "letters", "writer", "filer"),
             *("desk", "pages", "digest", "euro", "franc", "primes", "clock"),
+            *("orders", "painter", "painter:0", "painter:1"),
         }
         assert all(row.keys() >= FACTS for row in rows.values())
         assert rows["prepare"]["word"] == "completed" and rows["report"]["word"] == "scheduled"
         assert rows["writer"]["supervisor"] == "letters" and rows["letters"]["kind"] == "supervisor"
         assert (rows["primes"]["kind"], rows["clock"]["kind"]) == ("process", "asyncio")
         assert rows["digest"]["next_at"].endswith(":00.000Z")
-        assert {name for name, row in rows.items() if row["pid"]} == {"web", "primes"}
+        assert {name for name, row in rows.items() if row["pid"]} == {"web", "primes", "painter:0", "painter:1"}
 
         await _a_killed_child_is_back_within_the_second(daemon, "web")
 
-        assert len(daemon.family()) == 4  # the daemon, its guardian, the web server, and the process of primes
+        assert len(daemon.family()) == 6  # the daemon, its guardian, the web server, and the processes of primes and painter
         daemon.process.send_signal(signal.SIGTERM)
         assert await daemon.ended() == 0
         assert daemon.family() == set()
@@ -106,6 +107,11 @@ async def _every_pattern_has_left_something(daemon, var):
     assert re.match(r"\d+ primes below \d+", _text(var / "primes.txt"))
     async with await trio.open_unix_socket(str(var / "clock.sock")) as clock:
         assert re.fullmatch(rb"\d\d:\d\d:\d\d UTC\n", await clock.receive_some())
+    order = json.dumps({"name": "mine", "x": -0.16, "y": 1.04, "width": 0.03})
+    assert await daemon("submit", "pictures", order, "--result") == '"var/pictures/mine.pgm"\n'
+    assert (var / "pictures" / "mine.pgm").read_bytes().startswith(b"P5 96 96 255\n")
+    (queue,) = json.loads(await daemon("queue", "ls", "--json"))
+    assert (queue["name"], queue["backend"], queue["jobs"], queue["dead"]) == ("pictures", "sqlite", ["painter"], 0)
     (limit,) = json.loads(await daemon("limits", "--json"))
     assert (limit["name"], set(limit["jobs"])) == ("partner", {"euro", "franc"})
     runs = json.loads(await daemon("history", "euro", "--json"))

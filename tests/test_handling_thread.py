@@ -38,7 +38,6 @@ async def test_all_calls_are_made_in_one_thread_that_ends_with_the_worker(house)
         return mine.calls * item
 
     async with open_worker(house, kind="thread", call=handle) as worker:
-        assert worker.notes.cause == "started"
         assert [await worker(10) for _ in range(3)] == [10, 20, 30]
     assert len(set(threads)) == 1
     assert threads[0] is not threading.main_thread()

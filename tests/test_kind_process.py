@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from running import ROOT
 
 from supervisor.errors import RaisedElsewhere, Retry, RunFailed, SpawnFailed
-from supervisor.kinds import JobSpec, Outcome, Run, process
-from supervisor.kinds.process import Frames, Nonsense, Worker
+from supervisor.kinds import JobSpec, Outcome, Run, process_channel
+from supervisor.kinds.process import Worker
+from supervisor.kinds.process_channel import Frames, Nonsense
 from supervisor.kinds.process_worker import HEADER, LONGEST_BODY, LONGEST_HEAD
 from supervisor.nodes.fence import stopped_at_fence
 from supervisor.policies.failures import goes_by
@@ -103,8 +104,8 @@ async def test_arguments_and_results_may_be_large(house):
     code = "def f(text): return [text, text.count('ä')]"
     text = "ä" * (25 << 20)  # 50 MB
     spec = JobSpec(kind="process", call=f"{module(house, code)}:f", args={"text": text}, once=True)
-    with Worker(Run("job", 1, Notes(), trio.Event()), wanted=True) as worker:
-        outcome = await worker.serve(spec, house.resources)
+    with Worker(spec, Run("job", 1, Notes(), trio.Event()), house.resources, wanted=True) as worker:
+        outcome = await worker.serve()
     assert outcome.reason == "completed"
     assert json.loads(worker.result) == [text, 25 << 20]
 
@@ -118,11 +119,11 @@ async def test_arguments_and_results_may_be_large(house):
 )
 async def test_a_result_that_is_wanted_and_no_json_is_a_failure(house, value, why):
     spec = JobSpec(kind="process", call=f"{module(house, f'def f(): return {value}')}:f", once=True)
-    with Worker(Run("job", 1, Notes(), trio.Event()), wanted=True) as worker:
+    with Worker(spec, Run("job", 1, Notes(), trio.Event()), house.resources, wanted=True) as worker:
         with pytest.raises(RaisedElsewhere, match=why):
-            await worker.serve(spec, house.resources)
-    with Worker(Run("job", 1, Notes(), trio.Event())) as worker:
-        assert (await worker.serve(spec, house.resources)).reason == "completed"
+            await worker.serve()
+    with Worker(spec, Run("job", 1, Notes(), trio.Event()), house.resources) as worker:
+        assert (await worker.serve()).reason == "completed"
     assert worker.result is None
 
 
@@ -424,7 +425,7 @@ async def test_a_module_that_ends_the_process_is_told_by_its_code(house):
 
 async def test_no_interpreter_no_process(house, monkeypatch):
     await finish(house, "def f(): pass")
-    monkeypatch.setattr(process, "PROGRAM", ("/no/such/python", *process.PROGRAM[1:]))
+    monkeypatch.setattr(process_channel, "PROGRAM", ("/no/such/python", *process_channel.PROGRAM[1:]))
     fds = set(os.listdir("/proc/self/fd"))
     with pytest.raises(SpawnFailed, match="no such program: '/no/such/python'"):
         await finish(house, "def f(): pass")
@@ -496,7 +497,7 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(frames, size):
 @given(st.binary(max_size=300))
 def test_whatever_comes_is_a_frame_or_nonsense_and_no_length_is_believed(data):
     try:
-        found = list(Frames(0).feed(data))
+        found = Frames(0).feed(data)
     except Nonsense:
         return
     assert sum(HEADER.size + len(head) for head, _ in found) <= len(data)
@@ -623,7 +624,7 @@ async def test_it_becomes_another_user_with_limits_and_sockets(tmp_path, monkeyp
         os.chmod(directory, 0o755)
         monkeypatch.syspath_prepend(directory)
         async with open_house(Path(directory) / "logs", {"web": SocketSpec(listen="127.0.0.1:0")}) as house:
-            monkeypatch.setattr(process, "PROGRAM", (await for_everybody(house), *process.PROGRAM[1:]))
+            monkeypatch.setattr(process_channel, "PROGRAM", (await for_everybody(house), *process_channel.PROGRAM[1:]))
             with structlog.testing.capture_logs() as logs:
                 outcome = await finish(house, code, user="nobody", rlimits={"nofile": Limit((50, 60))}, sockets=("web",))
             assert outcome.reason == "completed", (outcome, house.log())

@@ -12,7 +12,7 @@ from supervisor.control.aclient import AsyncClient
 from supervisor.errors import ControlError
 from supervisor.events import wall_now
 from supervisor.metrics import exposition
-from supervisor.state import BreakerStatus, BulkheadStatus, Goal, JobStatus, LimitStatus, RateStatus, State
+from supervisor.state import BreakerStatus, BulkheadStatus, Goal, JobStatus, LimitStatus, QueueTally, RateStatus, State
 
 
 def row(name: str, **fields) -> JobStatus:
@@ -72,3 +72,10 @@ async def test_the_daemon_gives_them_on_demand_and_says_what_is_missing(tmp_path
         monkeypatch.setitem(sys.modules, "supervisor.metrics", None)
         with pytest.raises(ControlError, match="pip install 'trio-supervisor\\[metrics\\]'"):
             await client.metrics()
+
+
+def test_what_became_of_items_is_counted_by_queue_job_and_outcome():
+    found = read(exposition([], [], [QueueTally(queue="q", degraded=True, jobs={"work": {"done": 7, "dead": 1}})]))
+    assert found["supervisor_queue_items_total", "work", "done", "q"] == 7
+    assert found["supervisor_queue_items_total", "work", "dead", "q"] == 1
+    assert found["supervisor_queue_degraded", "q"] == 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 
 from supervisor import queues as engines
-from supervisor.errors import Retry
+from supervisor.errors import QueueError, Retry
 from supervisor.events import (
     Ended,
     FallingBack,
@@ -26,7 +27,7 @@ from supervisor.events import (
 )
 from supervisor.kinds import KINDS, Context
 from supervisor.policies import BreakerSpec, BulkheadSpec, RateSpec, RetrySpec
-from supervisor.queues.protocol import Ending, Record, State
+from supervisor.queues.protocol import Ending, Record, Settings, State
 from supervisor.queues.spec import BatchSpec, QueueSpec
 from supervisor.spec import Rate, Recycle, Seconds
 from tests import fragile, moody
@@ -149,6 +150,20 @@ async def test_a_thousand_items_need_no_task_of_their_own(autojump_clock, tmp_pa
         await settle()
         assert f.tree.queues.desk("q").tally("a").done == 1000
     assert len(tasks) == 4
+
+
+async def test_an_item_can_say_how_far_it_is(autojump_clock, tmp_path):
+    async def work(item: Any, ctx: Context) -> None:
+        for done in range(10):
+            ctx.progress(done, 10)
+            await trio.sleep(1)
+
+    async with pool(tmp_path, {"a": handling(work), "b": handling(work, timeout=60)}) as f:
+        ids = await f.put("1", "2")
+        await trio.sleep(5.5)
+        told = {(await f.show(id)).progress for id in ids}
+        assert told <= {(4, 10), (5, 10)}  # what was said at 5.0, in the moment in which what is new is stored
+        assert len(f.engine.times("progress")) <= 12
 
 
 # ---- failures ----
@@ -495,6 +510,19 @@ async def test_a_batch_goes_when_it_is_full_or_when_the_first_has_waited(autojum
         assert seen[2:] == [(8.0, [7])]
 
 
+async def test_a_batch_that_is_not_full_goes_back_at_once_when_its_worker_is_stopped(autojump_clock, tmp_path):
+    async def work(items: list[int]) -> None:
+        raise AssertionError
+
+    async with pool(tmp_path, {"a": handling(work, batch=BatchSpec(size=3, within=Seconds(60)))}) as f:
+        await f.tree.wait_running()
+        ids = await f.put("1", "2")
+        await trio.sleep(1)
+        assert await at_once(f, "stop", "a") == "yes, stopped"
+        await settle()
+        assert [(await f.show(id)).attempts for id in ids] == [0, 0]
+
+
 async def test_each_item_of_a_batch_has_its_own_result_and_its_own_attempts(autojump_clock, tmp_path):
     async def work(items: list[int]) -> list[int]:
         if 3 in items and len(items) > 1:
@@ -605,6 +633,75 @@ async def test_several_in_hand_end_within_the_grace_or_go_back(autojump_clock, t
         assert trio.current_time() == 6.0
         assert sorted((await f.states(*ids)).split()) == ["done", "waiting", "waiting"]
         assert sorted([(await f.show(id)).attempts for id in ids]) == [0, 0, 1]
+
+
+# ---- reload ----
+
+
+async def test_a_reload_brings_queues_and_takes_them_away_with_their_jobs(autojump_clock, tmp_path):
+    one, two = taking(1), taking(3)
+    async with pool(tmp_path, {"a": handling(one)}) as f:
+        await f.tree.wait_running()
+        spec = QueueSpec(backend="moody")
+        both = replace(f.config({"a": handling(one), "b": job(two, queue="r")}), queues={"q": spec, "r": spec})
+        f.tree.apply(both)
+        await settle()
+        await f.tree.queues.engine("r").put_all(b"1")  # type: ignore[attr-defined]
+        await settle()
+        f.tree.apply(replace(f.config({"a": handling(one)}), queues={"q": spec}))
+        with pytest.raises(LookupError, match="no queue 'r'"):
+            f.tree.queues.engine("r")
+        await trio.sleep(10)
+        assert two.ended == [(3.0, 1)]  # it was in hand
+        assert f.tree.queues.names == ("q",)
+
+
+async def test_a_queue_that_comes_back_waits_until_it_has_gone(autojump_clock, tmp_path):
+    work = taking(10)
+    spec = QueueSpec(backend="moody")
+    async with pool(tmp_path, {"a": handling(taking(1))}) as f:
+        without = replace(f.config({"a": handling(taking(1))}), queues={"q": spec})
+        both = replace(f.config({"a": handling(taking(1)), "b": job(work, queue="r")}), queues={"q": spec, "r": spec})
+        f.tree.apply(both)
+        await settle()
+        first = f.tree.queues.engine("r")
+        await first.put_all(b"1")  # type: ignore[attr-defined]
+        await trio.sleep(1)
+        f.tree.apply(without)
+        await trio.sleep(1)
+        f.tree.apply(both)
+        await settle()
+        with pytest.raises(QueueError, match="queue r is not open yet"):
+            f.tree.queues.engine("r")
+        await trio.sleep(20)
+        assert work.ended == [(10.0, 1)]
+        assert f.tree.queues.engine("r") is not first
+        assert f.word("b") == "running"
+
+
+async def test_new_policies_hold_from_the_next_item_on_without_a_restart(autojump_clock, tmp_path):
+    work = taking(10)
+    async with pool(tmp_path, {"a": handling(work)}) as f:
+        await f.tree.wait_running()
+        queues = {"q": QueueSpec(backend="moody")}
+        f.tree.apply(replace(f.config({"a": handling(work, timeout=2, retry=plain(1))}), queues=queues))
+        await f.put("1")
+        await trio.sleep(5)
+        assert f.said(ItemDead) == [(2.0, "item i1 is dead after 1 attempt: timed out after 2 s")]
+        f.tree.apply(replace(f.config({"a": handling(work)}), queues=queues))
+        await f.put("2")
+        await trio.sleep(30)
+        assert work.ended == [(15.0, 2)]
+        assert len(f.events(Starting)) == 1
+
+
+async def test_new_settings_of_a_queue_are_declared(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(taking(1))}) as f:
+        await f.tree.wait_running()
+        spec = QueueSpec(backend="moody", size=5)
+        f.tree.apply(replace(f.config({"a": handling(taking(1), serialize_by="key")}), queues={"q": spec}))
+        await settle()
+        assert f.engine.settings == Settings(spec=spec, group_by="key")
 
 
 # ---- an engine that is away ----

@@ -278,3 +278,47 @@ def test_the_context_is_found_by_its_annotation_however_it_is_written():
     def other(c: "ContextVar"): ...  # noqa: F821
 
     assert [inspection.context_parameter(each) for each in (plain, text, optional, other)] == [None, "c", "c", None]
+
+
+# Functions of queue jobs
+
+ITEMS = """
+from supervisor.kinds import Context
+def usual(image, ctx: Context, *, width: int): ...
+def turned(ctx: Context, image: dict): ...
+def starred(*images, **rest): ...
+def positional(image: str, /): ...
+def several(images: list[str]): ...
+def none(*, width: int = 1): ...
+def deaf(ctx: Context): ...
+def numbers(image: int): ...
+def instead(item, failure): ...
+"""
+QUEUE = '[queues.q]\nbackend = "memory"\n'
+
+
+def test_the_function_of_a_queue_job_gets_the_item_first(faults):
+    first = "it takes no item: the function of a job with `queue` gets that as its first parameter"
+    jobs = [
+        ("usual", "args = { width = 1 }", []),
+        ("turned", "", []),
+        ("starred", 'args = { images = "x" }', []),
+        ("positional", "", []),
+        ("several", "batch = 5", []),
+        ("numbers", 'fallback = "jobs.items:instead"', []),
+        ("usual", "", ['args: "width" is missing: the function has no default for it']),
+        (
+            "usual",
+            'args = { image = "x", width = "y" }',
+            [
+                "args.image: the item of the queue, which is the function's first parameter: leave it out",
+                "args.width: the function expects int, got str",
+            ],
+        ),
+        ("none", "", [f"call: {first}"]),
+        ("deaf", "", [f"call: {first}"]),
+        ("numbers", "batch = 5", ['batch: a list of items, and the function\'s "image" expects int']),
+    ]
+    text = "".join(call(f"items:{name}", f'queue = "q"\n{keys}', f"j{n}") for n, (name, keys, _) in enumerate(jobs))
+    found = [fault.partition(" ")[2] for fault in faults(QUEUE + text, items=ITEMS)]
+    assert found == [f"jobs.j{n}.{fault}" for n, (_, _, expected) in enumerate(jobs) for fault in expected]

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from interleaving import CancelAtStep
 
 from supervisor.queues import QUEUES, Place
-from supervisor.queues.protocol import Draft, Ending, Engine, Item, Notice, QueueFull, Settings, State, new_id
+from supervisor.queues.protocol import Counts, Draft, Ending, Engine, Item, Notice, QueueFull, Settings, State, new_id
 from supervisor.queues.spec import QueueSpec, UniqueSpec
 from supervisor.spec import Rate, Seconds
 from supervisor.wall import WallClock
@@ -284,7 +284,7 @@ def cancel_first(queue: Engine) -> Callable[[], Awaitable[object]]:
 
 async def test_first_come_first_served_the_most_urgent_before(backend):
     async with backend.open() as queue:
-        those = [draft(number, priority=number % 3) for number in range(12)]
+        those = [draft(number, priority=2 - number % 3) for number in range(12)]
         await queue.put(those[:6])
         for each in those[6:]:
             await queue.put([each])
@@ -483,7 +483,7 @@ async def test_what_returned_nothing_is_not_kept_unless_asked_for(backend):
 
 
 async def test_results_are_kept_for_so_long(backend):
-    async with backend.open(keep_results=Seconds(1)) as queue:
+    async with backend.open(keep_results=Seconds(0.5)) as queue:
         ended, dead = draft(keep=True), draft()
         await queue.put([ended, dead])
         first, second = await claim(queue)
@@ -555,7 +555,7 @@ async def test_a_key_is_free_when_its_item_has_ended_somehow(backend, how):
 
 
 async def test_a_key_may_be_taken_for_a_time(backend):
-    async with backend.open(unique=unique(1.0, "reject")) as queue:
+    async with backend.open(unique=unique(0.5, "reject")) as queue:
         assert await put(queue, first := draft(key="k")) == ["stored"]
         (item,) = await claim(queue)
         await finish(queue, item, "done")
@@ -601,6 +601,30 @@ async def test_a_group_runs_one_at_a_time_in_its_order(backend):
         await finish(queue, second, "back")
         assert ids(await claim_some(queue)) == [a[1].id]
         assert await is_quiet(queue)
+
+
+async def test_a_group_goes_on_though_the_next_one_is_cancelled(backend):
+    async with backend.open(group_by="customer") as queue:
+        those = drafts(3, group="a")
+        await queue.put(those)
+        (item,) = await claim(queue)
+        await finish(queue, item, "done")
+        await queue.cancel(those[1].id)  # it was its turn
+        assert ids(await claim_some(queue)) == [those[2].id]
+
+
+async def test_a_group_goes_on_though_those_before_are_dead(backend):
+    async with backend.open(group_by="customer") as queue:
+        first, second, third = drafts(3, group="a")
+        await queue.put([first, second])
+        (item,) = await claim(queue)
+        await finish(queue, item, "retry")
+        (item,) = await claim_some(queue)
+        assert item.id == second.id
+        await queue.put([third])
+        assert await claim(queue) == []
+        await finish(queue, item, "retry")
+        assert ids(await claim_some(queue, attempts=1)) == [third.id]  # the others have used up their attempts
 
 
 async def test_a_group_may_run_so_many_at_a_time(backend):
@@ -842,7 +866,8 @@ async def test_settings_are_declared(backend):
         queue.use(Settings(spec=QueueSpec(backend=backend.url, size=9)))
         assert queue.settings.spec.size == 9
         assert await queue.declared() == new
-        assert await put(queue, *drafts(4, key="k")) == ["stored"] * 4
+        if backend.scheme != "postgresql":  # there the server knows what is true for all, whatever a handle believes
+            assert await put(queue, *drafts(4, key="k")) == ["stored"] * 4
 
 
 async def test_what_was_put_outlives_the_handle(durable):
@@ -1006,7 +1031,6 @@ async def test_who_was_cancelled_and_lost_is_not_given_to_another(shared):
 
 async def test_cancelled_at_any_moment_the_queue_goes_on(backend):
     """Each call is cancelled before its first step, its second, and so on, until it ends before."""
-    _claimed.clear()
     async with backend.open() as queue:
         for prepare, call in CALLS:
             step = 0
@@ -1021,28 +1045,26 @@ async def test_cancelled_at_any_moment_the_queue_goes_on(backend):
                         await call(queue, prepared)
                 finally:
                     trio.lowlevel.remove_instrument(cancelling)
-                await is_whole(queue)
+                await is_whole(queue, prepared if isinstance(prepared, Item) else None)
                 if not scope.cancelled_caught:
                     break
                 assert step < 1000
 
 
-async def is_whole(queue: Engine) -> None:
+async def is_whole(queue: Engine, claimed: Item | None) -> None:
     """It gives out what it has, takes more, and the answers belong to the questions."""
     mine = draft()
     (receipt,) = await queue.put([mine])
     assert receipt.id == mine.id
     assert (await queue.show(mine.id)).id == mine.id
-    with trio.fail_after(30):
-        await queue.pause(False)
-        await queue.cancel(mine.id)
-        for state in State:
-            if state is not State.RUNNING:
-                await queue.purge(state)
-        running = await queue.peek(State.RUNNING, 10)
-    assert len(running) <= 2, running
-    counts = await queue.counts()
-    assert (counts.waiting, counts.delayed, counts.dead) == (0, 0, 0)
+    assert await queue.cancel(mine.id) == "cancelled"
+    await queue.pause(False)
+    if claimed is not None:
+        await finish(queue, claimed, "dead")
+    for state in State:
+        if state is not State.RUNNING:
+            await queue.purge(state)
+    assert await queue.counts() == Counts()
 
 
 async def _one(queue: Engine) -> list[Draft]:
@@ -1051,29 +1073,13 @@ async def _one(queue: Engine) -> list[Draft]:
 
 
 async def _running(queue: Engine) -> Item:
-    await _finish_running(queue)
     await _one(queue)
     (item,) = await claim_some(queue, 1)
-    _claimed.append(item)
     return item
 
 
-_claimed: list[Item] = []
-
-
-async def _finish_running(queue: Engine) -> None:
-    """What is still claimed, since the call that was to end it was cancelled."""
-    while _claimed:
-        await finish(queue, _claimed.pop(), "dead")
-    await queue.purge(State.DEAD)
-
-
-async def _nothing(queue: Engine) -> None:
-    await _finish_running(queue)
-
-
 CALLS: list[tuple[Callable[[Engine], Awaitable[Any]], Callable[[Engine, Any], Awaitable[Any]]]] = [
-    (_nothing, lambda queue, _: queue.put(drafts(3))),
+    (_one, lambda queue, _: queue.put(drafts(3))),
     (_running, lambda queue, item: queue.renew([item])),
     (_running, lambda queue, item: finish(queue, item, "retry")),
     (_running, lambda queue, item: queue.progress(item, 1, 2)),
@@ -1295,7 +1301,7 @@ async def test_it_behaves_as_a_plain_list(backend, history):
 
 @pytest.mark.long
 @pytest.mark.limit(1800)
-@hypothesis.settings(a_few, max_examples=1000)
+@hypothesis.settings(a_few, max_examples=300)
 @hypothesis.given(history=histories)
 async def test_it_behaves_as_a_plain_list_for_long(backend, history):
     await follow(backend, history)

@@ -58,6 +58,7 @@ def test_a_word_is_that_of_the_state_or_says_more_than_it():
     more = {word(state, why) for state, why in product(State, Why)} - plain
     assert more == {
         "completed", "failed", "exited", "gave up", "backing off", "scheduled", "paused", "draining", "stuck",
+        "degraded",
     }  # fmt: skip
 
 

@@ -65,6 +65,10 @@ def run(verb: Verb, values: dict[str, Any], socket: str | None, as_json: bool) -
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     out = Out(sys.stdout)
     try:
+        if verb.name == "submit":
+            from supervisor.cli.submit import submit
+
+            return submit(out, verb, values, socket, as_json)
         if verb.converses:
             from supervisor.cli.session import converse
 
@@ -86,7 +90,7 @@ def complain(text: str) -> None:
 
 def _ask(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_json: bool) -> int:
     connection = Connection(find_socket(socket))
-    if not (values.get("follow") or values.get("wait")):
+    if not (values.get("follow") or values.get("wait") or verb.name == "queue.wait"):
         return _converse(connection, out, verb, values, as_json)
     from supervisor.cli.wakeup import woken_by_signals
 
@@ -140,9 +144,13 @@ def failed(out: Out, verb: Verb, error: dict[str, Any], as_json: bool) -> int:
         show(out, verb, data, {}, as_json)
         out.flush()
     complain(error["message"]) if code != 78 else print(error["message"], file=sys.stderr)
-    if code == _INVALID_PARAMS:
-        return USAGE
-    return code if code > 0 else REFUSED
+    return exit_code(error)
+
+
+def exit_code(error: dict[str, Any]) -> int:
+    """The exit code that says the same as an error of the daemon."""
+    code: int = error["code"]
+    return USAGE if code == _INVALID_PARAMS else code if code > 0 else REFUSED
 
 
 def show(out: Out, verb: Verb, result: Any, values: dict[str, Any], as_json: bool) -> int:
@@ -239,6 +247,28 @@ def _show_history(out: Out, runs: Any, values: dict[str, Any]) -> None:
         out.line("\n".join(render.history(runs, out.colour, out.width)))
 
 
+def _show_queues(out: Out, rows: Any, values: dict[str, Any]) -> None:
+    out.line("\n".join(render.queues(rows, out.colour, out.width)) if rows else "no queues")
+
+
+def _show_items(out: Out, rows: Any, values: dict[str, Any]) -> None:
+    out.line("\n".join(render.items(rows, out.colour, out.width)) if rows else "no items")
+
+
+def _show_item(out: Out, item: Any, values: dict[str, Any]) -> None:
+    for line in render.item(item, out.colour):
+        out.line(line)
+
+
+def _show_ended(out: Out, rows: Any, values: dict[str, Any]) -> None:
+    for row in rows:
+        out.line(render.ended(row, out.colour))
+
+
+def _judge_ended(rows: Any, values: dict[str, Any]) -> int:
+    return 0 if all(row["state"] == "done" for row in rows) else REFUSED
+
+
 def _show_version(out: Out, result: Any, values: dict[str, Any]) -> None:
     out.line(f"{result['name']}: supervisor {result['version']}, pid {result['pid']}, {result['phase']}")
     out.line(f"file: {result['file'] or 'none'}")
@@ -266,6 +296,11 @@ RESULTS: dict[str, tuple[Callable[[Out, Any, dict[str, Any]], None], Callable[[A
     "events": (_show_end, _fine),
     "shutdown": (_show_shutdown, lambda result, values: REFUSED if result["survivors"] else 0),
     "history": (_show_history, _fine),
+    "queue.ls": (_show_queues, lambda rows, values: REFUSED if any(row["trouble"] for row in rows) else 0),
+    "queue.peek": (_show_items, _fine),
+    "queue.dead": (_show_items, _fine),
+    "queue.show": (_show_item, _fine),
+    "queue.wait": (_show_ended, _judge_ended),
     "version": (_show_version, _fine),
     "rpc.discover": (_show_json_anyway, _fine),
 }

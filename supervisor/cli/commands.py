@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from supervisor.cli.quick import reader
-from supervisor.control.verbs import FOREIGN, LATER, VERBS, Param, Verb
+from supervisor.control.verbs import FOREIGN, LATER, QUEUE, VERBS, Param, Verb
 
 LOADED = {
     "run": ("supervisor.daemon.command:run_command", "run the jobs of a TOML file, until told to stop"),
@@ -31,11 +31,13 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All that `--help` lists."""
-        return [*LOADED, *(verb.name for verb in LISTED)]
+        return [*LOADED, *dict.fromkeys(verb.spoken.split(" ")[0] for verb in LISTED)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, made or imported now."""
-        if cmd_name in VERBS and VERBS[cmd_name].command:
+        if cmd_name == QUEUE[:-1]:
+            return QueueCommands(cmd_name, help=f"{_QUEUES}.")
+        if cmd_name in VERBS and VERBS[cmd_name].command and not cmd_name.startswith(QUEUE):
             return control_command(VERBS[cmd_name])
         if cmd_name in LOADED:
             module, _, name = LOADED[cmd_name][0].partition(":")
@@ -60,7 +62,22 @@ class Commands(click.Group):
         with formatter.section("The file"):
             formatter.write_dl([(name, summary) for name, (_, summary) in LOADED.items()])
         with formatter.section("The running daemon"):
-            formatter.write_dl([(verb.name, verb.help) for verb in LISTED])
+            formatter.write_dl([(verb.spoken, verb.help) for verb in LISTED])
+
+
+_QUEUES = "Show queues and the items in them, and put right what went wrong"
+
+
+class QueueCommands(click.Group):
+    """The commands below `queue`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names without that."""
+        return [verb.name.removeprefix(QUEUE) for verb in LISTED if verb.name.startswith(QUEUE)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, made now."""
+        return control_command(VERBS[QUEUE + cmd_name]) if QUEUE + cmd_name in VERBS else None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,7 +99,7 @@ def control_command(verb: Verb) -> click.Command:
     params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print facts as JSON."))
     params.append(click.Option(["--socket"], metavar="PATH", help="The control socket of the daemon."))
     return click.Command(
-        verb.name,
+        verb.spoken.rpartition(" ")[2],
         params=params,
         callback=_callback(verb),
         help=verb.help[0].upper() + verb.help[1:] + ".",
@@ -112,7 +129,7 @@ def _parameter(param: Param) -> click.Parameter:
             required=param.required,
             metavar=_metavar(param),
             type=_Text(param) if param.type is int else None,
-            shell_complete=_complete_names if "NAME" in param.metavar else None,
+            shell_complete=_completion(param),
         )
     spelling = param.option
     if param.flag and param.default is True:
@@ -153,20 +170,40 @@ class _Text(click.ParamType[Any, str]):
 _EXPECTED = {"time": 'a time such as "10s", "1h30m" or a number of seconds', "number": "a whole number, not negative"}
 
 
+def _completion(param: Param) -> Any:
+    """What completes a word; None where nothing can."""
+    return _complete_names if "NAME" in param.metavar else _complete_queues if param.metavar == "QUEUE" else None
+
+
+def _complete_queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The queues that the running daemon has."""
+    return [
+        CompletionItem(row["name"], help=row["backend"])
+        for row in _asked(ctx, "queue.ls")
+        if row["name"].startswith(incomplete)
+    ]
+
+
 def _complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The names that the running daemon knows; none where no daemon answers."""
+    """The names that the running daemon knows."""
+    rows = _asked(ctx, "status")
+    return [CompletionItem(row["name"], help=row["word"]) for row in rows if row["name"].startswith(incomplete)]
+
+
+def _asked(ctx: click.Context, method: str) -> list[dict[str, Any]]:
+    """The rows that the running daemon answers with; none where no daemon answers."""
     import json
 
     from supervisor.control.wire import Connection, Unreachable, find_socket
 
-    parent = ctx.parent.params if ctx.parent else {}
+    named = ctx.params.get("socket") or ctx.find_root().params.get("socket")
     try:
-        connection = Connection(find_socket(ctx.params.get("socket") or parent.get("socket")))
-        connection.send("status", {})
-        rows = json.loads(connection.read_line(timeout=1.0) or b"{}").get("result", [])
+        connection = Connection(find_socket(named))
+        connection.send(method, {})
+        rows: list[dict[str, Any]] = json.loads(connection.read_line(timeout=1.0) or b"{}").get("result", [])
     except (Unreachable, TimeoutError):
         return []
-    return [CompletionItem(row["name"], help=row["word"]) for row in rows if row["name"].startswith(incomplete)]
+    return rows
 
 
 def _answering(name: str, text: str, code: int) -> click.Command:

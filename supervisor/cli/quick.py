@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from supervisor.control.verbs import VERBS, Param, Verb
+from supervisor.control.verbs import QUEUE, VERBS, Param, Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ def parse(argv: list[str]) -> tuple[Verb, dict[str, Any], str | None, bool] | No
     socket = None
     while words and words[0] == "--socket" and len(words) > 1:
         socket, words = words[1], words[2:]
+    if words[:1] == ["queue"] and len(words) > 1:
+        words[:2] = [QUEUE + words[1]]
+    elif words and words[0].startswith(QUEUE):
+        return None
     if not words or words[0] not in VERBS:
         return None
     verb = VERBS[words[0]]
@@ -98,7 +102,7 @@ def _options(verb: Verb) -> dict[str, tuple[str, Any]]:
     """Spelling -> the value's name, and what it is or how it is read."""
     options: dict[str, tuple[str, Any]] = {"--socket": ("socket", str), "--json": ("json", True)}
     for param in verb.params:
-        if param.positional:
+        if param.positional or param.many:
             continue
         options[param.option] = (param.name, True if param.flag else reader(param))
         if param.short:

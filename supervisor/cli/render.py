@@ -20,6 +20,7 @@ _COLOURS = {
     "draining": "yellow",
     "backing off": "yellow",
     "exited": "yellow",
+    "degraded": "yellow",
     "scheduled": "cyan",
     "paused": "cyan",
     "stopped": "dim",
@@ -29,6 +30,13 @@ _COLOURS = {
     "stuck": "red",
     "lost": "red",
     "not stored": "red",
+    "dead": "red",
+    "away": "red",
+    "open": "green",
+    "cancelling": "yellow",
+    "cancelled": "dim",
+    "expired": "dim",
+    "done": "dim",
 }
 
 
@@ -226,6 +234,108 @@ def _drawn(branches: list[dict[str, Any]], indent: str) -> Iterator[tuple[str, d
         last = index == len(branches) - 1
         yield indent + ("└─ " if last else "├─ "), branch["status"]
         yield from _drawn(branch["children"], indent + ("   " if last else "│  "))
+
+
+def queues(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]:
+    """The lines of `queue ls`. A queue whose engine is away has no numbers, but its trouble."""
+    counts = ("waiting", "delayed", "running", "done", "dead", "cancelled", "expired")
+    columns = [
+        _column("QUEUE", [row["name"] for row in rows]),
+        _column("STATE", ["away" if row["trouble"] else "paused" if row["paused"] else "open" for row in rows]),
+        *(_column(count.upper(), [_number(row[count]) for row in rows], right=True) for count in counts),
+        _column("OLDEST", ["-" if row["oldest"] is None else span(row["oldest"]) for row in rows], right=True),
+        _column("BACKEND", [clean(row["backend"]) for row in rows]),
+        ["JOBS", *(clean(row["trouble"] or ", ".join(row["jobs"]) or "-") for row in rows)],
+    ]
+    yield from _painted(columns, 1, colour, width)
+
+
+def _number(count: int | None) -> str:
+    return "-" if count is None else str(count)
+
+
+def items(rows: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]:
+    """The lines of `queue peek` and `queue dead`: what an item is about comes last, or the error it died of."""
+    now = _now()
+    columns = [
+        _column("ITEM", [clean(row["id"]) for row in rows]),
+        _column("STATE", [_item_state(row) for row in rows]),
+        _column("AGE", [span(now - epoch(row["put_at"])) for row in rows], right=True),
+        _column("ATTEMPTS", [str(row["attempts"]) for row in rows], right=True),
+        _column("PRIORITY", [row["priority"] for row in rows]),
+        _column("DUE", [_due(row, now) for row in rows], right=True),
+        ["ERROR" if any(row["error"] for row in rows) else "PAYLOAD", *(clean(row["error"] or _payload(row)) for row in rows)],
+    ]
+    if all(row["state"] != "waiting" for row in rows):
+        del columns[5]
+    yield from _painted(columns, 1, colour, width)
+
+
+def _painted(columns: list[list[str]], state: int, colour: bool, width: int) -> Iterator[str]:
+    """The lines of a table whose column `state` has words with colours."""
+    if width:
+        _fit(columns, width)
+    if colour:
+        columns[state][1:] = [paint(cell, _COLOURS.get(cell.rstrip(), ""), True) for cell in columns[state][1:]]
+    head, *lines = map("  ".join, zip(*columns, strict=True))
+    yield paint(head.rstrip(), "bold", colour)
+    yield from lines
+
+
+def _item_state(row: dict[str, Any]) -> str:
+    return "cancelling" if row["cancelling"] else str(row["state"])
+
+
+def _due(row: dict[str, Any], now: float) -> str:
+    left = epoch(row["ready_at"]) - now
+    return "-" if row["state"] != "waiting" else f"in {span(left)}" if left > 0 else "now"
+
+
+def _payload(row: dict[str, Any]) -> str:
+    return f"({size(row['bytes'])})" if row["payload"] is None else _json(row["payload"])
+
+
+def _json(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def ended(item: dict[str, Any], colour: bool) -> str:
+    """One line for an item that has ended: what came of it."""
+    state = paint(item["state"], _COLOURS.get(item["state"], "green"), colour)
+    what = (
+        item["error"] if item["error"] and item["state"] != "done" else "" if item["result"] is None else _json(item["result"])
+    )
+    return f"{clean(item['id'])}: {state}" + (f": {clean(what)}" if what else "")
+
+
+_MOMENTS = ("put_at", "ready_at", "expires_at", "started_at", "ended_at", "lease_until")
+
+
+def item(found: dict[str, Any], colour: bool) -> Iterator[str]:
+    """The lines of `queue show`: all that is known of an item."""
+    facts: dict[str, str] = {}
+    for key, value in found.items():
+        if value in (None, False) or key in ("id", "traceback", "payload", "result"):
+            continue
+        shown = _day_and_time(value) if key in _MOMENTS else size(value) if key == "bytes" else _fact(key, value)
+        facts[key.replace("_", " ")] = clean(shown)
+    wide = max(map(len, facts))
+    yield paint(clean(found["id"]), "bold", colour)
+    yield from (f"  {name:<{wide}}  {value}" for name, value in facts.items())
+    for key in ("payload", "result"):
+        if found[key] is not None:
+            yield f"{key}: {clean(_json(found[key]))}"
+    if found["traceback"]:
+        yield from map(clean, found["traceback"].splitlines())
+
+
+def _fact(key: str, value: object) -> str:
+    if key != "progress":
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    assert isinstance(value, list)
+    return f"{value[0]:g}" + ("" if value[1] is None else f" of {value[1]:g}")
 
 
 def history(runs: list[dict[str, Any]], colour: bool, width: int) -> Iterator[str]:

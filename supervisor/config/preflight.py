@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from supervisor.accounts import gid_of, identity_of, user_of
 from supervisor.config.reading import quoted
@@ -300,6 +300,7 @@ class _Function(NamedTuple):
     kind: str | None = None
     args: Mapping[str, Any] = MappingProxyType({})
     offered: bool = False
+    gets: Literal["", "item", "batch"] = ""
 
     @property
     def module(self) -> str:
@@ -309,12 +310,14 @@ class _Function(NamedTuple):
 def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
     """The functions that a job names, its own under the job's name, others under `name.ready` and so on."""
     if spec.call is not None:
-        yield name, _Function(spec.call, spec.kind, spec.args or {})
+        gets: Literal["", "item", "batch"] = "" if not spec.pooled else "item" if spec.batch is None else "batch"
+        yield name, _Function(spec.call, spec.kind, spec.args or {}, gets=gets)
     for key, probe in _probes(spec):
         if probe.call is not None:
             yield f"{name}.{key}", _Function(probe.call)
     if spec.fallback is not None:
-        yield f"{name}.fallback", _Function(spec.fallback, args={**(spec.args or {}), "failure": Exception()}, offered=True)
+        known = {"failure": Exception(), "item": None} if spec.pooled else {"failure": Exception()}
+        yield f"{name}.fallback", _Function(spec.fallback, args={**(spec.args or {}), **known}, offered=True)
 
 
 def _inspect(config: Config, functions: Mapping[str, _Function], environ: Mapping[str, str], limit: float) -> dict[str, Any]:
@@ -362,6 +365,7 @@ def _inspector(
             "kind": function.kind,
             "args": {key: _type_name(value) for key, value in function.args.items()},
             "offered": function.offered,
+            "gets": function.gets,
         }
         for name, function in functions.items()
     ]

@@ -7,15 +7,44 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import trio
 
-from supervisor.control.client import CHUNK, FINISHED, Names, T, arguments, item_of, outcome, settings
-from supervisor.control.messages import Attached, Branch, End, Finished, LogLine, Output, Reload, Reply, Shutdown, Version
+from supervisor.control.client import (
+    CHUNK,
+    FINISHED,
+    Names,
+    T,
+    When,
+    arguments,
+    chunks,
+    counting,
+    item_of,
+    moment,
+    outcome,
+    returned,
+    settings,
+    submission,
+)
+from supervisor.control.messages import (
+    Attached,
+    Branch,
+    End,
+    Finished,
+    ItemStatus,
+    LogLine,
+    Output,
+    QueueStatus,
+    Reload,
+    Reply,
+    Shutdown,
+    Submitted,
+    Version,
+)
 from supervisor.control.wire import Unreachable, find_socket, patience, short_address, unreachable
 from supervisor.errors import ControlError
 from supervisor.state import Answer, JobStatus, LimitStatus, PastRun
@@ -80,7 +109,7 @@ class AsyncClient:
         return await self._call("run-now", list[Answer], names=names, wait=wait, timeout=timeout)
 
     async def pause(self, names: Names) -> list[Answer]:
-        """Make no new runs."""
+        """Make no new runs; take no more items."""
         return await self._call("pause", list[Answer], names=names)
 
     async def resume(self, names: Names) -> list[Answer]:
@@ -88,8 +117,105 @@ class AsyncClient:
         return await self._call("resume", list[Answer], names=names)
 
     async def cancel(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
-        """End the run in hand of jobs, or runs by their ids."""
+        """End the run in hand of jobs; or runs, or items, by their ids."""
         return await self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    async def submit(
+        self,
+        queue: str,
+        item: Any,
+        *,
+        id: str = "",
+        priority: str = "",
+        delay: float | None = None,
+        at: When = "",
+        expire: float | None = None,
+        keep: bool = False,
+        timeout: float | None = None,
+    ) -> str:
+        """Put an item into a queue; its id, once it is stored, or that of the one that it is merged with.
+
+        With an `id`, putting it again stores nothing twice: what raised, or was cut short, may be done again. `keep` it for
+        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError 75.
+        Raises ControlError where the queue's `unique` rejects it.
+        """
+        options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep}
+        (done,) = await self.submit_many(queue, [item], id=[id] if id else (), timeout=timeout, **options)
+        if done.what == "rejected":
+            raise ControlError(f"{queue}: not stored: {done.id} has its key", data=done)
+        return done.id
+
+    async def submit_many(
+        self,
+        queue: str,
+        items: Iterable[Any],
+        *,
+        id: Sequence[str] = (),
+        priority: str = "",
+        delay: float | None = None,
+        at: When = "",
+        expire: float | None = None,
+        keep: bool = False,
+        result: bool = False,
+        timeout: float | None = None,
+    ) -> list[Submitted]:
+        """Put many items, in as many requests as they need; what became of each. With `result`, also what came of it.
+
+        Where it raises ControlError, its `data` says how many are `stored`: of the first ones.
+        """
+        until = None if timeout is None else trio.current_time() + timeout
+        options = {"priority": priority, "delay": delay, "at": moment(at), "expire": expire, "keep": keep, "result": result}
+        done: list[Submitted] = []
+        for chunk in chunks(items):
+            left = None if until is None else max(0.0, until - trio.current_time())
+            ids = id[len(done) : len(done) + len(chunk)]
+            with counting(len(done)):
+                done += await self._submit(submission(queue, chunk, ids, {**options, "timeout": left}))
+        return done
+
+    async def result(self, id: str, *, queue: str = "", timeout: float | None = None) -> Any:
+        """Wait until an item has ended: what it returned. Raises ControlError, its `data` the item, where it has failed.
+
+        Of what returned nothing only what was put with `keep` is known for a while.
+        """
+        (item,) = await self.queue_wait([id], queue=queue, timeout=timeout)
+        return returned(item)
+
+    async def queue_ls(self, *names: str) -> list[QueueStatus]:
+        """How queues stand; all without names."""
+        return await self._call("queue.ls", list[QueueStatus], names=names)
+
+    async def queue_peek(self, queue: str, *, state: str = "waiting", lines: int = 20) -> list[ItemStatus]:
+        """The next items of a queue, or the last ones of another state."""
+        return await self._call("queue.peek", list[ItemStatus], queue=queue, state=state, lines=lines)
+
+    async def queue_dead(self, queue: str, *, lines: int = 20) -> list[ItemStatus]:
+        """The dead items of a queue, the latest first."""
+        return await self._call("queue.dead", list[ItemStatus], queue=queue, lines=lines)
+
+    async def queue_show(self, id: str, *, queue: str = "") -> ItemStatus:
+        """All that is known of an item."""
+        return await self._call("queue.show", ItemStatus, id=id, queue=queue)
+
+    async def queue_wait(self, ids: Sequence[str], *, queue: str = "", timeout: float | None = None) -> list[ItemStatus]:
+        """Wait until these items have ended."""
+        return await self._call("queue.wait", list[ItemStatus], ids=list(ids), queue=queue, timeout=timeout)
+
+    async def queue_requeue(self, queue: str, ids: Sequence[str] = (), *, all: bool = False) -> list[Answer]:
+        """Give dead items, or `all` of them, their attempts anew."""
+        return await self._call("queue.requeue", list[Answer], queue=queue, ids=list(ids), all=all)
+
+    async def queue_purge(self, queue: str, state: str) -> list[Answer]:
+        """Remove all items of a state (not running)."""
+        return await self._call("queue.purge", list[Answer], queue=queue, state=state)
+
+    async def queue_pause(self, queue: str) -> list[Answer]:
+        """Have nobody take items from a queue, on whatever host."""
+        return await self._call("queue.pause", list[Answer], queue=queue)
+
+    async def queue_resume(self, queue: str) -> list[Answer]:
+        """End that."""
+        return await self._call("queue.resume", list[Answer], queue=queue)
 
     async def limits(self, *names: str) -> list[LimitStatus]:
         """How limits stand, by their names or those of jobs that have some to themselves; all without names."""
@@ -156,8 +282,14 @@ class AsyncClient:
         return await self._call("rpc.discover", dict[str, Any])
 
     async def _call(self, method: str, result: type[T], **params: Any) -> T:
+        return await self._ask(method, msgspec.json.encode(arguments(method, params)), result)
+
+    async def _submit(self, params: bytes) -> list[Submitted]:
+        return await self._ask("submit", params, list[Submitted])
+
+    async def _ask(self, method: str, params: bytes, result: type[T]) -> T:
         async with await _connect(self._path) as stream:
-            await _send(stream, method, params)
+            await _send_encoded(stream, method, params)
             reply = await _Replies(stream, self._path).read()
             return outcome(reply, result)
 
@@ -296,9 +428,12 @@ class _Replies:
 
 
 async def _send(stream: trio.SocketStream, method: str, params: dict[str, Any], identity: int = _ID) -> None:
-    request = {"jsonrpc": "2.0", "id": identity, "method": method, "params": arguments(method, params)}
+    await _send_encoded(stream, method, msgspec.json.encode(arguments(method, params)), identity)
+
+
+async def _send_encoded(stream: trio.SocketStream, method: str, params: bytes, identity: int = _ID) -> None:
     try:
-        await stream.send_all(msgspec.json.encode(request) + b"\n")
+        await stream.send_all(b'{"jsonrpc":"2.0","id":%d,"method":"%b","params":%b}\n' % (identity, method.encode(), params))
     except trio.BrokenResourceError:
         pass  # what the daemon had to say before it closed may still be there to read
 

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 import msgspec
 
 from supervisor.control import messages
-from supervisor.control.messages import Attached, Branch, End, Finished, LogLine, Output, Reload, Reply, Shutdown, Version
+from supervisor.control.messages import (
+    Attached,
+    Branch,
+    End,
+    Finished,
+    ItemStatus,
+    LogLine,
+    Output,
+    QueueStatus,
+    Reload,
+    Reply,
+    Shutdown,
+    Submitted,
+    Version,
+)
 from supervisor.control.verbs import VERBS
 from supervisor.control.wire import Connection, Unreachable, find_socket
 from supervisor.errors import ControlError
 from supervisor.state import Answer, JobStatus, LimitStatus, PastRun
 
 Names = str | Sequence[str]
+When = datetime | str
+"""A moment: one without a zone is of the daemon's own; the empty text is none."""
+
 T = TypeVar("T")
 
 CHUNK = 1 << 16
 """The most that is written to a job at once: base64 of it stays far below what a request may have."""
+
+_ITEMS_SIZE, _ITEMS = 1 << 18, 2000
+"""Bytes and items that one request carries, unless one item alone has more."""
 
 FINISHED: Any = Finished | None
 
@@ -32,8 +55,7 @@ class Refusal(ControlError):
     """The daemon answered with an error: `code` is the exit code that fits (or JSON-RPC's), `data` what it said besides."""
 
     def __init__(self, fault: messages.Fault) -> None:
-        self.data = fault.data
-        super().__init__(fault.message, fault.code)
+        super().__init__(fault.message, fault.code, fault.data)
 
 
 class Client:
@@ -98,7 +120,7 @@ class Client:
         return self._call("run-now", list[Answer], names=names, wait=wait, timeout=timeout)
 
     def pause(self, names: Names) -> list[Answer]:
-        """Make no new runs."""
+        """Make no new runs; take no more items."""
         return self._call("pause", list[Answer], names=names)
 
     def resume(self, names: Names) -> list[Answer]:
@@ -106,8 +128,105 @@ class Client:
         return self._call("resume", list[Answer], names=names)
 
     def cancel(self, names: Names, *, wait: bool = True, timeout: float | None = None) -> list[Answer]:
-        """End the run in hand of jobs, or runs by their ids."""
+        """End the run in hand of jobs; or runs, or items, by their ids."""
         return self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
+
+    def submit(
+        self,
+        queue: str,
+        item: Any,
+        *,
+        id: str = "",
+        priority: str = "",
+        delay: float | None = None,
+        at: When = "",
+        expire: float | None = None,
+        keep: bool = False,
+        timeout: float | None = None,
+    ) -> str:
+        """Put an item into a queue; its id, once it is stored, or that of the one that it is merged with.
+
+        With an `id`, putting it again stores nothing twice: what raised, or was cut short, may be done again. `keep` it for
+        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError 75.
+        Raises ControlError where the queue's `unique` rejects it.
+        """
+        options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep}
+        (done,) = self.submit_many(queue, [item], id=[id] if id else (), timeout=timeout, **options)
+        if done.what == "rejected":
+            raise ControlError(f"{queue}: not stored: {done.id} has its key", data=done)
+        return done.id
+
+    def submit_many(
+        self,
+        queue: str,
+        items: Iterable[Any],
+        *,
+        id: Sequence[str] = (),
+        priority: str = "",
+        delay: float | None = None,
+        at: When = "",
+        expire: float | None = None,
+        keep: bool = False,
+        result: bool = False,
+        timeout: float | None = None,
+    ) -> list[Submitted]:
+        """Put many items, in as many requests as they need; what became of each. With `result`, also what came of it.
+
+        Where it raises ControlError, its `data` says how many are `stored`: of the first ones.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        options = {"priority": priority, "delay": delay, "at": moment(at), "expire": expire, "keep": keep, "result": result}
+        done: list[Submitted] = []
+        for chunk in chunks(items):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            ids = id[len(done) : len(done) + len(chunk)]
+            with counting(len(done)):
+                done += self._submit(submission(queue, chunk, ids, {**options, "timeout": left}), left)
+        return done
+
+    def result(self, id: str, *, queue: str = "", timeout: float | None = None) -> Any:
+        """Wait until an item has ended: what it returned. Raises ControlError, its `data` the item, where it has failed.
+
+        Of what returned nothing only what was put with `keep` is known for a while.
+        """
+        (item,) = self.queue_wait([id], queue=queue, timeout=timeout)
+        return returned(item)
+
+    def queue_ls(self, *names: str) -> list[QueueStatus]:
+        """How queues stand; all without names."""
+        return self._call("queue.ls", list[QueueStatus], names=names)
+
+    def queue_peek(self, queue: str, *, state: str = "waiting", lines: int = 20) -> list[ItemStatus]:
+        """The next items of a queue, or the last ones of another state."""
+        return self._call("queue.peek", list[ItemStatus], queue=queue, state=state, lines=lines)
+
+    def queue_dead(self, queue: str, *, lines: int = 20) -> list[ItemStatus]:
+        """The dead items of a queue, the latest first."""
+        return self._call("queue.dead", list[ItemStatus], queue=queue, lines=lines)
+
+    def queue_show(self, id: str, *, queue: str = "") -> ItemStatus:
+        """All that is known of an item."""
+        return self._call("queue.show", ItemStatus, id=id, queue=queue)
+
+    def queue_wait(self, ids: Sequence[str], *, queue: str = "", timeout: float | None = None) -> list[ItemStatus]:
+        """Wait until these items have ended."""
+        return self._call("queue.wait", list[ItemStatus], ids=list(ids), queue=queue, timeout=timeout)
+
+    def queue_requeue(self, queue: str, ids: Sequence[str] = (), *, all: bool = False) -> list[Answer]:
+        """Give dead items, or `all` of them, their attempts anew."""
+        return self._call("queue.requeue", list[Answer], queue=queue, ids=list(ids), all=all)
+
+    def queue_purge(self, queue: str, state: str) -> list[Answer]:
+        """Remove all items of a state (not running)."""
+        return self._call("queue.purge", list[Answer], queue=queue, state=state)
+
+    def queue_pause(self, queue: str) -> list[Answer]:
+        """Have nobody take items from a queue, on whatever host."""
+        return self._call("queue.pause", list[Answer], queue=queue)
+
+    def queue_resume(self, queue: str) -> list[Answer]:
+        """End that."""
+        return self._call("queue.resume", list[Answer], queue=queue)
 
     def limits(self, *names: str) -> list[LimitStatus]:
         """How limits stand, by their names or those of jobs that have some to themselves; all without names."""
@@ -171,9 +290,16 @@ class Client:
     def _call(self, method: str, result: type[T], **params: Any) -> T:
         asked = self._connection.send(method, arguments(method, params))
         timeout = params.get("timeout")
+        return self._answer(asked, result, timeout)
+
+    def _submit(self, params: bytes, timeout: float | None) -> list[Submitted]:
+        return self._answer(self._connection.send_encoded("submit", params), list[Submitted], timeout)
+
+    def _answer(self, asked: int, result: type[T], timeout: float | None) -> T:
+        """The answer to one request; where the daemon could not even read its id, nobody else's comes."""
         while True:
             reply = self._read(None if timeout is None else timeout + _GRACE)
-            if reply.id == asked and reply.method is None:
+            if reply.method is None and reply.id in (asked, None):
                 return outcome(reply, result)
 
     def _talk(self, method: str, **params: Any) -> Talk:
@@ -269,6 +395,50 @@ def arguments(method: str, params: dict[str, Any]) -> dict[str, Any]:
         params["names"] = [params["names"]]
     known = {param.name: param for param in VERBS[method].params}
     return {name: value for name, value in params.items() if known[name].required or value != known[name].default}
+
+
+def moment(at: When) -> str:
+    """As it is sent."""
+    return at.isoformat() if isinstance(at, datetime) else at
+
+
+def chunks(items: Iterable[Any]) -> Iterator[list[bytes]]:
+    """Items as JSON, as many together as one request carries. Raises what msgspec does of what is no JSON."""
+    chunk: list[bytes] = []
+    size = 0
+    for item in items:
+        text = msgspec.json.encode(item)
+        if chunk and (size + len(text) > _ITEMS_SIZE or len(chunk) == _ITEMS):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(text)
+        size += len(text)
+    if chunk:
+        yield chunk
+
+
+def submission(queue: str, items: Sequence[bytes], ids: Sequence[str], options: Mapping[str, Any]) -> bytes:
+    """The params of a `submit`."""
+    params = msgspec.json.encode(arguments("submit", {**options, "queue": queue, "id": list(ids), "items": ["it"]}))
+    return params.replace(b'"items":["it"]', b'"items":[%b]' % b",".join(items))
+
+
+@contextmanager
+def counting(stored: int) -> Iterator[None]:
+    """So many were stored before what is done here: an error says how many in all."""
+    try:
+        yield
+    except ControlError as problem:
+        data = problem.data if isinstance(problem.data, dict) else {}
+        problem.data = {**data, "stored": stored + data.get("stored", 0)}
+        raise
+
+
+def returned(item: ItemStatus) -> Any:
+    """What an item returned that has ended. Raises ControlError where it has failed."""
+    if item.state != "done":
+        raise ControlError(f"{item.id}: {item.state}" + (f": {item.error}" if item.error else ""), data=item)
+    return item.result
 
 
 def outcome(reply: Reply, result: type[T]) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -156,6 +156,71 @@ class Shutdown(msgspec.Struct, frozen=True, kw_only=True):
     survivors: tuple[str, ...] = ()
 
 
+class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue as it stands. Where its engine does not answer, `trouble` says so, and the numbers are null."""
+
+    name: str
+    backend: str
+    """As the file says it, without a password."""
+    jobs: tuple[str, ...]
+    """Those that handle its items here; other daemons may have others."""
+    paused: bool | None = None
+    size: int
+    """How many may wait."""
+    waiting: int | None = None
+    delayed: int | None = None
+    running: int | None = None
+    done: int | None = None
+    dead: int | None = None
+    cancelled: int | None = None
+    expired: int | None = None
+    oldest: float | None = None
+    """Seconds that the first has waited."""
+    trouble: str | None = None
+
+
+class ItemStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """An item of a queue. Moments are RFC 3339 in UTC, by the clock of the engine."""
+
+    id: str
+    queue: str
+    state: str
+    """waiting, running, done, dead, cancelled or expired."""
+    attempts: int
+    priority: str
+    put_at: str
+    ready_at: str
+    """Since when, or from when on, it may be claimed."""
+    expires_at: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    lease_until: str | None = None
+    owner: str | None = None
+    """Who has it, or had it last."""
+    key: str | None = None
+    group: str | None = None
+    cancelling: bool = False
+    progress: tuple[float, float | None] | None = None
+    error: str | None = None
+    traceback: str | None = None
+    bytes: int
+    """The length of the payload."""
+    payload: Any = None
+    """Left out (null) of lists where it is long."""
+    result: Any = None
+
+
+class Submitted(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an item that was put: `stored` as its id says; `known`, an item of this id was there already; `merged` or
+    `rejected`, `id` is the item whose key it has; `replaced`, stored in the place of one that waited, which is gone.
+    """
+
+    id: str
+    what: Literal["stored", "known", "merged", "replaced", "rejected"]
+    ended: ItemStatus | None = None
+    """With `result`: what came of it."""
+
+
 RESULTS: dict[str, Any] = {
     "status": list[JobStatus],
     "tree": list[Branch],
@@ -169,6 +234,16 @@ RESULTS: dict[str, Any] = {
     "pause": list[Answer],
     "resume": list[Answer],
     "cancel": list[Answer],
+    "submit": list[Submitted],
+    "queue.ls": list[QueueStatus],
+    "queue.peek": list[ItemStatus],
+    "queue.dead": list[ItemStatus],
+    "queue.show": ItemStatus,
+    "queue.wait": list[ItemStatus],
+    "queue.requeue": list[Answer],
+    "queue.purge": list[Answer],
+    "queue.pause": list[Answer],
+    "queue.resume": list[Answer],
     "limits": list[LimitStatus],
     "metrics": str,
     "logs": End,
@@ -196,7 +271,7 @@ def request_type(verb: Verb) -> type[msgspec.Struct]:
 
 def _checked(param: Param) -> Any:
     """The type of a param, and what holds for all like it: a required list is not empty, no number is negative."""
-    kind: Any = param.type
+    kind: Any = list[Raw] if param.type == list[object] else param.type
     if param.many:
         return Annotated[kind, Meta(description=param.help, min_length=int(param.required))]
     if kind is int:
@@ -217,12 +292,14 @@ def _default(param: Param) -> Any:
 
 def read_params(verb: Verb, params: Raw | UnsetType) -> dict[str, Any]:
     """The params of a request, by name, complete with defaults. Raises msgspec.ValidationError with a sentence."""
-    given = {} if params is UNSET else msgspec.json.decode(params)
-    if isinstance(given, list):
-        if len(given) > len(verb.params):
-            raise msgspec.ValidationError(f"takes at most {len(verb.params)} params, got {len(given)}")
-        given = {param.name: value for param, value in zip(verb.params, given, strict=False)}
-    return msgspec.structs.asdict(msgspec.convert(given, type=request_type(verb)))
+    given = b"{}" if params is UNSET else bytes(params)
+    if given.lstrip()[:1] == b"[":
+        values = msgspec.json.decode(given, type=list[Raw])
+        if len(values) > len(verb.params):
+            raise msgspec.ValidationError(f"takes at most {len(verb.params)} params, got {len(values)}")
+        named = {param.name: value for param, value in zip(verb.params, values, strict=False)}
+        given = msgspec.json.encode(named)
+    return msgspec.structs.asdict(msgspec.json.decode(given, type=request_type(verb)))
 
 
 def encode(value: object) -> bytes:

@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import math
 import os
 import pwd
+import re
 import select
 import signal as signals
 import socket
@@ -31,7 +33,7 @@ import structlog
 import trio
 
 from supervisor import __version__
-from supervisor.control import messages, sessions
+from supervisor.control import items, messages, sessions
 from supervisor.control.listener import Place
 from supervisor.control.messages import Branch, End, Envelope, Fault, LogLine, Reload, Shutdown, Snapshot, Version
 from supervisor.control.verbs import LATER, VERBS, Verb
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
 
 SUPERVISOR = "supervisor"
 MAX_REQUEST = 1 << 20
+MAX_SUBMIT = 1 << 26
+"""Bytes of a `submit`: what it carries is not ours to judge."""
+
 MAX_CLIENTS = 1024
 MAX_UNDER_WAY = 1024
 """Requests of one connection that may be under way; the next one is read when one of them is done."""
@@ -108,6 +113,8 @@ class Server:
         self.history = history
         self.table = Table(tree.journal)
         self.version = __version__
+        self.checks: dict[str, Callable[[Any], None]] = {}
+        """By function: what says of an item whether it takes that."""
         self._place = place
         self._allowed: dict[int, str] = {}
         self._clients = 0
@@ -326,7 +333,8 @@ class Connection:
     async def _reply(self, line: bytes | None) -> bytes:
         """What to send for one line; None is a line that was too long to keep."""
         if line is None:
-            return _failure(b"null", Fault(messages.INVALID_REQUEST, f"request is over {MAX_REQUEST} bytes"))
+            limits = f"{MAX_REQUEST} bytes ({MAX_SUBMIT} for a submit that names its method before its params)"
+            return _failure(b"null", Fault(messages.INVALID_REQUEST, f"request is over {limits}"))
         try:
             line.decode()  # msgspec does not look into what it hands on raw
             batch = msgspec.json.decode(line, type=list[msgspec.Raw]) if line[:1] == b"[" else None
@@ -380,7 +388,7 @@ class Connection:
         except (Refused, trio.BrokenResourceError, trio.ClosedResourceError):
             raise
         except ControlError as problem:
-            raise Refused(problem.code, str(problem)) from None
+            raise Refused(problem.code, str(problem), msgspec.to_builtins(problem.data)) from None
         except SpecError as problem:
             places = [messages.Place(**asdict(fault)) for fault in problem.problems]
             raise Refused(messages.FILE_IS_WRONG, str(problem), msgspec.to_builtins(places)) from None
@@ -398,7 +406,7 @@ class Refused(Exception):
 
 
 class Requests:
-    """The lines of a stream, each in memory only up to `MAX_REQUEST`."""
+    """The lines of a stream, each in memory only up to `MAX_REQUEST`, or `MAX_SUBMIT`."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
@@ -416,7 +424,7 @@ class Requests:
     async def _line(self) -> bytes | None:
         too_long = False
         while (end := self._buffer.find(b"\n", self._searched)) < 0:
-            if len(self._buffer) > MAX_REQUEST:
+            if len(self._buffer) > MAX_REQUEST and len(self._buffer) > _most(self._buffer):
                 too_long = True
                 self._buffer.clear()
             self._searched = len(self._buffer)
@@ -426,16 +434,25 @@ class Requests:
                 end = len(self._buffer)
                 break
             self._buffer += chunk
-        line = bytes(self._buffer[:end])
+        with memoryview(self._buffer) as received:
+            line = bytes(received[:end])
         del self._buffer[: end + 1]
         self._searched = 0
-        return None if too_long or len(line) > MAX_REQUEST else line
+        return None if too_long or (len(line) > MAX_REQUEST and len(line) > _most(line)) else line
 
     async def _receive(self) -> bytes:
         try:
             return bytes(await self._stream.receive_some(_CHUNK))
         except trio.BrokenResourceError:
             return b""
+
+
+_SUBMIT = re.compile(rb'\s*\{[^{}\[\]]*"method"\s*:\s*"submit"')
+
+
+def _most(line: bytes | bytearray) -> int:
+    """How long a request may be that begins like this."""
+    return MAX_SUBMIT if _SUBMIT.match(line, 0, 1024) else MAX_REQUEST
 
 
 async def _cancel_on_hangup(descriptor: int, scope: trio.CancelScope) -> None:
@@ -567,6 +584,26 @@ async def _order(call: Call, names: list[str], wait: bool = True, timeout: float
     return await _answers(call.verb, call.tree.order(call.verb, names, by=call.by, **options), wait, timeout)
 
 
+async def _cancel(call: Call, names: list[str], wait: bool, timeout: float | None) -> list[Answer]:
+    """Runs, and items: a word that names neither job nor run may be the id of an item."""
+    others = [name for name in names if not _names_a_job(call.tree, name)] if call.tree.queues.names else []
+    found = {name: await items.find(call.tree, name) for name in others}
+    if unknown := [name for name, record in found.items() if record is None]:
+        raise ControlError(f"no job, run or item {unknown[0]!r}", ControlError.NO_SUCH_NAME)
+    runs = [name for name in names if name not in found]
+    call.tree.resolve([name.partition("#")[0] for name in runs])
+    call.record(names)
+    until = math.inf if timeout is None else trio.current_time() + timeout
+    orders = call.tree.order(call.verb, runs, by=call.by)
+    cancelled = await items.cancel(call, [record for record in found.values() if record is not None], wait, until)
+    left = None if timeout is None else max(0.0, until - trio.current_time())
+    return cancelled + await _answers(call.verb, orders, wait, left)
+
+
+def _names_a_job(tree: Supervisor, name: str) -> bool:
+    return name.partition("#")[0] in tree.nodes or not set("*?").isdisjoint(name)
+
+
 async def _limits(call: Call, names: list[str]) -> list[LimitStatus]:
     return call.tree.limit_status(*names)
 
@@ -576,8 +613,8 @@ async def _metrics(call: Call) -> str:
         from supervisor.metrics import exposition
     except ImportError as error:
         raise ControlError(f"metrics need the extra `metrics`: pip install 'trio-supervisor[metrics]' ({error})") from None
-    jobs, limits = call.tree.status(), call.tree.limit_status()
-    return await trio.to_thread.run_sync(exposition, jobs, limits, limiter=trio.CapacityLimiter(1))
+    rows = call.tree.status(), call.tree.limit_status(), call.tree.queues.tallies()
+    return await trio.to_thread.run_sync(exposition, *rows, limiter=trio.CapacityLimiter(1))
 
 
 async def _signal(call: Call, name: str, signal: str, group: bool) -> list[Answer]:
@@ -769,7 +806,17 @@ HANDLERS: dict[str, Callable[..., Awaitable[object]]] = {
     "run-now": _order,
     "pause": _order,
     "resume": _order,
-    "cancel": _order,
+    "cancel": _cancel,
+    "submit": items.submit,
+    "queue.ls": items.queues,
+    "queue.peek": items.peek,
+    "queue.dead": items.peek,
+    "queue.show": items.show,
+    "queue.wait": items.wait,
+    "queue.requeue": items.requeue,
+    "queue.purge": items.purge,
+    "queue.pause": items.pause,
+    "queue.resume": items.resume,
     "limits": _limits,
     "metrics": _metrics,
     "logs": _logs,

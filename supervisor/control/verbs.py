@@ -13,9 +13,9 @@ from __future__ import annotations
 class Param:
     """One parameter of a verb. Without a `default` it must be given.
 
-    `type` is what JSON carries (`float` is seconds). For the command line: `positional` ones stand alone, others are
-    `--name`, with `short` as a second spelling; a flag that defaults to true also gets `--no-name`. A `rest` takes every word
-    from the first on, whatever it looks like.
+    `type` is what JSON carries (`float` is seconds, `list[object]` any JSON values). For the command line: `positional` ones
+    stand alone, others are `--name`, with `short` as a second spelling; a flag that defaults to true also gets `--no-name`. A
+    `rest` takes every word from the first on, whatever it looks like.
     """
 
     __slots__ = ("default", "help", "metavar", "name", "positional", "required", "rest", "short", "type")
@@ -45,7 +45,7 @@ class Param:
     @property
     def many(self) -> bool:
         """Whether it is a list."""
-        return self.type == list[str]
+        return self.type in (list[str], list[object])
 
     @property
     def flag(self) -> bool:
@@ -63,7 +63,8 @@ class Verb:
 
     `changes` verbs are recorded with who asked. `streams` verbs answer with notifications that carry the request's id, and
     with a result only where they come to an end; `converses`: meanwhile the caller has more to say, with `input`. `hidden`
-    ones have a command, but not in the list of commands; without `command` there is none.
+    ones have a command, but not in the list of commands; without `command` there is none. On the command line, `queue.ls` is
+    `queue ls`.
     """
 
     __slots__ = ("changes", "command", "converses", "help", "hidden", "name", "params", "streams")
@@ -88,6 +89,14 @@ class Verb:
         self.hidden = hidden
         self.command = command
 
+    @property
+    def spoken(self) -> str:
+        """As it is typed."""
+        return self.name.replace(".", " ") if self.name.startswith(QUEUE) else self.name
+
+
+QUEUE = "queue."
+"""What the names of the verbs begin with that are about queues."""
 
 _SOME = Param("names", list[str], "jobs or supervisors; * and ? are globs; none: all", (), positional="NAME")
 _NAMES = Param("names", list[str], "jobs or supervisors; * and ? are globs", positional="NAME")
@@ -95,6 +104,11 @@ _WAIT = Param("wait", bool, "answer when it is done; otherwise when it is accept
 _TIMEOUT = Param(
     "timeout", float | None, "stop waiting after this long, with exit code 75; what was asked for goes on", None, metavar="TIME"
 )
+
+_QUEUE = Param("queue", str, "the queue", positional="QUEUE")
+_ITEM = Param("id", str, "the id of the item", positional="ITEM")
+_IN = Param("queue", str, "the queue it is in, where several have an item of that id", "", metavar="QUEUE")
+_LINES = Param("lines", int, "how many items", 20, short="-n", metavar="N")
 
 ALL = (
     Verb(
@@ -160,16 +174,89 @@ ALL = (
         changes=True,
     ),
     Verb("run-now", "run a `once` or `every` job now, and wait for the end of the run", _NAMES, _WAIT, _TIMEOUT, changes=True),
-    Verb("pause", "make no new runs of a `once` or `every` job", _NAMES, changes=True),
+    Verb("pause", "make no new runs of a `once` or `every` job; have a `queue` job take no more items", _NAMES, changes=True),
     Verb("resume", "end a pause", _NAMES, changes=True),
     Verb(
         "cancel",
-        "end the run in hand of a `once` or `every` job, also where it waits: no failure, no retry",
-        Param("names", list[str], "jobs, or runs such as nightly#7", positional="NAME|RUN"),
+        "end the run in hand of a `once` or `every` job, also where it waits, or an item of a queue: no failure, no retry",
+        Param("names", list[str], "jobs, runs such as nightly#7, or the ids of items", positional="NAME|RUN|ITEM"),
         _WAIT,
         _TIMEOUT,
         changes=True,
     ),
+    Verb(
+        "submit",
+        "put items into a queue; done when they are stored as safely as the queue keeps things",
+        _QUEUE,
+        Param(
+            "items",
+            list[object],
+            "each a JSON value, or @FILE for a file with one in each line; - or nothing is standard input, the same",
+            (),
+            positional="JSON|@FILE|-",
+        ),
+        Param(
+            "id",
+            list[str],
+            "the id of each item: what is known already is not stored again. On the command line, one id for many is what "
+            "theirs begin with: ID-1, ID-2 and so on",
+            (),
+            metavar="ID",
+        ),
+        Param("priority", str, "one of the queue's priorities; the middle one unless you say", "", metavar="NAME"),
+        Param("delay", float | None, "not before so much time has passed", None, metavar="TIME"),
+        Param(
+            "at", str, "not before this moment: 2026-12-24T18:00:00+01:00, or without a zone the daemon's", "", metavar="WHEN"
+        ),
+        Param("expire", float | None, "not any more when it has waited for so long", None, metavar="TIME"),
+        Param("keep", bool, "keep its end for `keep_results`, so that it can be asked for, also if nothing is returned", False),
+        Param("result", bool, "wait until they have ended, and give what came of them", False),
+        Param(
+            "timeout",
+            float | None,
+            "stop waiting for room in the queue, or for the results, after this long, with exit code 75",
+            None,
+            metavar="TIME",
+        ),
+    ),
+    Verb(
+        "queue.ls",
+        "show what queues there are, and how many items they have",
+        Param("names", list[str], "queues; * and ? are globs; none: all", (), positional="QUEUE"),
+    ),
+    Verb(
+        "queue.peek",
+        "show the next items of a queue, or the last ones of another state",
+        _QUEUE,
+        Param("state", str, "waiting, running, done, dead, cancelled or expired", "waiting", metavar="STATE"),
+        _LINES,
+    ),
+    Verb("queue.dead", "show the dead items of a queue: their attempts are used up, or no other is worth it", _QUEUE, _LINES),
+    Verb("queue.show", "show all that is known of an item", _ITEM, _IN),
+    Verb(
+        "queue.wait",
+        "wait until items have ended, and show what came of them",
+        Param("ids", list[str], "the ids of items", positional="ITEM"),
+        _IN,
+        _TIMEOUT,
+    ),
+    Verb(
+        "queue.requeue",
+        "give dead items their attempts anew",
+        _QUEUE,
+        Param("ids", list[str], "the ids of items", (), positional="ITEM"),
+        Param("all", bool, "all that are dead", False),
+        changes=True,
+    ),
+    Verb(
+        "queue.purge",
+        "remove all items of a state from a queue",
+        _QUEUE,
+        Param("state", str, "waiting, done, dead, cancelled or expired", positional="STATE"),
+        changes=True,
+    ),
+    Verb("queue.pause", "have nobody take items from a queue, on whatever host", _QUEUE, changes=True),
+    Verb("queue.resume", "end the pause of a queue", _QUEUE, changes=True),
     Verb(
         "limits",
         "show how breakers, rates and bulkheads stand, and who waits",
@@ -253,7 +340,7 @@ ALL = (
 
 VERBS = {verb.name: verb for verb in ALL}
 
-LATER = ("submit", "queue", "why", "top")
+LATER = ("why", "top")
 """Verbs of the contract that are not built yet: refused by name."""
 
 FOREIGN = {

@@ -148,10 +148,15 @@ class Connection:
 
     def send(self, method: str, params: dict[str, Any]) -> int:
         """Ask for something; gives the id that the answer will carry."""
+        return self.send_encoded(method, json.dumps(params, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+
+    def send_encoded(self, method: str, params: bytes) -> int:
+        """The same with params that are JSON already, on one line."""
         self._sent += 1
-        request = {"jsonrpc": "2.0", "id": self._sent, "method": method, "params": params}
         try:
-            self._socket.sendall(json.dumps(request, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n")
+            self._socket.sendall(
+                b'{"jsonrpc":"2.0","id":%d,"method":"%b","params":%b}\n' % (self._sent, method.encode(), params)
+            )
         except (BrokenPipeError, ConnectionResetError):
             pass  # what it had to say before it closed may still be there to read
         return self._sent

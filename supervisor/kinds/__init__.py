@@ -33,6 +33,8 @@ class Kind:
     module: str
     killable: bool = True
     takes: Literal["thread", "process"] | None = None
+    handler: str | None = None
+    """The module with its `handling`, where that is another one."""
 
     @property
     def run(self) -> Runner:
@@ -42,7 +44,7 @@ class Kind:
     @property
     def handling(self) -> Handling:
         """What a worker of a queue job holds for as long as it lives (`run` is the worker's): see `Handler`."""
-        return cast("Handling", importlib.import_module(self.module).handling)
+        return cast("Handling", importlib.import_module(self.handler or self.module).handling)
 
 
 KINDS = {
@@ -51,8 +53,8 @@ KINDS = {
         Kind("task", "supervisor.kinds.task"),
         Kind("thread", "supervisor.kinds.thread", killable=False, takes="thread"),
         Kind("asyncio", "supervisor.kinds.asyncio_loop", takes="thread"),
-        Kind("process", "supervisor.kinds.process", takes="process"),
-        Kind("command", "supervisor.kinds.command"),
+        Kind("process", "supervisor.kinds.process", takes="process", handler="supervisor.kinds.process_calls"),
+        Kind("command", "supervisor.kinds.command", handler="supervisor.kinds.command_items"),
     )
 }
 

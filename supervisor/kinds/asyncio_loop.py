@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Unpack
 
+import outcome
 import trio
 from structlog.contextvars import bound_contextvars
 
 from supervisor.children import kill_all, spawned_by_thread
 from supervisor.errors import RunFailed
-from supervisor.kinds.context import Outcome, Resources, Run, RunFacts, does_not_end
+from supervisor.kinds.context import Outcome, Resources, Run, RunFacts, Work, alone, does_not_end, put
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
+from supervisor.kinds.payload import ItemFunction, result
 from supervisor.kinds.task import COMPLETED
 from supervisor.state import Phase
+
+if TYPE_CHECKING:
+    from supervisor.queues.producer import PutOptions
+    from supervisor.queues.protocol import Receipt
 
 LEFT_BEHIND = 5.0
 """Seconds after the end of the function at which what it has left, and does not end, is called stuck."""
@@ -78,6 +84,33 @@ class AsyncioContext(RunFacts):
         """Say how far the run is; shown by `events`."""
         self._tell(self._run.progress, done, total)
 
+    async def put(self, queue: str, item: Any, **options: Unpack[PutOptions]) -> Receipt:
+        """Put an item into a queue of the file, as `Context.put`."""
+        loop, scope = asyncio.get_running_loop(), trio.CancelScope()
+        answer: asyncio.Future[Receipt] = loop.create_future()
+
+        def settle(receipt: Receipt | None, error: Exception | None) -> None:
+            if error is not None and not answer.done():
+                answer.set_exception(error)
+            elif receipt is not None and not answer.done():
+                answer.set_result(receipt)
+
+        async def put_it() -> None:
+            with scope, suppress(RuntimeError):  # the loop may be closed by then
+                try:
+                    receipt = await put(self._resources, queue, item, options)
+                except Exception as error:
+                    loop.call_soon_threadsafe(settle, None, error)
+                else:
+                    loop.call_soon_threadsafe(settle, receipt, None)
+
+        self._token.run_sync_soon(trio.lowlevel.spawn_system_task, put_it)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._tell(lambda: scope.cancel(reason=f"{self._run.id} waits for it no more"))
+            raise
+
     def _tell(self, what: Callable[..., None], *args: Any) -> None:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(what, *args)
@@ -90,7 +123,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     it is cancelled, once.
     Returns only when its thread has ended: what ignores that is stuck, until it ends or is `abandoned`.
     """
-    hosted = _Hosted(spec, run, resources)
+    hosted = _Once(spec, run, resources)
     if spec.ready is None:
         run.ready("started")
     with bound_contextvars(job=run.job, run=run.id):
@@ -100,31 +133,41 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
                 await hosted.wait()
             except trio.Cancelled:
                 hosted.cancel()
-                await hosted.wait_or_abandon()
+                await hosted.wait_or_abandon(hosted.over)
                 raise
     return COMPLETED
 
 
-class _Hosted:
-    """One run in its loop. `_host` and what it calls belong to the thread of the loop, everything else to Trio's."""
+@asynccontextmanager
+async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterator[Handler]:
+    """A loop in a thread, for all calls of the worker. What they leave in it goes on until the worker ends, as `run` says."""
+    handler = Handler(spec, run, resources)
+    with bound_contextvars(job=run.job, run=run.id), alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(handler.live)
+            try:
+                await handler.wait_started()
+                yield handler
+                handler.close()
+                await handler.wait()
+            except BaseException:
+                handler.close()
+                await handler.wait_or_abandon(handler.over)
+                raise
 
-    def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
+
+class _Hosted:
+    """A loop in its thread. `_host` and what it calls belong to that, everything else to Trio's."""
+
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self._function = load(spec.call or "", "asyncio")
-        self._args = dict(spec.args or {})
         self._token = trio.lowlevel.current_trio_token()
-        self._stopping = asyncio.Event()
-        self._returned, self._over = trio.Event(), trio.Event()
+        self._returned = trio.Event()
+        self.over = trio.Event()
+        """The end of the thread."""
         self._waiting = trio.CancelScope(shield=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
         self._cancelled = False
-        hears = context_parameter(self._function)
-        if hears:
-            self._args[hears] = AsyncioContext(run, resources, self._stopping, self._token)
-            run.on_stopping(lambda: self._call_soon(self._stopping.set))
-        else:
-            run.on_stopping(lambda: self.cancel() if spec.service or run.overdue else None)
 
     async def live(self) -> None:
         """The thread, from start to end. A limiter of its own, as that of a thread job."""
@@ -134,39 +177,41 @@ class _Hosted:
                     self._host, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=self._run.id
                 )
         finally:
-            self._over.set()
+            self.over.set()
 
     async def wait(self) -> None:
-        """Wait for the end of the thread; say so where it is late, though the function has ended by itself."""
+        """Wait for the end of the thread; say so where it is late, though its work has ended."""
         await self._returned.wait()
         with trio.move_on_after(LEFT_BEHIND):
-            await self._over.wait()
+            await self.over.wait()
             return
         self._run.stuck(f"its function has ended, but {does_not_end(self._run)}")
-        await self._over.wait()
+        await self.over.wait()
 
-    async def wait_or_abandon(self) -> None:
-        """Wait for the end of the thread, also when cancelled, unless the tree gives it up."""
+    async def wait_or_abandon(self, ended: trio.Event) -> None:
+        """Wait for this, also when cancelled, unless the tree gives the thread up."""
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._abandon)
-                await self._over.wait()
+                nursery.start_soon(self._abandon, nursery.cancel_scope)
+                await ended.wait()
                 nursery.cancel_scope.cancel(reason="it has ended")
 
-    async def _abandon(self) -> None:
+    async def _abandon(self, waiting: trio.CancelScope) -> None:
         await self._run.abandoned.wait()
         self._waiting.cancel(reason="given up")
+        await self.over.wait()
+        waiting.cancel(reason="given up")
 
-    def cancel(self) -> None:
-        """Cancel the function, as asyncio does it. What comes in its last moments finds nothing to cancel any more."""
-        self._cancelled = True
-        self._call_soon(self._cancel)
-
-    def _call_soon(self, function: Callable[[], object]) -> None:
+    def _call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Have it called in the loop; where that is not there yet, it will look by itself; where no more, for nobody."""
         if self._loop is not None:
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(function)
+                self._loop.call_soon_threadsafe(function, *args)
+
+    def _tell(self, function: Callable[..., object], *args: Any) -> None:
+        """Have it called in Trio's thread."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(function, *args)
 
     # in the thread of the loop
 
@@ -186,8 +231,34 @@ class _Hosted:
             except KeyboardInterrupt as error:  # the job's own: the real one only ever comes to the main thread
                 raise RunFailed("KeyboardInterrupt") from error
             finally:
-                with suppress(trio.RunFinishedError):
-                    self._token.run_sync_soon(self._returned.set)
+                self._tell(self._returned.set)
+
+    async def _main(self) -> None:
+        raise NotImplementedError
+
+
+class _Once(_Hosted):
+    """One run of a function."""
+
+    def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
+        super().__init__(run)
+        self._function = load(spec.call or "", "asyncio")
+        self._args = dict(spec.args or {})
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        hears = context_parameter(self._function)
+        if hears:
+            self._args[hears] = AsyncioContext(run, resources, self._stopping, self._token)
+            run.on_stopping(lambda: self._call_soon(self._stopping.set))
+        else:
+            run.on_stopping(lambda: self.cancel() if spec.service or run.overdue else None)
+
+    def cancel(self) -> None:
+        """Cancel the function, as asyncio does it. What comes in its last moments finds nothing to cancel any more."""
+        self._cancelled = True
+        self._call_soon(self._cancel)
+
+    # in the thread of the loop
 
     async def _main(self) -> None:
         self._task = asyncio.current_task()
@@ -200,6 +271,83 @@ class _Hosted:
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel(f"{self._run.id} was asked to stop")
+
+
+class Handler(_Hosted):
+    """Calls in the loop, one after another."""
+
+    room = 1
+    hears = True
+    """A function that takes no Context is cancelled."""
+
+    def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
+        super().__init__(run)
+        self._function = ItemFunction(load(spec.call or "", "asyncio"), spec.args, spec.batch is not None)
+        self._resources = resources
+        self._closing = asyncio.Event()
+        self._started = trio.Event()
+
+    async def wait_started(self) -> None:
+        """Wait until the loop runs."""
+        await self._started.wait()
+
+    def close(self) -> None:
+        """Have the loop end."""
+        self._call_soon(self._closing.set)
+
+    async def handle(self, work: Work, payload: bytes) -> bytes | None:
+        """One call, in a task of the loop. Cancelled, it is cancelled, and waited for."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        work.begin()
+        call = _Call(self._function.read(payload))
+        if self._function.hears:
+            stopping = asyncio.Event()
+            call.context = AsyncioContext(work, self._resources, stopping, self._token)
+            work.on_stopping(lambda: self._call_soon(stopping.set))
+        else:
+            work.on_stopping(lambda: self._call_soon(call.cancel) if work.overdue else None)
+        self._call_soon(self._begin, call)
+        try:
+            await call.over.wait()
+        except trio.Cancelled:
+            self._call_soon(call.cancel)
+            await self.wait_or_abandon(call.over)
+            raise
+        returned: bytes | None = call.outcome.unwrap()
+        return returned
+
+    # in the thread of the loop
+
+    async def _main(self) -> None:
+        self._tell(self._started.set)
+        await self._closing.wait()
+
+    def _begin(self, call: _Call) -> None:
+        call.task = asyncio.get_running_loop().create_task(self._make(call), name=self._run.id)
+        call.task.add_done_callback(lambda task: self._tell(call.over.set))
+
+    async def _make(self, call: _Call) -> None:
+        """The call, fenced: nothing that it raises ends the loop."""
+        try:
+            call.outcome = outcome.Value(result(await self._function(call.item, call.context)))
+        except BaseException as error:
+            own = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
+            call.outcome = outcome.Error(RunFailed(type(error).__name__) if own else error)
+
+
+class _Call:
+    """One call. `over` belongs to Trio's thread, `task` to that of the loop."""
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+        self.context: AsyncioContext | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.outcome: outcome.Outcome[bytes | None] = outcome.Error(RunFailed("cancelled before it began"))
+        self.over = trio.Event()
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel("it was asked to end")
 
 
 @contextmanager

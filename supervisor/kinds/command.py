@@ -33,7 +33,13 @@ from supervisor.wall import written
 log = structlog.get_logger("supervisor")
 
 
-async def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None = None) -> Outcome:
+async def run(
+    spec: JobSpec,
+    run: Run,
+    resources: Resources,
+    channel: socket.socket | None = None,
+    ends: tuple[int, int] | None = None,
+) -> Outcome:
     """One run of a command. Raises SpawnFailed if there was none.
 
     Asked to end: the stop signal, or the stop command; when the main process is gone, what it left gets SIGTERM. Cancelled,
@@ -41,11 +47,11 @@ async def run(spec: JobSpec, run: Run, resources: Resources, channel: socket.soc
     `abandoned`.
 
     With a `channel` (`Launch.channel`), it is the child's from its start on, and closed here; and who has the other end says
-    that the run has started.
+    that the run has started. `ends` are its standard input and output instead of what the job says of them.
     """
     pattern = spec.ready.log if spec.ready else None
     with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec, channel) as kept:
-        child, launch = await _start(spec, run, resources, stdout, capture, kept, channel)
+        child, launch = await _start(spec, run, resources, stdout, capture, kept, channel, ends)
         try:
             run.send_signal = lambda number, group: child.send_signal(number, group=group)
             if spec.ready is None and channel is None:
@@ -70,20 +76,25 @@ async def _start(
     capture: Capture | None,
     kept: ExitStack | None,
     channel: socket.socket | None,
+    ends: tuple[int, int] | None,
 ) -> tuple[Child, Launch | None]:
     """Start the main process. The launch is given only where it will be needed again: a thousand of them weigh something."""
     launch = await _launch(spec.command, spec, run, resources, stdout)
     if kept is None:
-        child = await _spawn(launch, run, resources)
+        child = await _spawn(_between(launch, ends), run, resources)
     else:
         with ExitStack() as handed:
             whole = await _with_extras(launch, spec, run, resources, capture, kept, handed)
             if channel is not None:
                 whole = replace(whole, channel=handed.enter_context(channel).fileno())
-            child = await _spawn(whole, run, resources)
+            child = await _spawn(_between(whole, ends), run, resources)
     if capture is not None:
         capture.release()
     return child, launch if spec.stop_command is not None else None
+
+
+def _between(launch: Launch, ends: tuple[int, int] | None) -> Launch:
+    return launch if ends is None else replace(launch, stdin=ends[0], stdout=ends[1])
 
 
 async def _spawn(launch: Launch, run: Run, resources: Resources) -> Child:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import msgspec
 import structlog
@@ -17,6 +18,7 @@ import trio
 from trio_util import AsyncValue
 
 from supervisor.errors import QueueError
+from supervisor.policies.failures import unwrapped
 from supervisor.spec import split_name
 from supervisor.state import Phase, Spent
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from supervisor.children import Children
     from supervisor.kinds.attachment import Attachment
     from supervisor.output import Outputs
+    from supervisor.queues.producer import PutOptions
     from supervisor.queues.protocol import Receipt
     from supervisor.queues.registry import Queues
     from supervisor.sockets import Sockets
@@ -42,16 +45,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The last lines of a child process that failed by itself."""
 
 
-class PutOptions(TypedDict, total=False):
-    """What can be said of an item when it is put: see `Producer.put`."""
-
-    id: str
-    priority: str
-    delay: float
-    at: float | datetime.datetime
-    expire: float
-    keep: bool
-    timeout: float
+async def put(resources: Resources, queue: str, item: Any, options: PutOptions) -> Receipt:
+    """Put an item into a queue of the file, for a job. See `Context.put`."""
+    if resources.queues is None:
+        raise QueueError("there are no queues here")
+    if queue not in resources.queues.names:
+        raise LookupError(f'no queue "{queue}" in [queues], which has: {", ".join(resources.queues.names)}')
+    return await resources.queues.producer(queue).put(item, **options)
 
 
 class Reporter(Protocol):
@@ -323,7 +323,10 @@ class Work(Attempt):
     There may be 50 000 of these a second: what most calls never ask for is made when it is asked for.
     """
 
-    __slots__ = ("begun", "item", "items", "kill")
+    __slots__ = ("_made", "begun", "item", "items", "kill")
+
+    item: str
+    """The id of the item, or of the first of a batch: the same at each attempt, so a key for what must be done once."""
 
     def __init__(
         self, whole: Run, until: float | None, item: str, attempt: int, kill: trio.CancelScope, items: int = 1
@@ -332,7 +335,6 @@ class Work(Attempt):
         self.id = whole.id
         self.until = until
         self.item = item
-        """The id of the item, or of the first of a batch: the same at each attempt, so a key for what must be done once."""
         self.items = items
         self.attempt = attempt
         self.kill = kill
@@ -340,6 +342,14 @@ class Work(Attempt):
         self.begun = False
         """Whether the function has been called, or is about to be: what ends before was not the item's fault."""
         self._phase = whole.current_phase
+        if until is not None:
+            self._made = trio.current_time()
+
+    def begin(self) -> None:
+        """The function is called now. What it may take counts from here: `until` moves by what it has waited for its turn."""
+        self.begun = True
+        if self.until is not None:
+            self.until += trio.current_time() - self._made
 
     def __getattr__(self, name: str) -> Any:
         """A slot that is empty."""
@@ -374,6 +384,8 @@ _OF_WORK: dict[str, Callable[[Run], Any]] = {
 class Handler(Protocol):
     """What the worker of a queue job gives its items to. It is the worker's own, and lives as long as that.
 
+    Where it ends before, by itself and without a call in hand, it cancels the worker and raises why.
+
     `room` is how many calls it will have at once, those under way included: 1 for most; a process that makes short calls one
     after another is given several, so that it need not wait for the next. It may change at any time.
     """
@@ -389,7 +401,7 @@ class Handler(Protocol):
     async def handle(self, work: Work, payload: bytes) -> bytes | None:
         """Make one call with what is in `payload` (JSON; a list of items for a batch): what it returned, as JSON.
 
-        Sets `work.begun` when it begins. Raises what the function raised, or RunFailed for what else went wrong; WorkerLost
+        Says `work.begin()` when it begins. Raises what the function raised, or RunFailed for what else went wrong; WorkerLost
         where the worker has died with it, and can make no further call. Hears of `work`'s phases as `run` does; cancelled, it
         ends the call by force, at once, with the worker if it must.
         """
@@ -411,10 +423,20 @@ class _Passing:
         self._whole._reporter.stuck(run, cause, pids)
 
     def progress(self, run: Run, done: float, total: float | None) -> None:
-        self._whole.progress(done, total)
+        self._whole._reporter.progress(run, done, total)
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
         self._whole.output_lost(count, cause)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """An exception that is alone in the group of a nursery is raised as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error = unwrapped(group)
+        raise error from error.__cause__
 
 
 def does_not_end(run: Run) -> str:
@@ -467,11 +489,6 @@ class RunFacts:
         """The id of the item that is handled (of a batch the first): the same at each attempt. None where there is no queue."""
         return self._run.item
 
-    async def _put(self, queue: str, item: Any, options: PutOptions) -> Receipt:
-        if self._resources.queues is None:
-            raise QueueError("there are no queues here")
-        return await self._resources.queues.producer(queue).put(item, **options)
-
 
 class Context(RunFacts):
     """What a job's function gets for a parameter annotated `Context`: its run, and the way to end well.
@@ -523,4 +540,4 @@ class Context(RunFacts):
         Raises LookupError for a queue that there is not, BadItem for what is no item, QueueFull where no room came within
         `timeout`, and QueueUnavailable where the engine does not answer.
         """
-        return await self._put(queue, item, options)
+        return await put(self._resources, queue, item, options)

@@ -79,10 +79,12 @@ def taken(function: Callable[..., Any], offered: Mapping[str, T]) -> dict[str, T
     return {name: value for name, value in offered.items() if name in named}
 
 
-def inspect_call(call: str, args: Mapping[str, str], kind: str | None, offered: bool = False) -> dict[str, Any]:
+def inspect_call(
+    call: str, args: Mapping[str, str], kind: str | None, offered: bool = False, gets: Literal["", "item", "batch"] = ""
+) -> dict[str, Any]:
     """Import a callable and compare it with a job. `args` are the names of its arguments with the types of their values.
 
-    `offered`: it is called with those that it has parameters for, not with all.
+    `offered`: it is called with those that it has parameters for, not with all. `gets`: what the job's queue gives it besides.
     """
     found = _find(call)
     if isinstance(found, str):
@@ -91,7 +93,7 @@ def inspect_call(call: str, args: Mapping[str, str], kind: str | None, offered: 
     faults = [*unfit(found, kind)]
     parameter = context_parameter(found)
     with contextlib.suppress(TypeError, ValueError):  # a builtin without a signature
-        faults += _misfits(signature(found), parameter, args)
+        faults += _misfits(signature(found), parameter, args, gets)
     return {"faults": faults, "kind": kind_of(found), "context": parameter}
 
 
@@ -147,8 +149,31 @@ def unfit(function: Any, kind: str | None) -> Iterable[Fault]:
         yield ("kind",), f'kind "{kind}" runs an `async def`, this is a plain function: use kind = "thread"'
 
 
-def _misfits(of: inspect.Signature, context: str | None, args: Mapping[str, str]) -> Iterable[Fault]:
-    parameters = of.parameters
+def _misfits(of: inspect.Signature, context: str | None, args: Mapping[str, str], gets: str) -> Iterable[Fault]:
+    parameters = dict(of.parameters)
+    if gets:
+        item = item_parameter(of, context)
+        yield from _no_item(item, args, gets)
+        if item is not None:
+            del parameters[item.name]
+            args = {name: given for name, given in args.items() if name != item.name}
+    yield from _bad_arguments(parameters, context, args)
+
+
+def _no_item(item: inspect.Parameter | None, args: Mapping[str, str], gets: str) -> Iterable[Fault]:
+    """Why the parameter for the item cannot get it."""
+    if item is None:
+        yield ("call",), "it takes no item: the function of a job with `queue` gets that as its first parameter"
+        return
+    if item.name in args and item.kind is not item.VAR_POSITIONAL:
+        yield ("args", item.name), "the item of the queue, which is the function's first parameter: leave it out"
+    if gets == "batch" and (wanted := _plain(item.annotation)):
+        yield ("batch",), f'a list of items, and the function\'s "{item.name}" expects {wanted}'
+
+
+def _bad_arguments(
+    parameters: Mapping[str, inspect.Parameter], context: str | None, args: Mapping[str, str]
+) -> Iterable[Fault]:
     named = {name for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
     anything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     missing = {name for name in named if parameters[name].default is inspect.Parameter.empty} - {context, *args}
@@ -170,10 +195,14 @@ def _misfits(of: inspect.Signature, context: str | None, args: Mapping[str, str]
 
 def _wrong_type(annotation: Any, given: str) -> str:
     """The plain type that a value does not have; what is not plain, Python will see."""
-    wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    if wanted not in _PLAIN or given not in _PLAIN or given == wanted or (wanted, given) == ("float", "int"):
-        return ""
-    return str(wanted)
+    wanted = _plain(annotation)
+    return "" if given not in _PLAIN or given == wanted or (wanted, given) == ("float", "int") else wanted
+
+
+def _plain(annotation: Any) -> str:
+    """The name of a plain type; empty for all others."""
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return str(name) if name in _PLAIN else ""
 
 
 def _nearest(word: str, known: Iterable[str | None]) -> str:
@@ -197,7 +226,7 @@ def main() -> None:
         sys.path[:] = request["path"]
         for job in request["jobs"]:
             print(json.dumps({"begin": job["name"]}), file=results, flush=True)
-            found = inspect_call(job["call"], job["args"], job["kind"], job["offered"])
+            found = inspect_call(job["call"], job["args"], job["kind"], job["offered"], job["gets"])
             print(json.dumps({"end": job["name"], **found}), file=results, flush=True)
         os._exit(0)  # not waiting for threads that a module may have started
 

@@ -1,8 +1,10 @@
 """What runs in a worker process: calls come over the channel, are made one after another, and are answered over it.
 
-The process is started for one job and ends with it. Its main thread makes the calls; another one listens, so that a function
-hears of a stop whatever it is doing. It imports no Trio and nothing of the tree: `supervisor.Context` is here the class below,
-so that a module which imports it by that name starts as fast as one that does not.
+The process is started for one run of a job and ends with it: after one call, or after all those of the worker of a queue. An
+answer is sent before the next call begins, so that whoever finds the process dead knows which call that was. The main thread
+makes the calls; another one listens, so that a function hears of a stop whatever it is doing. The process imports no Trio and
+nothing of the tree: `supervisor.Context` is here the class below, so that a module which imports it by that name starts as
+fast as one that does not.
 
 The channel is a stream socket. Either side sends frames: the lengths of a head and of a body, and those. Heads from the daemon
 are marshalled, and bodies pickled: TOML has dates and times, which JSON has not, and the daemon is whom the worker trusts.
@@ -13,7 +15,9 @@ size, a body that the daemon need not read.
 from __future__ import annotations
 
 import atexit
+import builtins
 import errno
+import itertools
 import json
 import marshal
 import os
@@ -24,16 +28,20 @@ import sys
 import threading
 import time
 from collections import deque
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import supervisor
-from supervisor.errors import RunFailed
+from supervisor import errors
+from supervisor.errors import RunFailed, UnfitItem
 from supervisor.kinds.function import context_parameter, load
 
 if TYPE_CHECKING:
     import datetime
 
+    from supervisor.kinds.payload import ItemFunction
+    from supervisor.queues.protocol import Receipt
     from supervisor.state import Phase
 
 HEADER = struct.Struct("<IQ")
@@ -42,6 +50,9 @@ HEADER = struct.Struct("<IQ")
 LONGEST_HEAD = 1 << 20
 LONGEST_BODY = 1 << 32
 """More is no frame of ours."""
+
+PIECE = 64 << 10
+"""So much is read at once."""
 
 LONGEST_TEXT = 64 << 10
 """Characters of a message or a traceback that are told."""
@@ -56,6 +67,8 @@ class Channel:
         self._file = os.fstat(descriptor).st_ino
         self._turn = threading.RLock()
         self._unsent: deque[bytes] = deque()
+        self._got = bytearray()
+        self._taken = 0
 
     def send(self, head: bytes, body: bytes = b"") -> None:
         """Send one frame; blocks for as long as the daemon does not read. Raises OSError where the channel is closed.
@@ -64,7 +77,8 @@ class Channel:
         """
         with self._turn:
             in_hand = bool(self._unsent)
-            self._unsent += (HEADER.pack(len(head), len(body)) + head, body)
+            lengths = HEADER.pack(len(head), len(body))
+            self._unsent += (lengths + head + body,) if len(body) < PIECE else (lengths + head, body)
             while self._unsent and not in_hand:
                 self._write(self._unsent[0])
                 self._unsent.popleft()
@@ -78,22 +92,25 @@ class Channel:
             self._unsent.clear()
             raise
 
-    def receive(self) -> tuple[dict[str, Any], bytearray] | None:
+    def receive(self) -> tuple[dict[str, Any], bytes] | None:
         """The next frame; None when the daemon is gone. For one thread."""
         if not (header := self._read(HEADER.size)):
             return None
         head, body = map(self._read, HEADER.unpack(header))
         return marshal.loads(head), body
 
-    def _read(self, size: int) -> bytearray:
-        """So many bytes, or none if the other end is closed."""
-        data = bytearray(size)
-        left = memoryview(data)
-        while left:
-            if not (count := os.readv(self._own(), [left])):
-                return bytearray()
-            left = left[count:]
-        return data
+    def _read(self, size: int) -> bytes:
+        """So many bytes, or none if the other end is closed. Reads as much as there is: frames come in crowds."""
+        if len(self._got) < self._taken + size:
+            del self._got[: self._taken]
+            self._taken = 0
+        while len(self._got) < self._taken + size:
+            if not (data := os.read(self._own(), PIECE)):
+                return b""
+            self._got += data
+        start, self._taken = self._taken, self._taken + size
+        with memoryview(self._got) as got:
+            return bytes(got[start : self._taken])
 
     def _own(self) -> int:
         """The descriptor, unless somebody has closed it: its number may be that of a file by now."""
@@ -106,18 +123,21 @@ class Channel:
 
 
 class Worker:
-    """The process: what it is told, and what it says."""
+    """The process: what it is told, and what it says. It makes one call."""
 
     def __init__(self, channel: Channel, stop_signal: int) -> None:
         self.phase = "running"
         self._channel = channel
-        self._calls: SimpleQueue[tuple[dict[str, Any], bytearray] | None] = SimpleQueue()
+        self._orders: SimpleQueue[tuple[dict[str, Any], bytes] | None] = SimpleQueue()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # may be set by a signal handler, and wakes up everybody
         self._stop_signal = stop_signal
         self._interruptible = True
         self._interrupted = 0
         self._deaf = False
         """Whether a function runs that takes no Context."""
+        self._asked: dict[int, SimpleQueue[dict[str, Any]]] = {}
+        """Who waits for an answer of the daemon."""
+        self._numbers = itertools.count(1)
 
     # ---- being told ----
 
@@ -131,19 +151,25 @@ class Worker:
                 return  # the function has closed it: it goes on, and hears no more than signals
         os.killpg(0, signal.SIGKILL)
 
-    def _take(self, head: dict[str, Any], body: bytearray) -> None:
+    def _take(self, head: dict[str, Any], body: bytes) -> None:
         match head["is"]:
             case "phase":
-                self.phase = head["phase"]
-                if head["stopping"]:
-                    self.ask()
-                if head["overdue"] and self._deaf:
-                    self._interruptible = True
-                    signal.raise_signal(self._stop_signal)
-            case "call":
-                self._calls.put((head, body))
+                self._enter(head)
+            case "answer":
+                self._asked.pop(head["number"]).put(head)
             case "end":
-                self._calls.put(None)
+                self._orders.put(None)
+            case _:
+                self._orders.put((head, body))
+
+    def _enter(self, head: dict[str, Any]) -> None:
+        """Hear of a phase."""
+        self.phase = head["phase"]
+        if head["stopping"]:
+            self.ask()
+        if head["overdue"] and self._deaf:
+            self._interruptible = True
+            signal.raise_signal(self._stop_signal)
 
     def on_signal(self, number: int, frame: object) -> None:
         """The stop signal: whoever takes a Context hears it; other services are interrupted where they stand, once.
@@ -178,13 +204,24 @@ class Worker:
         """Tell the daemon. Raises OSError where the channel is closed, ValueError for a field that is no JSON."""
         self._channel.send(encoded({"is": what, **fields}))
 
+    def put(self, queue: str, item: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """Have the daemon put an item, and wait for its answer."""
+        from supervisor.kinds import payload
+
+        number, answered = next(self._numbers), SimpleQueue[dict[str, Any]]()
+        self._asked[number] = answered
+        self._channel.send(
+            encoded({"is": "put", "number": number, "queue": queue, "options": options}), payload.result(item) or b"null"
+        )
+        return answered.get()
+
     # ---- calls ----
 
     def work(self) -> int:
-        """Make the calls, until there are no more or one of them fails; the exit code."""
-        while (call := self._calls.get()) is not None:
+        """Do what is ordered, until there is no more or it fails; the exit code."""
+        while (order := self._orders.get()) is not None:
             try:
-                self._call(*call)
+                self._do(*order)
             except SystemExit:
                 raise  # it ends the process as it would any other
             except BaseException as error:
@@ -193,12 +230,8 @@ class Worker:
                 return 1
         return 0
 
-    def _call(self, head: dict[str, Any], body: bytearray) -> None:
-        function, args = load(head["call"], "process"), {}
-        if body:
-            import pickle
-
-            args = pickle.loads(body)
+    def _do(self, head: dict[str, Any], body: bytes) -> None:
+        function, args = load(head["call"], "process"), unpickled(body)
         if parameter := context_parameter(function):
             args[parameter] = Context(self, head["facts"])
         self._deaf, self._interruptible = not parameter, head["service"] and not parameter
@@ -215,6 +248,140 @@ class Worker:
             os.kill(os.getpid(), self._interrupted)
 
 
+class Server(Worker):
+    """The process of the worker of a queue job: it makes many calls, and is kept.
+
+    Only one call is interrupted, not the process, and that only where it takes too long.
+    """
+
+    def __init__(self, channel: Channel, stop_signal: int) -> None:
+        super().__init__(channel, stop_signal)
+        self._main = threading.get_ident()
+        self._turn = threading.Lock()
+        """Held to begin a call, and to tell one something: it is to be heard by no other."""
+        self._call = 0
+        """The number of the call that is being made; 0 between two."""
+        self._last = 0
+        """That of the last one that has begun."""
+        self._told = False
+        """Whether it was told to end: the next is not to hear of that."""
+        self._early: dict[int, dict[str, Any]] = {}
+        """What those were told that have not begun."""
+        self._overdue = 0
+        """The number of a call that is to be interrupted."""
+        self._forked = False
+        os.register_at_fork(after_in_child=self._note_fork)
+
+    def _note_fork(self) -> None:
+        self._forked = True
+
+    def _take(self, head: dict[str, Any], body: bytes) -> None:
+        if head["is"] == "withdraw":
+            self._withdraw(set(head["calls"]))
+        else:
+            super()._take(head, body)
+
+    def _enter(self, head: dict[str, Any]) -> None:
+        with self._turn:
+            if head["call"] == self._call:
+                self._hear(head)
+            elif head["call"] > self._last:
+                self._early[head["call"]] = head
+
+    def _hear(self, head: dict[str, Any]) -> None:
+        self.phase = head["phase"]
+        if head["stopping"]:
+            self._told = True
+            self.ask()
+        if head["overdue"] and self._deaf:
+            self._overdue = self._call
+            signal.pthread_kill(self._main, self._stop_signal)
+
+    def _withdraw(self, calls: set[int] | None) -> None:
+        """Give back what has not begun of these, or (None) of all."""
+        kept, given = [], []
+        with suppress(Empty):
+            while True:
+                order = self._orders.get_nowait()
+                if order is not None and (calls is None or order[0]["call"] in calls):
+                    given.append(order[0]["call"])
+                    self._early.pop(order[0]["call"], None)
+                else:
+                    kept.append(order)
+        for order in kept:
+            self._orders.put(order)
+        self.say("withdrawn", calls=given)
+
+    def on_signal(self, number: int, frame: object) -> None:
+        """The stop signal: of its own, for the call that takes too long, or from elsewhere: then this call is the last."""
+        if self._overdue:
+            if self._overdue == self._call and self._deaf:
+                self._overdue = 0
+                raise SystemExit
+            self._overdue = 0
+        elif self._interruptible:
+            raise SystemExit
+        else:
+            self._interrupted = number
+            self.ask()
+            self._orders.put(None)
+
+    def work(self) -> int:
+        """Load the function and make its calls, until there are no more; the exit code."""
+        order = self._orders.get()
+        if order is None:
+            return 0
+        try:
+            function = self._load(*order)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            self.say("failed", **told(error))
+            return 1
+        self._interruptible = False
+        self.say("started")
+        while not self._interrupted and (call := self._orders.get()) is not None:
+            self._make(function, order[0]["facts"], *call)
+        self._withdraw(None)
+        return 0
+
+    def _load(self, head: dict[str, Any], body: bytes) -> ItemFunction:
+        from supervisor.kinds.payload import ItemFunction, result
+
+        self._json = result
+        return ItemFunction(load(head["call"], "process"), unpickled(body), head["batch"])
+
+    def _make(self, function: ItemFunction, facts: dict[str, Any], head: dict[str, Any], payload: bytes) -> None:
+        """Make one call, and say what became of it."""
+        number = head["call"]
+        try:
+            try:
+                self._begin(head, deaf=not function.hears)
+                context = Context(self, {**facts, **head}) if function.hears else None
+                body = self._json(function(function.read(payload), context)) or b""
+            finally:
+                self._call = 0
+            said = b'{"is":"returned","call":%d}' % number
+        except BaseException as error:  # the call boundary: what ends this call does not end the process
+            said, body = encoded({"is": "failed", "call": number, **told(error)}), b""
+        if self._forked:
+            os._exit(0)  # a fork that has come back out of the call: the process that it was made of answers
+        self._channel.send(said, body)
+
+    def _begin(self, head: dict[str, Any], *, deaf: bool) -> None:
+        head["until"] = None if head["left"] is None else time.monotonic() + head["left"]
+        with self._turn:
+            self._deaf = deaf
+            if self._told:
+                self._told = False
+                os.eventfd_read(self._stop)
+            self._call = self._last = head["call"]
+            self._hear(self._early.pop(self._call, head))
+
+    def end(self) -> None:
+        """It ends well, whatever has asked it to."""
+
+
 class Context:
     """`Context` for a function that runs in a process of its own: the names of `ThreadContext`. Any thread may use it."""
 
@@ -227,10 +394,13 @@ class Context:
         self.run: str = facts["run"]
         """The id of this run, such as `api#3`."""
         self.attempt: int = facts["attempt"]
-        """Which attempt of this run it is, counted from 1 (`retry`)."""
-        self.log = Log(worker)
+        """Which attempt of this run, or of its item, it is, counted from 1 (`retry`)."""
+        self.item: str | None = facts.get("item")
+        """The id of the item that is handled (of a batch the first): the same at each attempt. None where there is no queue."""
+        self.log = Log(worker) if self.item is None else Log(worker, item=self.item)
+        self._call: int = facts.get("call", 0)
         self._until: float | None = facts["until"]
-        self._scheduled_at: float | None = facts["scheduled_at"]
+        self._scheduled_at: float | None = facts.get("scheduled_at")
 
     @property
     def scheduled_at(self) -> datetime.datetime | None:
@@ -274,8 +444,20 @@ class Context:
         self._worker.say("heartbeat")
 
     def progress(self, done: float, total: float | None = None) -> None:
-        """Say how far the run is."""
-        self._worker.say("progress", done=float(done), total=None if total is None else float(total))
+        """Say how far the run, or its item, is."""
+        self._worker.say("progress", done=float(done), total=None if total is None else float(total), call=self._call)
+
+    def put(self, queue: str, item: Any, **options: Any) -> Receipt:
+        """Put an item into a queue of the file, as `Context.put` of other kinds; blocks for so long."""
+        if hasattr(at := options.get("at", 0), "timestamp"):
+            options["at"] = at.timestamp()
+        answer = self._worker.put(queue, item, options)
+        if "error" in answer:
+            kind = getattr(errors, answer["error"], getattr(builtins, answer["error"], errors.QueueError))
+            raise kind(answer["text"])
+        from supervisor.queues.protocol import Receipt
+
+        return Receipt(**answer["receipt"])
 
 
 class Log:
@@ -356,6 +538,16 @@ def result(value: Any) -> bytes:
         raise TypeError(f"the function returned what is no JSON: {error}") from None
 
 
+def unpickled(args: bytes) -> dict[str, Any]:
+    """The arguments of the job."""
+    if not args:
+        return {}
+    import pickle
+
+    found: dict[str, Any] = pickle.loads(args)
+    return found
+
+
 def told(error: BaseException) -> dict[str, Any]:
     """What is told of a call that failed: why, what it goes by, and the traceback where there is one to show."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
@@ -367,6 +559,7 @@ def told(error: BaseException) -> dict[str, Any]:
     return {
         "reason": reason,
         "names": sorted(names(error)),
+        "positions": getattr(error, "positions", ()) if isinstance(error, UnfitItem) else (),
         "retry_after": after if isinstance(after, (int, float)) and 0 <= after < float("inf") else None,
         "traceback": traced(shown) if shown is not None else "",
     }
@@ -433,7 +626,7 @@ def main() -> NoReturn:
     """Be a worker, from the first order to the end of the process."""
     channel = Channel(int(os.environ.pop("SUPERVISOR_CHANNEL")))
     order, _ = channel.receive() or sys.exit("there is no supervisor at the other end of the channel")
-    worker = Worker(channel, order["stop_signal"])
+    worker = (Server if order["serves"] else Worker)(channel, order["stop_signal"])
     sys.path[:] = [*order["path"], *(own for own in sys.path if own not in order["path"])]
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     vars(supervisor).update(Context=Context, ThreadContext=Context)

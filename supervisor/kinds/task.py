@@ -41,7 +41,6 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
 async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterator[Handler]:
     """Calls in the tasks that ask for them."""
     handler = Handler(spec, resources)
-    run.ready("started")
     with bound_contextvars(job=run.job, run=run.id):
         yield handler
 
@@ -58,7 +57,7 @@ class Handler:
 
     async def handle(self, work: Work, payload: bytes) -> bytes | None:
         """One call, in the caller's task."""
-        work.begun = True
+        work.begin()
         item = self._function.read(payload)
         return result(await self._function(item, Context(work, self._resources) if self.hears else None))
 

@@ -15,7 +15,7 @@ import trio
 from structlog.contextvars import bound_contextvars
 
 from supervisor.errors import QueueFull, WorkerLost
-from supervisor.kinds.context import Outcome, PutOptions, Resources, Run, RunFacts, Work, does_not_end
+from supervisor.kinds.context import Outcome, Resources, Run, RunFacts, Work, alone, does_not_end, put
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.payload import ItemFunction, result
@@ -23,6 +23,7 @@ from supervisor.kinds.task import COMPLETED
 from supervisor.state import Phase
 
 if TYPE_CHECKING:
+    from supervisor.queues.producer import PutOptions
     from supervisor.queues.protocol import Receipt
 
 
@@ -80,11 +81,12 @@ class ThreadContext(RunFacts):
         return trio.from_thread.run(self._put_or_be_killed, queue, item, options, trio_token=self._token)
 
     async def _put_or_be_killed(self, queue: str, item: Any, options: PutOptions) -> Receipt:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_when_killed, nursery.cancel_scope)
-            receipt = await self._put(queue, item, options)
-            nursery.cancel_scope.cancel(reason="it is put")
-            return receipt
+        with alone():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_killed, nursery.cancel_scope)
+                receipt = await put(self._resources, queue, item, options)
+                nursery.cancel_scope.cancel(reason="it is put")
+                return receipt
         raise QueueFull(f"queue {queue}: not put: the run is to end")
 
     async def _cancel_when_killed(self, scope: trio.CancelScope) -> None:
@@ -122,15 +124,15 @@ async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterat
     """
     handler = Handler(spec, run, resources)
     with bound_contextvars(job=run.job, run=run.id):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(handler.live)
-            run.ready("started")
-            try:
-                yield handler
-            finally:
-                handler.close()
-                if handler.busy:
-                    nursery.cancel_scope.cancel(reason=does_not_end(run))
+        with alone():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(handler.live)
+                try:
+                    yield handler
+                finally:
+                    handler.close()
+                    if handler.busy:
+                        nursery.cancel_scope.cancel(reason=does_not_end(run))
 
 
 class Handler:
@@ -164,7 +166,7 @@ class Handler:
         await trio.lowlevel.checkpoint_if_cancelled()
         if self.busy:
             raise WorkerLost(does_not_end(self._run))
-        work.begun = True
+        work.begin()
         call = partial(self._function, self._function.read(payload))
         if self._function.hears:
             stopping = threading.Event()

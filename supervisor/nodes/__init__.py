@@ -6,6 +6,7 @@
     alarm        the tree's one alarm on the wall clock
     fence        the boundary round foreign code
     attempts     the policies round a run: its attempts, and what is between them
+    pool         what a worker of a queue job does with its items
     limits       what limits the runs of jobs, and outlives them
     oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness, and what follows

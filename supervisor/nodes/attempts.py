@@ -217,9 +217,11 @@ class Guard(Generic[T]):
 
     async def _end_in_time(self, kind: Kind, attempt: Attempt, kill: trio.CancelScope) -> None:
         """The ladder of an attempt: wait for its time, ask, wait for the grace, kill; then say what cannot be killed."""
-        assert attempt.until is not None
-        await trio.sleep_until(attempt.until)
-        self._late = late = self._too_late(attempt.until)
+        limit = attempt.until
+        assert limit is not None
+        while (until := attempt.until or limit) > trio.current_time():  # noqa: ASYNC110 (it moves while a call waits)
+            await trio.sleep_until(until)
+        self._late = late = self._too_late(limit)
         if isinstance(late, DeadlineExceeded):
             self._is_last(attempt)
         attempt.overdue = True

@@ -229,8 +229,8 @@ def _have_claimed(child: Node, order: Order, claimed: bool) -> None:
     assert isinstance(child.spec, JobSpec) and child.spec.queue is not None
     try:
         desk = child.tree.queues.desk(child.spec.queue)
-    except QueueError as error:
-        order.resolve(False, str(error))
+    except (QueueError, LookupError) as error:  # it is not open yet, or no more
+        order.resolve(False, str(error.args[0]))
         return
     (desk.resume if claimed else desk.pause)(child.name)
     order.resolve(True, "resumed" if claimed else "paused: nothing is claimed; what is in hand goes on")

@@ -124,6 +124,11 @@ class JobNode(Node):
         except BaseException as error:
             return stopped_at_fence(run, error)
 
+    def progress(self, run: Run, done: float, total: float | None) -> None:
+        super().progress(run, done, total)
+        if self.pool is not None:
+            self.pool.progress(run, done, total)
+
     def recycle(self, cause: str) -> None:
         """Have a fresh run take the place of this one; of a queue's worker, when what it has in hand is over."""
         if self.pool is not None:
@@ -163,6 +168,8 @@ class JobNode(Node):
     def respecified(self, old: ChildSpec) -> None:
         assert isinstance(old, JobSpec)
         self._kind = None
+        if self.pool is not None:
+            self.pool.respecified()
         if not same_times(old, self.spec):
             self.disarm()
             self.schedule = (self.schedule or Schedule(self)) if self.spec.scheduled else None

@@ -16,7 +16,7 @@ from supervisor.state import Goal
 if TYPE_CHECKING:
     from supervisor.tree import Supervisor
 
-_SENSELESS = ("after", "every", "cron", "essential", "significant", "give_up", "watch", "recycle", "workers")
+_SENSELESS = ("after", "every", "cron", "essential", "significant", "give_up", "watch", "recycle", "workers", "queue")
 
 
 class OneOff(JobNode):

@@ -20,20 +20,21 @@ import structlog
 import trio
 
 from supervisor import events
-from supervisor.errors import DeadlineExceeded, Rejected, RunFailed, UnfitItem, WorkerLost
+from supervisor.errors import DeadlineExceeded, NotBegun, QueueError, Rejected, RunFailed, UnfitItem, WorkerLost
 from supervisor.kinds import KINDS, Handler, Outcome, Run, Work
 from supervisor.kinds.context import does_not_end
 from supervisor.nodes.attempts import Guard, as_failure, jitter
 from supervisor.nodes.fence import foreign, in_one_line, split_foreign
 from supervisor.policies import RetrySpec
 from supervisor.policies.retrying import retry
-from supervisor.queues.desk import Call, Seat, back
 from supervisor.queues.protocol import Ending, Item
+from supervisor.queues.seat import Call, Seat, back
 from supervisor.state import Phase
 
 if TYPE_CHECKING:
     from supervisor.kinds import Attempt
     from supervisor.nodes.job import JobNode
+    from supervisor.queues.desk import Desk
 
 log = structlog.get_logger("supervisor")
 
@@ -50,10 +51,6 @@ LONGEST_TRACEBACK = 10_000
 """Characters of a traceback that are kept with an item: the last of them."""
 
 
-class NotBegun(RunFailed):
-    """An item was not begun with: the worker is to end."""
-
-
 class Returned(NamedTuple):
     """What a call came to that ended well."""
 
@@ -66,11 +63,8 @@ class Worker:
     def __init__(self, node: JobNode, run: Run) -> None:
         self.node = node
         self.run_ = run
-        self._spec = spec = node.spec
-        self._guarded = any(getattr(spec, name) is not None for name in GUARDS)
-        self._batched = spec.batch is not None
-        self._retry = retry.from_spec(spec.retry or USUAL, spread=jitter(node.tree.spread))
-        self._runs = spec.recycle.runs if spec.recycle is not None else None
+        self._batched = node.spec.batch is not None
+        self._take_in_spec()
         self._handled = 0
         self._leaving = trio.Event()
         self._recycled = ""
@@ -89,12 +83,7 @@ class Worker:
 
     async def run(self) -> Outcome:
         """Handle items until the run is to end. Raises WorkerLost where the handler is gone before."""
-        resources, queue = self.node.tree.resources, self._spec.queue
-        assert queue is not None
-        assert resources.queues is not None
-        desk = await resources.queues.wait_for(queue)
-        if self.node.paused:
-            desk.pause(self.node.name)
+        resources, desk = self.node.tree.resources, await self._desk()
         async with KINDS[self.node.kind].handling(self._spec, self.run_, resources) as self.handler:
             with desk.seat(self.run_, self._retry.attempts, self._cut) as self.seat:
                 self.node.pool = self
@@ -113,6 +102,27 @@ class Worker:
             self.node.tree.order("restart", [self.node.name], cause=self._recycled)
             await self.run_.wait_stopping()
         return Outcome(reason="stopped", failed=False)
+
+    async def _desk(self) -> Desk:
+        assert self._spec.queue is not None
+        try:
+            desk = await self.node.tree.queues.wait_for(self._spec.queue)
+        except QueueError as error:
+            raise RunFailed(str(error)) from None
+        if self.node.paused:
+            desk.pause(self.node.name)
+        return desk
+
+    def _take_in_spec(self) -> None:
+        self._spec = spec = self.node.spec
+        self._guarded = any(getattr(spec, name) is not None for name in GUARDS)
+        self._retry = retry.from_spec(spec.retry or USUAL, spread=jitter(self.node.tree.spread))
+        self._runs = spec.recycle.runs if spec.recycle is not None else None
+
+    def respecified(self) -> None:
+        """Go on under the new spec of the job, from the next item on."""
+        self._take_in_spec()
+        self.seat.attempts = self._retry.attempts
 
     async def _work(self) -> None:
         """Handle items until it is to leave, and what is in hand is over."""
@@ -135,6 +145,12 @@ class Worker:
         if not self._leaving.is_set():
             self._recycled = cause
             self.leave()
+
+    def progress(self, work: Run, done: float, total: float | None) -> None:
+        """A call says how far it is: it is kept with its item, of a batch with the first."""
+        for call in self.seat.calls:
+            if work in (call.work, getattr(call.work, "work", None)):
+                self.seat.progress(call, done, total)
 
     def _hear(self, phase: Phase) -> None:
         """Those calls that can hear it are told."""
@@ -178,10 +194,10 @@ class Worker:
         while not seat.left:
             with trio.CancelScope() as kill:
                 while (call := await seat.take()) is not None:
-                    await self._call(call, kill)
+                    await (self._call_guarded(call, kill) if self._guarded else self._call(call, kill))
                     if call.fates is not None:
                         break  # the scope is used up
-                    if self.handler.room > 1:
+                    if self._guarded or self.handler.room > 1:
                         return
 
     async def _side_by_side(self) -> None:
@@ -232,8 +248,8 @@ class Worker:
         """The call itself."""
         item = call.items[0]
         call.work = work = Work(self.run_, None, item.id, item.attempt, kill, len(call.items))
-        if call.fates is not None:  # before it was begun with
-            self._end(call, None)
+        if call.fates is not None or self.seat.left:  # before it was begun with
+            self._end(call, back)
             return
         try:
             result = await self.handler.handle(work, self.payload(call.items))
@@ -245,8 +261,8 @@ class Worker:
     async def _call_guarded(self, call: Call, kill: trio.CancelScope) -> None:
         """The call under the job's policies."""
         call.work = guard = ItemCall(self, call, kill)
-        if call.fates is not None:
-            self._end(call, None)
+        if call.fates is not None or self.seat.left:
+            self._end(call, back)
             return
         try:
             result = await guard.run()
@@ -300,24 +316,22 @@ class Worker:
             self._end(call, lambda item: self._failure(item, failure))
 
     def _failure(self, item: Item, failure: Exception) -> Ending:
-        wait, reason = self._wait(item, failure), in_one_line(failure)
-        raised = foreign(failure)
-        told = None if raised is None else "".join(traceback.format_exception(raised))[-LONGEST_TRACEBACK:]
+        wait, reason, shown = self._wait(item, failure), in_one_line(failure), _shown(failure)
         if wait is None:
             self._tell(
                 events.ItemDead, item, f"item {item.id} is dead after {_attempts(item.attempt)}: {reason}", reason=reason
             )
-            if raised is not None:
-                log.error("job raised", job=self.run_.job, run=self.run_.id, item=item.id, exc_info=raised)
-            return Ending(id=item.id, token=item.token, how="dead", error=reason, traceback=told)
+            if shown:
+                log.error("job raised", job=self.run_.job, run=self.run_.id, item=item.id, exception=shown)
+            return Ending(id=item.id, token=item.token, how="dead", error=reason, traceback=shown)
         attempts = self._retry.attempts
         self._tell(
             events.ItemRetrying, item, f"item {item.id}: attempt {item.attempt} of {attempts} failed: {reason}",
             reason=reason, wait=round(wait, 3), attempts=attempts,
         )  # fmt: skip
-        if raised is not None:
-            log.debug("attempt raised", job=self.run_.job, run=self.run_.id, item=item.id, exc_info=raised)
-        return Ending(id=item.id, token=item.token, how="retry", error=reason, traceback=told, delay=wait)
+        if shown:
+            log.debug("attempt raised", job=self.run_.job, run=self.run_.id, item=item.id, exception=shown)
+        return Ending(id=item.id, token=item.token, how="retry", error=reason, traceback=shown, delay=wait)
 
     def _wait(self, item: Item, failure: Exception) -> float | None:
         """Seconds until the next attempt; None if there is to be none."""
@@ -347,7 +361,7 @@ class Worker:
         failure.add_note(f"its fallback failed: {in_one_line(answer)}")
         return False
 
-    def _end(self, call: Call, ending: Callable[[Item], Ending] | None) -> None:
+    def _end(self, call: Call, ending: Callable[[Item], Ending]) -> None:
         """Say what became of each item, where nobody has decided that before: a cancel, a lost lease."""
         fates, endings, tally = call.fates or {}, [], self.seat.tally
         for item in call.items:
@@ -357,7 +371,7 @@ class Worker:
             if fate == "cancelled":
                 self._tell(events.ItemCancelled, item, f"item {item.id} was cancelled")
                 each = Ending(id=item.id, token=item.token, how="cancelled")
-            elif fates or ending is None:
+            elif fates:
                 each = back(item)  # it was in one batch with those
             else:
                 each = ending(item)
@@ -440,6 +454,14 @@ def each_result(items: Sequence[Item], result: bytes | None) -> dict[str, bytes 
         if len(each) == len(items):
             return {item.id: bytes(one) for item, one in zip(items, each, strict=True)}
     return dict.fromkeys((item.id for item in items), result)
+
+
+def _shown(failure: Exception) -> str | None:
+    """What there is to see of a failure besides its reason."""
+    if isinstance(failure, RunFailed) and failure.traceback:
+        return failure.traceback[-LONGEST_TRACEBACK:]
+    raised = foreign(failure)
+    return None if raised is None else "".join(traceback.format_exception(raised))[-LONGEST_TRACEBACK:]
 
 
 def _attempts(count: int) -> str:

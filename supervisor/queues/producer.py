@@ -242,6 +242,7 @@ def drafted(
             id = new_id() if ids is None else _id(ids[number])
             drafts.append(_draft(settings, id, payload, text, said))
         except BadItem as bad:
+            bad.position = number
             if len(payloads) > 1:
                 bad.args = (f"item {number + 1} of {len(payloads)}: {bad}",)
             raise

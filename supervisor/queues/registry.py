@@ -15,6 +15,7 @@ import trio
 from supervisor import events
 from supervisor.errors import QueueError
 from supervisor.queues import Place, scheme_of
+from supervisor.state import QueueTally
 
 if TYPE_CHECKING:
     from supervisor.queues.desk import Desk
@@ -43,6 +44,7 @@ class OpenQueue:
         """Set when its settings are to be declared."""
         self.dropped = trio.Event()
         """Set when no configuration names it any more."""
+        self.closed = trio.Event()
 
     def heard(self, notice: Notice) -> None:
         """The engine has something to say."""
@@ -71,6 +73,8 @@ class Queues:
         self._now = now
         self._spread = spread
         self._queues: dict[str, OpenQueue] = {}
+        self._dropped: dict[str, OpenQueue] = {}
+        """Those that may still be open: one of the same name has to wait for that."""
         self._until: float | None = None
 
     @property
@@ -95,6 +99,18 @@ class Queues:
             queue.producer = Producer(queue.engine)
         return queue.producer
 
+    def tallies(self) -> list[QueueTally]:
+        """What became of items here, in numbers."""
+        opened = [queue.desk for queue in self._queues.values() if queue.there.is_set() and not queue.fault]
+        return [
+            QueueTally(
+                queue=desk.name,
+                degraded=bool(desk.trouble),
+                jobs={job: tally.as_dict() for job, tally in desk.tallies.items()},
+            )
+            for desk in opened
+        ]
+
     def _open(self, name: str) -> OpenQueue:
         if name not in self._queues:
             raise LookupError(f"no queue {name!r}", self.names)
@@ -113,12 +129,12 @@ class Queues:
         """Have these, with these settings: at once, and what it sets going goes on by itself."""
         for name, queue in list(self._queues.items()):
             if name not in queues:
-                del self._queues[name]
+                self._dropped[name] = self._queues.pop(name)
                 queue.dropped.set()
         for name, settings in queues.items():
             if name not in self._queues:
                 queue = self._queues[name] = OpenQueue(name, settings)
-                self._nursery.start_soon(self._keep, queue, name=f"queue {name}")
+                self._nursery.start_soon(self._keep, queue, self._dropped.get(name), name=f"queue {name}")
             elif settings != self._queues[name].settings:
                 self._queues[name].settings = settings
                 self._queues[name].changed.set()
@@ -135,8 +151,16 @@ class Queues:
         for queue in list(self._queues.values()):
             await queue.there.wait()
 
-    async def _keep(self, queue: OpenQueue) -> None:
+    async def _keep(self, queue: OpenQueue, before: OpenQueue | None) -> None:
         """Have a queue open until it is dropped, and what was taken from it has ended."""
+        if before is not None:
+            await before.closed.wait()
+        try:
+            await self._keep_open(queue)
+        finally:
+            queue.closed.set()
+
+    async def _keep_open(self, queue: OpenQueue) -> None:
         from supervisor.queues.desk import open_desk  # loaded only where there are queues
 
         backend = queue.settings.spec.backend

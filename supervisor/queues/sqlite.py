@@ -45,7 +45,7 @@ T = TypeVar("T")
 FILE = "queues.db"
 
 LARGEST = 256 << 20
-"""Bytes of payloads in one put, or of one result: SQLite takes no text above 1 GB, and quoted they grow."""
+"""Bytes of a payload, or of a result. SQLite takes up to 1 GB, and then nothing else would be done for a while."""
 
 PAUSE = 1.0
 """Seconds until those who wait look again after the file could not be used."""
@@ -123,17 +123,16 @@ class SqliteQueue:
     # -- producers
 
     async def put(self, drafts: Sequence[Draft]) -> list[Receipt]:
-        size = sum(len(draft.payload) for draft in drafts)
-        if size > LARGEST:
-            raise BadItem(f"queue {self.name}: {size} bytes at once, and {LARGEST} is the most: put them one by one")
+        for draft in drafts:
+            if fault := _fault(draft.payload) or _fault_of_words(draft):
+                raise BadItem(f"queue {self.name}: item {draft.id!r} {fault}")
         plan = await self._write(lambda rows: rows.put(drafts))
         self._wake(work=bool(plan.drafts))
         return plan.receipts
 
     async def wait_for_room(self) -> None:
         room = self._room
-        await self._wait_while_away()
-        if await self._read(Rows.is_full):
+        if await self._read_when_there(Rows.is_full):
             await room.wait()
 
     # -- workers
@@ -146,8 +145,7 @@ class SqliteQueue:
 
     async def wait_for_work(self) -> None:
         work = self._work
-        await self._wait_while_away()
-        due = await self._read(Rows.due)
+        due = await self._read_when_there(Rows.due)
         with trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0)):
             await work.wait()
 
@@ -156,8 +154,8 @@ class SqliteQueue:
         return [(item.id, item.token) in held for item in items]
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
-        fitting = [_fitting(ending) for ending in endings]
-        done = await self._write(lambda rows: rows.finish(fitting))
+        storable = [_storable(ending) for ending in endings]
+        done = await self._write(lambda rows: rows.finish(storable))
         limited = self.settings.spec.concurrency is not None or self.settings.group_by is not None
         self._wake(work=bool(done.retried or done.back or (limited and any(done.answers))))
         self._tell_ended(done.told)
@@ -177,20 +175,21 @@ class SqliteQueue:
         return found
 
     async def requeue(self, ids: Sequence[str] | None = None) -> int:
+        again = 0
         if ids is not None:
             again = await self._write(lambda rows: rows.requeue(ids))
         else:
-            again = 0
-            while some := await self._write(Rows.requeue_some):
+            before = self._now()
+            while some := await self._write(lambda rows: rows.requeue_some(before)):
                 again += some
         self._wake(work=again > 0)
         return again
 
     async def purge(self, state: State) -> int:
         if state is State.RUNNING:
-            raise ValueError("what runs cannot be purged")
-        purged = 0
-        while some := await self._write(lambda rows: rows.purge_some(state)):
+            raise ValueError("what runs cannot be purged: cancel it")
+        purged, before = 0, self._now()
+        while some := await self._write(lambda rows: rows.purge_some(state, before)):
             purged += len(some)
             self._wake(room=state is State.WAITING)
             self._tell_ended(each.id for each in some if each.keep and state is State.WAITING)
@@ -235,13 +234,21 @@ class SqliteQueue:
                 self._begun = True
 
     def _in_thread(self, operation: Callable[[Rows], T]) -> Callable[[Connection], T]:
-        settings, now = self.settings, round(self._place.now(), DIGITS)
+        settings, now = self.settings, self._now()
         return lambda db: operation(Rows(db, self.name, settings, now))
 
-    async def _wait_while_away(self) -> None:
-        """A disk that is full, or gone, tells nobody when it is not any more."""
-        if trio.current_time() < self._away_until:
-            await trio.sleep_until(self._away_until)
+    def _now(self) -> float:
+        return round(self._place.now(), DIGITS)
+
+    async def _read_when_there(self, operation: Callable[[Rows], T]) -> T:
+        """Read, when the file is likely to be of use: a disk that is full, or gone, tells nobody when it is not any more."""
+        while True:
+            if trio.current_time() < self._away_until:
+                await trio.sleep_until(self._away_until)
+            try:
+                return await self._read(operation)
+            except QueueUnavailable:
+                pass
 
     def _wake(self, *, work: bool = False, room: bool = False) -> None:
         """Those who wait for it look again."""
@@ -257,9 +264,28 @@ class SqliteQueue:
             self._place.listen(Notice(what="ended", id=id))
 
 
-def _fitting(ending: Ending) -> Ending:
-    """What cannot be stored has failed."""
-    if len(ending.result or b"") <= LARGEST:
+def _storable(ending: Ending) -> Ending:
+    """A result that cannot be stored is a failure: tried again and again, it would keep all others from being stored."""
+    if ending.result is None or not (fault := _fault(ending.result)):
         return ending
-    error = f"its result has {len(ending.result or b'')} bytes, and {LARGEST} is the most"
-    return Ending(id=ending.id, token=ending.token, how="dead", error=error)
+    return Ending(id=ending.id, token=ending.token, how="dead", error=f"its result {fault}")
+
+
+def _fault(json: bytes) -> str:
+    """What is wrong with it, for SQLite; empty where nothing is."""
+    if len(json) > LARGEST:
+        return f"has {len(json)} bytes, and {LARGEST} is the most"
+    return "" if json.isascii() and b"\0" not in json else _fault_of_text(json)
+
+
+def _fault_of_words(draft: Draft) -> str:
+    if draft.id.isalnum() and draft.key is None and draft.group is None:
+        return ""
+    return _fault_of_text(f"{draft.id}{draft.key}{draft.group}".encode(errors="surrogatepass"))
+
+
+def _fault_of_text(text: bytes) -> str:
+    try:
+        return "has a NUL character" if "\0" in text.decode() else ""
+    except UnicodeDecodeError:
+        return "is not UTF-8"

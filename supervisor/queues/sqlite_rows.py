@@ -44,8 +44,14 @@ R = TypeVar("R")
 SOME = 1000
 """Rows that are looked at, or removed, in one go: those behind them wait."""
 
+WHOLE = 1 << 20
+"""Bytes of payloads that come out in one text."""
+
 AT_ONCE = 64 << 20
 """Bytes of payloads in one claim; one item is always taken, however large."""
+
+LARGE = 16 << 10
+"""Bytes from which on a payload has a row of its own, since SQLite writes a row anew whenever something of it changes."""
 
 DIGITS = 5
 """Of a moment, behind the point: SQLite writes 15 digits of a number into JSON."""
@@ -76,7 +82,7 @@ SCHEMA = (
         error TEXT,
         traceback TEXT,
         result TEXT,
-        payload BLOB NOT NULL
+        payload BLOB
     );
     CREATE UNIQUE INDEX items_id ON items (queue, id);
     CREATE INDEX items_waiting ON items (queue, priority, ready_at, seq, in_group) WHERE state = 'waiting';
@@ -84,6 +90,11 @@ SCHEMA = (
     CREATE INDEX items_running ON items (queue, in_group) WHERE state = 'running';
     CREATE INDEX items_ended ON items (queue, state, ended_at, forget_at) WHERE ended_at IS NOT NULL;
     CREATE INDEX items_over ON items (queue, forget_at) WHERE forget_at IS NOT NULL;
+
+    CREATE TABLE large (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL);
+    CREATE TRIGGER large_gone AFTER DELETE ON items WHEN old.payload IS NULL BEGIN
+        DELETE FROM large WHERE seq = old.seq;
+    END;
 
     CREATE TABLE keys (
         queue TEXT NOT NULL, key TEXT NOT NULL, id TEXT NOT NULL, until REAL, PRIMARY KEY (queue, key)
@@ -208,6 +219,8 @@ class Finish:
     dropped: list[int] = field(default_factory=list)
     ended: list[tuple[int, str, float | None, str | None, str | None, str | None]] = field(default_factory=list)
     retried: list[tuple[int, float, str | None, str | None]] = field(default_factory=list)
+    large: list[tuple[int, bytes]] = field(default_factory=list)
+    """Results that are too large for that."""
     back: list[int] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     """The ids of those that have ended, and that somebody waits for."""
@@ -222,7 +235,7 @@ def plan_finish(endings: Sequence[Ending], found: Iterable[Held], forget_at: flo
         if item is None:
             continue
         if ending.how == "retry" and not item.cancelling:
-            finish.retried.append((item.seq, ending.delay, ending.error, ending.traceback))
+            finish.retried.append((item.seq, ending.delay, _clean(ending.error), _clean(ending.traceback)))
         elif ending.how == "back" and not item.cancelling:
             finish.back.append(item.seq)
         else:
@@ -237,10 +250,20 @@ def _end(finish: Finish, item: Held, ending: Ending, forget_at: float) -> None:
         finish.dropped.append(item.seq)
         return
     how = "cancelled" if ending.how in ("retry", "back") else ending.how
-    result = None if ending.result is None else ending.result.decode()
+    if (result := ending.result) is not None and len(result) > LARGE:
+        finish.large.append((item.seq, result))
+        result = None
+    error, traceback = _clean(ending.error), _clean(ending.traceback)
     finish.ended.append(
-        (item.seq, how, None if how == "dead" else forget_at, result, ending.error, ending.traceback)
-    )  # fmt: skip
+        (item.seq, how, None if how == "dead" else forget_at, None if result is None else result.decode(), error, traceback)
+    )
+
+
+def _clean(text: str | None) -> str | None:
+    """What somebody else wrote may have anything in it: the names of files, bytes that are no text."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()
 
 
 class Held(NamedTuple):
@@ -301,8 +324,9 @@ def _given(columns: str) -> str:
 _AMONG = "(SELECT value FROM json_each(:rows))"
 _WAITING = "queue = :queue AND state = 'waiting'"
 _RUNNING = "queue = :queue AND state = 'running'"
+_PAYLOAD = "CAST(coalesce(payload, (SELECT payload FROM large WHERE large.seq = items.seq)) AS TEXT)"
 _KNOWN = "(forget_at IS NULL OR forget_at > :now)"
-_RECORD = ", ".join(COLUMNS).replace("lease_until", "NULL").replace("payload", "CAST(payload AS TEXT)")
+_RECORD = ", ".join(COLUMNS).replace("lease_until", "NULL").replace("payload", _PAYLOAD)
 
 _INSERT_PLAIN = f"""
     INSERT INTO items (queue, id, payload, priority, put_at, ready_at)
@@ -317,6 +341,8 @@ _INSERT = f"""
         FROM {_given("id payload priority delay at expire key in_group keep")}
     )
 """
+
+_INSERT_LARGE = "INSERT INTO large SELECT seq, CAST(:payload AS BLOB) FROM items WHERE queue = :queue AND id = :id"
 
 _HEAD = """
     SELECT coalesce(max(waiting), 0), coalesce(max(paused), 0), coalesce(max(full_at), 0.0) FROM queues WHERE queue = :queue
@@ -337,7 +363,8 @@ _LEVELS = f"""
 """The priorities that wait, when the first of each is ready, or was, and when the first that is not ready yet will be."""
 
 _CANDIDATES = f"""
-    SELECT seq, attempts, in_group, length(payload) FROM items
+    SELECT seq, attempts, in_group, coalesce(length(payload), (SELECT length(payload) FROM large WHERE large.seq = items.seq))
+    FROM items
     WHERE {_WAITING} AND priority = :priority AND ready_at <= :now AND (in_group IS NULL OR in_group NOT IN {_AMONG})
     ORDER BY ready_at, seq LIMIT :limit
 """
@@ -350,15 +377,11 @@ _CLAIM = f"""
 """
 
 _TAKEN = f"""
-    SELECT seq, id, token, CAST(payload AS TEXT), attempts, priority, in_group, put_at, ready_at FROM items
+    SELECT seq, id, token, {_PAYLOAD}, attempts, priority, in_group, put_at, ready_at FROM items
     WHERE seq IN {_AMONG}
 """
 
-_HELD = f"""
-    SELECT items.id, items.token, seq, cancelling, keep
-    FROM {_given("id token")} AS ending CROSS JOIN items
-    WHERE {_RUNNING} AND items.id = ending.id AND items.token = ending.token
-"""
+_HELD = f"SELECT id, token, seq, cancelling, keep FROM items WHERE {_RUNNING} AND id IN {_AMONG}"
 
 _END = f"""
     UPDATE items SET
@@ -425,7 +448,10 @@ def _peek(state: State) -> str:
 
 
 _PEEK = {state: _peek(state) for state in State}
-_SOME = {state: f"SELECT seq, id, keep FROM items WHERE {_of(state)} LIMIT :limit" for state in State}
+_SOME = {
+    state: f"SELECT seq, id, keep FROM items WHERE {_of(state)} AND coalesce(ended_at, put_at) <= :before LIMIT :limit"
+    for state in State
+}
 
 
 class Rows:
@@ -534,7 +560,7 @@ class Rows:
         if plan.grows > 0:
             self._make_sure_of_room(plan.grows)
         self._remove(plan.gone)
-        self._insert(list(plan.drafts.values()))
+        self._insert(plan.drafts.values())
         self._take_keys(plan.drafts)
         self._more_wait(plan.grows)
         self._forget()
@@ -559,19 +585,14 @@ class Rows:
         if waiting + more > size:
             raise QueueFull(f"queue {self._queue} is full: {waiting} of {size} items wait, and there is no room for {more}")
 
-    def _insert(self, drafts: list[Draft]) -> None:
-        if not any(map(_is_special, drafts)):
-            plain = [(draft.id, draft.payload.decode(), draft.priority) for draft in drafts]
-            self._do(_INSERT_PLAIN, rows=_json(plain))
-            return
-        special = [
-            (
-                draft.id, draft.payload.decode(), draft.priority, draft.delay, draft.at, draft.expire, draft.key, draft.group,
-                int(draft.keep),
-            )
-            for draft in drafts
-        ]  # fmt: skip
-        self._do(_INSERT, rows=_json(special))
+    def _insert(self, drafts: Collection[Draft]) -> None:
+        if any(map(_is_special, drafts)):
+            self._do(_INSERT, rows=_json(map(_special, drafts)))
+        else:
+            self._do(_INSERT_PLAIN, rows=_json(map(_plain, drafts)))
+        for draft in drafts:
+            if len(draft.payload) > LARGE:
+                self._do(_INSERT_LARGE, id=draft.id, payload=draft.payload)
 
     def is_full(self) -> bool:
         return self.head().waiting >= self._spec.size
@@ -658,7 +679,7 @@ class Rows:
         while page := min(choice.limit, SOME):
             found = self._candidates(priority, choice.full, page)
             run, over = choice.choose(found)
-            items += self._run(run, owner)
+            items += self._run(run, owner, large=choice.size > WHOLE)
             dead += self._bury(over, told)
             if len(found) < page:
                 break
@@ -666,13 +687,14 @@ class Rows:
     def _candidates(self, priority: int, full: Iterable[str], limit: int) -> list[Candidate]:
         return self._find(Candidate, _CANDIDATES, priority=priority, rows=_json(full), limit=limit)
 
-    def _run(self, seqs: list[int], owner: str) -> list[Item]:
+    def _run(self, seqs: list[int], owner: str, *, large: bool) -> list[Item]:
         if not seqs:
             return []
         rows = _json(seqs)
         self._do(_CLAIM, rows=rows, owner=owner)
         self._free_keys(seqs, claimed=True)
-        found = {each.seq: each.item() for each in self._find(_Taken, _TAKEN, rows=rows)}
+        one_by_one = large and [_Taken(*row) for row in self._execute(_TAKEN, {"rows": rows})]
+        found = {each.seq: each.item() for each in one_by_one or self._find(_Taken, _TAKEN, rows=rows)}
         return [found[seq] for seq in seqs]
 
     def _bury(self, seqs: list[int], told: list[str]) -> list[Record]:
@@ -712,8 +734,8 @@ class Rows:
     # -- finish
 
     def held(self, items: Sequence[Item | Ending]) -> list[Held]:
-        """Those of these that are still claimed so."""
-        return self._find(Held, _HELD, rows=_json((item.id, item.token) for item in items))
+        """Those of these that run; each has the token of its last claim."""
+        return self._find(Held, _HELD, rows=_json(item.id for item in items))
 
     def finish(self, endings: Sequence[Ending]) -> Finish:
         finish = plan_finish(endings, self.held(endings), self._forget_at)
@@ -722,6 +744,8 @@ class Rows:
             self._drop(finish.dropped)
         if finish.ended:
             self._do(_END, rows=_json(finish.ended))
+        for seq, result in finish.large:
+            self._do("UPDATE items SET result = CAST(:result AS TEXT) WHERE seq = :seq", seq=seq, result=result)
         if finish.retried:
             self._do(_RETRY, rows=_json(finish.retried))
         if finish.back:
@@ -775,18 +799,21 @@ class Rows:
         self._wait_again(seqs)
         return len(found)
 
-    def requeue_some(self) -> int:
-        """Some of all that are dead."""
-        return self.requeue([each.id for each in self._find(Some, _SOME[State.DEAD], limit=SOME)])
+    def requeue_some(self, before: float) -> int:
+        """Some of all that were dead at a moment."""
+        return self.requeue([each.id for each in self._some(State.DEAD, before)])
 
-    def purge_some(self, state: State) -> list[Some]:
-        """Remove some of a state."""
-        found = self._find(Some, _SOME[state], limit=SOME)
+    def purge_some(self, state: State, before: float) -> list[Some]:
+        """Remove some of those that were there at a moment."""
+        found = self._some(state, before)
         seqs = [each.seq for each in found]
         self._free_keys(seqs)
         self._drop(seqs)
         self._more_wait(-len(found) if state is State.WAITING else 0)
         return found
+
+    def _some(self, state: State, before: float) -> list[Some]:
+        return self._find(Some, _SOME[state], before=before, limit=SOME)
 
     def pause(self, paused: bool) -> None:
         self._set("paused", int(paused))
@@ -844,6 +871,15 @@ def _is_special(draft: Draft) -> bool:
         draft.delay or draft.at is not None or draft.expire is not None or draft.key is not None or draft.group is not None
         or draft.keep
     )  # fmt: skip
+
+
+def _plain(draft: Draft) -> tuple[object, ...]:
+    return draft.id, draft.payload.decode() if len(draft.payload) <= LARGE else None, draft.priority
+
+
+def _special(draft: Draft) -> tuple[object, ...]:
+    said = draft.delay, draft.at, draft.expire, draft.key, draft.group, int(draft.keep)
+    return *_plain(draft), *said
 
 
 def _json(values: Iterable[object]) -> str:
