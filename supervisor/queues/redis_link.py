@@ -76,6 +76,9 @@ _KEEPALIVE: dict[int, int | bytes] = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: 20_000,
 }
+_NOWHERE = logging.NullHandler()
+"""The library logs what it raises as well: on stderr, where nobody has said otherwise."""
+
 _TROUBLE = (RedisError, OSError)
 """What a server that is away, or not well, brings with it."""
 
@@ -265,6 +268,7 @@ class Link:
 
     async def run(self) -> None:
         """Be connected, for ever."""
+        logging.getLogger("coredis").addHandler(_NOWHERE)
         await self._called.wait()
         first, longest = BACKOFF
         delay = first
@@ -447,6 +451,3 @@ def _cause(error: BaseException) -> BaseException:
 def _first_line(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
-
-
-logging.getLogger("coredis").addHandler(logging.NullHandler())  # it says on stderr what it raises as well, otherwise
