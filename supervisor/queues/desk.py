@@ -1,7 +1,7 @@
 """The desk: one daemon's claims on one queue. Its workers come here for items, and bring what became of them.
 
-A claim is made for as many hands as are free, and for no more: nothing is held here that nobody works on. What comes in while
-one bulk is stored goes into the next. An engine that is away ends nobody: it is tried again and again, and said so; what is
+A claim is made for as many hands as are free. While calls are short, it brings what these do next as well (`stock.py`): else
+nothing is held here that nobody works on. What comes in while one bulk is stored goes into the next. An engine that is away ends nobody: it is tried again and again, and said so; what is
 known by then of items is kept, and stored when it is back. Who has too much unsaved takes nothing new.
 """
 
@@ -19,6 +19,7 @@ from supervisor import events
 from supervisor.queues.leases import AWAY, Leases
 from supervisor.queues.protocol import Claimed, Ending, Engine, Item, Notice, QueueError, Record, Settings
 from supervisor.queues.seat import Call, Cut, Seat, Tally, Whose, back
+from supervisor.queues.stock import Stock
 from supervisor.restart import Delays
 from supervisor.spec import split_name
 from supervisor.state import Why
@@ -64,6 +65,8 @@ class Desk:
         self._paused: set[str] = set()
         self._called = trio.Event()
         """Whether there may be something to claim for."""
+        self._ahead_for = 0
+        """Items that are claimed ahead are dead after so many attempts."""
         self._claiming = False
         self._cancelled_early: set[str] = set()
         """Items that were cancelled while a claim was under way that may bring them."""
@@ -72,6 +75,8 @@ class Desk:
         self._ended = trio.Event()
         """Whether there is something to store."""
         self._idle = trio.Event()
+        self.stock = Stock(lambda items: self.store([back(item) for item in items]))
+        """What is claimed and nobody has yet."""
         self.leases = Leases(
             engine, spread, partial(self._away, "renew leases"), partial(self._is_well, "renew leases"), self._lose
         )
@@ -112,6 +117,22 @@ class Desk:
         """It has got some, or does not want any."""
         self._waiting.pop(seat, None)
 
+    def has_at_hand(self, seat: Seat) -> bool:
+        """Whether there is something for a worker that was claimed ahead."""
+        return bool(self.stock) and self._may_have(seat, self._ahead_for) and self.unsaved < MOST_UNSAVED
+
+    def at_hand(self, seat: Seat, most: int) -> list[Item]:
+        """Take some of that, if it is still there."""
+        items = self.stock.take(most) if self.has_at_hand(seat) else []
+        if self.stock.low:
+            self._called.set()
+        return items
+
+    def leaves(self) -> None:
+        """A worker takes nothing more. What was claimed ahead goes back with the last of them."""
+        if self.stock and all(seat.left for seat in self.seats):
+            self.stock.shrink()
+
     def store(self, endings: Iterable[Ending]) -> None:
         """Have these stored, with whatever else is to be."""
         self._endings.extend(endings)
@@ -127,6 +148,7 @@ class Desk:
     def pause(self, name: str) -> None:
         """Claim nothing for this job, or this worker, until `resume`."""
         self._paused.add(name)
+        self.stock.shrink()
         self._news.set()
 
     def resume(self, name: str) -> None:
@@ -151,14 +173,15 @@ class Desk:
         elif notice.what == "lost" and (item := self._item(notice.id)) is not None:
             self.leases.drop(item.id, item.token)
             self._lose(item, "its lease was lost")
+        elif notice.what == "paused":
+            self.stock.shrink()
 
     # ---- claiming ----
 
     async def claim_for_all(self) -> None:
         """Claim for whoever is free, for ever."""
         while True:
-            seats = await self._free()
-            limit, attempts = min(sum(seat.wants for seat in seats), BULK), seats[0].attempts
+            limit, attempts = await self._demand()
             claimed = await self._patiently("claim", partial(self._claim, limit, attempts), self._is_wanted) or NOTHING
             for record in claimed.dead:
                 self._bury(record)
@@ -169,16 +192,29 @@ class Desk:
             elif not claimed.dead:
                 await self._patiently("claim", self.engine.wait_for_work, self._is_wanted)
 
-    async def _free(self) -> list[Seat]:
-        """Wait for workers that are free, and give those that one claim can be made for."""
+    async def _demand(self) -> tuple[int, int]:
+        """Wait until a claim is to be made: for so many items, which are dead after so many attempts."""
         while True:
             free = [seat for seat in self._waiting if not self.paused(seat)] if self._paused else list(self._waiting)
-            if free and self.unsaved < MOST_UNSAVED:
-                attempts = free[0].attempts
-                return [seat for seat in free if seat.attempts == attempts]
+            if (free or self.stock.low) and self.unsaved < MOST_UNSAVED:
+                attempts = free[0].attempts if free else self._ahead_for
+                wants = sum(seat.wants for seat in free if seat.attempts == attempts)
+                if (limit := wants + max(self._ahead(attempts) - len(self.stock), 0)) > 0:
+                    return min(limit, BULK), attempts
             self.look_whether_idle()
             self._called = trio.Event()
             await self._called.wait()
+
+    def _ahead(self, attempts: int) -> int:
+        """How many items are to be claimed ahead. None where that would be felt: what is held here counts as running, and
+        where the priorities are fair, each claim has one that comes first."""
+        settings, seats = self.engine.settings, [seat for seat in self.seats if not seat.left]
+        spec = settings.spec
+        if self._paused or spec.fair or not (spec.concurrency is spec.rate is settings.group_by is None):
+            return 0
+        if any(seat.attempts != attempts or seat.batches for seat in seats):
+            return 0
+        return min(self.stock.worth(sum(max(1, seat.wants + len(seat.calls)) for seat in seats)), BULK)
 
     def _is_wanted(self) -> bool:
         """Whether it is worth asking the engine again."""
@@ -208,22 +244,33 @@ class Desk:
         return order
 
     def _hand_out(self, items: Sequence[Item], attempts: int) -> None:
-        """Give what was claimed to those who still wait for it; what nobody wants any more goes back."""
+        """Give what was claimed to those who wait for it; what is too much for them and the stock goes back."""
         if self.engine.shared:
             self.leases.keep(items, self._asked_at)
-        at = 0
+        if attempts != self._ahead_for:
+            self.stock.shrink()
+            self._ahead_for = attempts
+        ahead = self._ahead(attempts)
+        self.stock.add(items)
         for seat in list(self._waiting):
-            if at == len(items):
+            if not self.stock:
                 break
-            if seat.attempts == attempts and not self.paused(seat):
-                call = seat.give(items[at : at + seat.wants])
-                at += len(call.items)
-                for item in call.items if self._cancelled_early else ():
-                    if item.id in self._cancelled_early:
-                        seat.cut(call, item.id, "cancelled", "the item was cancelled")
-        if at < len(items):
-            self.store([back(item) for item in items[at:]])
+            if self._may_have(seat, attempts):
+                self._cut_early(seat, seat.give(self.stock.take(seat.wants)))
+        self.stock.shrink(ahead)
+        for id in self._cancelled_early if self.stock else ():
+            self._cancel_ahead(id)
         self._news.set()
+
+    def _may_have(self, seat: Seat, attempts: int) -> bool:
+        """Whether what was claimed to be tried so often is for a worker."""
+        return seat.attempts == attempts and not self.paused(seat)
+
+    def _cut_early(self, seat: Seat, call: Call) -> None:
+        """It has hardly been handed out, and some of it is cancelled."""
+        for item in call.items if self._cancelled_early else ():
+            if item.id in self._cancelled_early:
+                seat.cut(call, item.id, "cancelled", "the item was cancelled")
 
     def _bury(self, record: Record) -> None:
         """An item has used up its attempts without anybody hearing of its end."""
@@ -295,6 +342,7 @@ class Desk:
                 seat.cut(call, item.id, "lost", why)
                 self._tell_lost(item.id, why)
                 return
+        self.stock.remove(item.id)
 
     def _tell_lost(self, id: str, why: str) -> None:
         self._journal.emit(events.ItemLost, queue=self.name, item=id, cause=f"item {id}: {why}")
@@ -310,7 +358,8 @@ class Desk:
 
     def _item(self, id: str) -> Item | None:
         """The item of this id that was claimed last."""
-        items = [item for _, call in self._calls(id) for item in call.items if item.id == id]
+        held = [*self.stock, *(item for _, call in self._calls(id) for item in call.items)]
+        items = [item for item in held if item.id == id]
         return max(items, key=lambda item: item.token, default=None)
 
     def _cancel(self, id: str) -> None:
@@ -318,8 +367,15 @@ class Desk:
         for seat, call in list(self._calls(id)):
             seat.cut(call, id, "cancelled", "the item was cancelled")
             found = True
-        if not found and self._claiming:
+        if not found and not self._cancel_ahead(id) and self._claiming:
             self._cancelled_early.add(id)
+
+    def _cancel_ahead(self, id: str) -> bool:
+        """Give back an item that nobody has begun with, if it is here: who has it cancelled wants no more."""
+        item = self.stock.remove(id)
+        if item is not None:
+            self.store([back(item)])
+        return item is not None
 
     # ---- an engine that is away ----
 
@@ -427,7 +483,7 @@ class Desk:
         """Look whether something was cancelled while nobody could tell us."""
         if not self._missed:
             return
-        for item in [item for seat in self.seats for call in seat.calls for item in call.items]:
+        for item in [*self.stock, *(item for seat in self.seats for call in seat.calls for item in call.items)]:
             record = await self.engine.show(item.id)
             if record is not None and record.cancelling:
                 self._cancel(item.id)
@@ -459,7 +515,8 @@ async def open_desk(
     """
     desk = Desk(engine, owner, journal, now, spread)
     async with trio.open_nursery() as nursery:
-        for task in (desk.claim_for_all, desk.store_endings, desk.tell, *([desk.leases.renew] if engine.shared else ())):
+        tasks = (desk.claim_for_all, desk.store_endings, desk.tell, desk.stock.give_back_unused)
+        for task in (*tasks, *([desk.leases.renew] if engine.shared else ())):
             nursery.start_soon(task, name=f"queue {engine.name}: {task.__name__}")
         yield desk
         await desk.settle(patience())

@@ -7,7 +7,7 @@ Tally     what became of the items of one job, in numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import outcome
@@ -35,10 +35,11 @@ class Whose(Protocol):
 class Call:
     """The items of one call in the hands of a worker."""
 
-    __slots__ = ("fates", "items", "progress", "work")
+    __slots__ = ("fates", "items", "progress", "since", "work")
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
+        self.since = trio.current_time()
         self.work: Any = None
         """What the worker makes of it; the worker's own."""
         self.progress: tuple[float, float | None] | None = None
@@ -63,7 +64,7 @@ class Tally:
 class Seat:
     """A worker's place at a desk, for as long as it lives: a context manager. What it still has at the end is given back."""
 
-    __slots__ = ("_cut", "_desk", "_task", "attempts", "calls", "left", "note", "shown", "tally", "wants", "who")
+    __slots__ = ("_cut", "_desk", "_task", "attempts", "batches", "calls", "left", "note", "shown", "tally", "wants", "who")
 
     def __init__(self, desk: Desk, who: Whose, attempts: int, cut: Cut) -> None:
         self._desk = desk
@@ -73,6 +74,8 @@ class Seat:
         self.attempts = attempts
         self.calls: dict[Call, None] = {}
         """What is in its hands."""
+        self.batches = False
+        """Whether it takes as many at once as it can get: then there is nothing to be had by claiming ahead."""
         self.left = False
         self.wants = 0
         """How many items it waits for."""
@@ -95,9 +98,12 @@ class Seat:
 
     async def take(self, most: int = 1) -> Call | None:
         """Wait for items, up to so many; None once it is to take no more. Cancelled: it has none."""
-        if self.left:
+        if self.left or self._desk.has_at_hand(self):
             await trio.lowlevel.checkpoint()
-            return None
+            if self.left:
+                return None
+            if items := self._desk.at_hand(self, most):
+                return self._call(items)
         self.wants = most
         self._task = trio.lowlevel.current_task()
         self._desk.wait(self)
@@ -106,6 +112,7 @@ class Seat:
 
     async def take_batch(self, size: int, within: float) -> Call | None:
         """Wait for `size` items, or for those that come within so many seconds of the first, and before it is to leave."""
+        self.batches = True
         call = await self.take(size)
         if call is None or not within:
             return call
@@ -124,12 +131,17 @@ class Seat:
         self.left = True
         if self.wants:
             self._wake(None)
+        self._desk.leaves()
 
     def give(self, items: Sequence[Item]) -> Call:
         """Hand it what it waits for."""
+        call = self._call(items)
+        self._wake(call)
+        return call
+
+    def _call(self, items: Sequence[Item]) -> Call:
         call = Call(items)
         self.calls[call] = None
-        self._wake(call)
         return call
 
     def cut(self, call: Call, id: str, fate: Fate, why: str) -> None:
@@ -155,9 +167,11 @@ class Seat:
         self.calls.update(dict.fromkeys(calls))
         return calls
 
-    def end(self, call: Call, endings: Iterable[Ending]) -> None:
+    def end(self, call: Call, endings: Sequence[Ending]) -> None:
         """Say what became of the items of a call: each has one ending, but for those that were lost."""
         del self.calls[call]
+        if endings and endings[0].how != "back":
+            self._desk.stock.learn(trio.current_time() - call.since)
         self._desk.store(endings)
 
     def give_back(self, call: Call) -> None:

@@ -1,0 +1,99 @@
+"""Items that a daemon has claimed before a worker asks for them, so that nobody waits for the engine after each short call.
+
+What is here is kept from others. So it is no more than what is handled in some hundredths of a second, by what calls took
+until now, and it goes back as soon as it turns out that nobody takes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import trio
+
+from supervisor.queues.protocol import Item
+
+AHEAD = 0.05
+"""Seconds of work that are claimed ahead. Nothing is, where a call takes longer than that."""
+
+HELD = 0.25
+"""Seconds after which what was not taken in them goes back."""
+
+CAUTIOUS = 1.0
+"""Seconds that a call is expected to take by who knows nothing: some fifty short ones are seen before anything is claimed."""
+
+LEARNING = 1 / 16
+"""The weight of the last call in what is expected of the next."""
+
+SHORT = 1e-5
+"""Seconds that a call takes at least, whatever it takes."""
+
+
+class Stock:
+    """What is claimed ahead. `give_back` is called with items that nobody has taken."""
+
+    def __init__(self, give_back: Callable[[Iterable[Item]], None]) -> None:
+        self._give_back = give_back
+        self._items: deque[Item] = deque()
+        self._full = 0
+        self._expected = CAUTIOUS
+        self._taken = 0
+        self._filled = trio.Event()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    @property
+    def low(self) -> bool:
+        """Whether half of it is gone, and it is time to claim more."""
+        return 0 < len(self._items) <= self._full // 2
+
+    def learn(self, seconds: float) -> None:
+        """A call took so long."""
+        self._expected += LEARNING * (max(seconds, SHORT) - self._expected)
+
+    def worth(self, calls: int) -> int:
+        """How many items it is worth to have here, where so many calls are under way at once."""
+        return int(calls * AHEAD / self._expected) if self._expected < AHEAD else 0
+
+    def add(self, items: Iterable[Item]) -> None:
+        """These were claimed."""
+        self._items.extend(items)
+
+    def take(self, most: int) -> list[Item]:
+        """Those that were claimed first, so many at most."""
+        items = [self._items.popleft() for _ in range(min(most, len(self._items)))]
+        self._taken += len(items)
+        return items
+
+    def remove(self, id: str) -> Item | None:
+        """Take this one out, if it is here."""
+        item = next((item for item in self._items if item.id == id), None)
+        if item is not None:
+            self._items.remove(item)
+        return item
+
+    def shrink(self, most: int = 0) -> None:
+        """Keep so many, and give back those after them."""
+        if len(self._items) > most:
+            kept = list(self._items)
+            self._items = deque(kept[:most])
+            self._give_back(kept[most:])
+        self._full = len(self._items)
+        if self._items:
+            self._filled.set()
+
+    async def give_back_unused(self) -> None:
+        """Give back what is not taken in time, for ever."""
+        while True:
+            await self._filled.wait()
+            self._filled = trio.Event()
+            while self._items:
+                before = self._taken
+                await trio.sleep(HELD)
+                if len(self._items) > self._taken - before:
+                    self._expected = CAUTIOUS
+                    self.shrink(self._taken - before)

@@ -1,0 +1,176 @@
+"""What a desk claims ahead: when, how much, and that it goes back. In virtual time."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from msgspec import structs
+
+from supervisor.queues.protocol import Settings
+from supervisor.queues.seat import Seat
+from supervisor.queues.stock import HELD, Stock
+from supervisor.spec import Rate
+from tests.forest import settle
+from tests.test_desk import Bench, bench, ended
+
+MANY = 500
+USUAL = 200
+"""Calls after which it is known how long they take."""
+
+
+async def short_calls(seat: Seat, count: int, seconds: float = 0.001) -> None:
+    for _ in range(count):
+        call = await seat.take()
+        assert call is not None
+        await trio.sleep(seconds)
+        seat.end(call, ended(call))
+
+
+async def with_stock(b: Bench, seat: Seat) -> None:
+    """Have made so many short calls that there is a stock."""
+    await b.engine.put_all(*[b"1"] * MANY)
+    await short_calls(seat, USUAL)
+    await settle()
+    assert 20 < len(b.desk.stock) <= 50
+
+
+async def untouched(b: Bench) -> int:
+    """How many wait, as if never claimed."""
+    await settle()
+    records = [await b.engine.show(f"i{number}") for number in range(1, MANY + 1)]
+    return sum(record is not None and record.state.value == "waiting" and record.attempts == 0 for record in records)
+
+
+async def test_after_short_calls_the_next_are_there(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            before = b.engine.times("claim")
+            await short_calls(seat, 100)
+            assert len(b.engine.times("claim")) - len(before) <= 6  # for half of 50 ms at a time
+
+
+async def test_more_is_claimed_while_there_is_still_some(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            b.engine.stuck["claim"] = gate = trio.Event()
+            await short_calls(seat, 30)
+            assert len(b.desk.stock) > 0
+            gate.set()
+            await settle()
+            assert len(b.desk.stock) > 25
+
+
+async def test_nothing_is_claimed_ahead_of_long_calls(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await b.engine.put_all(*[b"1"] * MANY)
+            await short_calls(seat, 100, seconds=0.06)
+            assert [of[0] for _, what, of in b.engine.asked if what == "claim"] == [1] * 100
+
+
+async def test_what_nobody_takes_in_time_goes_back(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            await seat.take()
+            await trio.sleep(2 * HELD)
+            assert not b.desk.stock
+            assert await untouched(b) == MANY - USUAL - 1
+
+
+async def test_what_is_taken_slowly_is_not_held_for_long(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            held = {item.id for item in b.desk.stock}
+            await short_calls(seat, 5, seconds=0.1)
+            assert await untouched(b) >= MANY - USUAL - 5 - 3  # as many as were taken in HELD are kept at most
+            assert not held.intersection(item.id for item in list(b.desk.stock)[3:])
+
+
+async def test_it_goes_back_with_the_last_who_leaves(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as other:
+            with b.seat() as seat:
+                await with_stock(b, seat)
+            assert b.desk.stock
+            other.leave()
+            assert not b.desk.stock
+        assert await untouched(b) == MANY - USUAL
+
+
+async def test_a_claim_that_answers_when_all_have_left_is_given_back(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            b.engine.stuck["claim"] = gate = trio.Event()
+            await short_calls(seat, 30)
+        gate.set()
+        assert await untouched(b) == MANY - USUAL - 30
+
+
+@pytest.mark.parametrize("how", ["job", "queue"])
+async def test_it_goes_back_at_a_pause(autojump_clock, tmp_path, how):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            if how == "job":
+                b.desk.pause("a")
+            else:
+                await b.engine.pause(True)
+            assert not b.desk.stock
+            assert await untouched(b) == MANY - USUAL
+
+
+async def test_one_that_is_cancelled_is_never_begun(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            id = next(iter(b.desk.stock)).id
+            assert await b.engine.cancel(id) == "running"
+            await settle()
+            assert await b.states(id) == "cancelled"
+            call = await seat.take()
+            assert call is not None
+            assert call.items[0].id != id
+
+
+@pytest.mark.parametrize("queue", [{"concurrency": 5}, {"rate": True}, {"fair": True}, {"group_by": "g"}])
+async def test_none_where_it_would_be_felt(autojump_clock, tmp_path, queue):
+    async with bench(tmp_path, **{name: value for name, value in queue.items() if name not in ("rate", "group_by")}) as b:
+        settings = b.engine.settings
+        if "group_by" in queue:
+            b.engine.use(Settings(spec=settings.spec, group_by="g"))
+        if "rate" in queue:
+            b.engine.use(Settings(spec=structs.replace(settings.spec, rate=Rate(100_000))))
+        with b.seat() as seat:
+            await b.engine.put_all(*[b"1"] * MANY)
+            await short_calls(seat, USUAL)
+            assert not b.desk.stock
+
+
+async def test_none_for_batches(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await b.engine.put_all(*[b"1"] * MANY)
+            for _ in range(USUAL):
+                call = await seat.take_batch(2, 0)
+                assert call is not None
+                seat.end(call, ended(call))
+            assert not b.desk.stock
+
+
+async def test_it_is_for_those_who_try_as_often(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat() as seat:
+            await with_stock(b, seat)
+            with b.seat(attempts=7) as other:
+                call = await other.take()
+                assert call is not None
+                asked = [of for _, what, of in b.engine.asked if what == "claim"]
+                assert asked[-1][0] == 1
+                other.end(call, ended(call))
+                await settle()
+                assert not b.desk.stock
