@@ -31,7 +31,7 @@ async def with_stock(b: Bench, seat: Seat) -> None:
     await b.engine.put_all(*[b"1"] * MANY)
     await short_calls(seat, USUAL)
     await settle()
-    assert 20 < len(b.desk.stock) <= 50
+    assert 20 < len(b.desk.stock.items) <= 50 * len(b.desk.seats)
 
 
 async def untouched(b: Bench) -> int:
@@ -56,10 +56,10 @@ async def test_more_is_claimed_while_there_is_still_some(autojump_clock, tmp_pat
             await with_stock(b, seat)
             b.engine.stuck["claim"] = gate = trio.Event()
             await short_calls(seat, 30)
-            assert len(b.desk.stock) > 0
+            assert len(b.desk.stock.items) > 0
             gate.set()
             await settle()
-            assert len(b.desk.stock) > 25
+            assert len(b.desk.stock.items) > 25
 
 
 async def test_nothing_is_claimed_ahead_of_long_calls(autojump_clock, tmp_path):
@@ -76,7 +76,7 @@ async def test_what_nobody_takes_in_time_goes_back(autojump_clock, tmp_path):
             await with_stock(b, seat)
             await seat.take()
             await trio.sleep(2 * HELD)
-            assert not b.desk.stock
+            assert not b.desk.stock.items
             assert await untouched(b) == MANY - USUAL - 1
 
 
@@ -84,10 +84,10 @@ async def test_what_is_taken_slowly_is_not_held_for_long(autojump_clock, tmp_pat
     async with bench(tmp_path) as b:
         with b.seat() as seat:
             await with_stock(b, seat)
-            held = {item.id for item in b.desk.stock}
+            held = {item.id for item in b.desk.stock.items}
             await short_calls(seat, 5, seconds=0.1)
             assert await untouched(b) >= MANY - USUAL - 5 - 3  # as many as were taken in HELD are kept at most
-            assert not held.intersection(item.id for item in list(b.desk.stock)[3:])
+            assert not held.intersection(item.id for item in list(b.desk.stock.items)[3:])
 
 
 async def test_it_goes_back_with_the_last_who_leaves(autojump_clock, tmp_path):
@@ -95,9 +95,9 @@ async def test_it_goes_back_with_the_last_who_leaves(autojump_clock, tmp_path):
         with b.seat() as other:
             with b.seat() as seat:
                 await with_stock(b, seat)
-            assert b.desk.stock
+            assert b.desk.stock.items
             other.leave()
-            assert not b.desk.stock
+            assert not b.desk.stock.items
         assert await untouched(b) == MANY - USUAL
 
 
@@ -120,7 +120,7 @@ async def test_it_goes_back_at_a_pause(autojump_clock, tmp_path, how):
                 b.desk.pause("a")
             else:
                 await b.engine.pause(True)
-            assert not b.desk.stock
+            assert not b.desk.stock.items
             assert await untouched(b) == MANY - USUAL
 
 
@@ -128,7 +128,7 @@ async def test_one_that_is_cancelled_is_never_begun(autojump_clock, tmp_path):
     async with bench(tmp_path) as b:
         with b.seat() as seat:
             await with_stock(b, seat)
-            id = next(iter(b.desk.stock)).id
+            id = next(iter(b.desk.stock.items)).id
             assert await b.engine.cancel(id) == "running"
             await settle()
             assert await b.states(id) == "cancelled"
@@ -148,7 +148,7 @@ async def test_none_where_it_would_be_felt(autojump_clock, tmp_path, queue):
         with b.seat() as seat:
             await b.engine.put_all(*[b"1"] * MANY)
             await short_calls(seat, USUAL)
-            assert not b.desk.stock
+            assert not b.desk.stock.items
 
 
 async def test_none_for_batches(autojump_clock, tmp_path):
@@ -159,7 +159,7 @@ async def test_none_for_batches(autojump_clock, tmp_path):
                 call = await seat.take_batch(2, 0)
                 assert call is not None
                 seat.end(call, ended(call))
-            assert not b.desk.stock
+            assert not b.desk.stock.items
 
 
 async def test_it_is_for_those_who_try_as_often(autojump_clock, tmp_path):
@@ -173,4 +173,4 @@ async def test_it_is_for_those_who_try_as_often(autojump_clock, tmp_path):
                 assert asked[-1][0] == 1
                 other.end(call, ended(call))
                 await settle()
-                assert not b.desk.stock
+                assert not b.desk.stock.items

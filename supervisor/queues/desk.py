@@ -117,20 +117,18 @@ class Desk:
         """It has got some, or does not want any."""
         self._waiting.pop(seat, None)
 
-    def has_at_hand(self, seat: Seat) -> bool:
-        """Whether there is something for a worker that was claimed ahead."""
-        return bool(self.stock) and self._may_have(seat, self._ahead_for) and self.unsaved < MOST_UNSAVED
-
     def at_hand(self, seat: Seat, most: int) -> list[Item]:
-        """Take some of that, if it is still there."""
-        items = self.stock.take(most) if self.has_at_hand(seat) else []
+        """What is there for a worker that was claimed ahead."""
+        if not self._may_have(seat, self._ahead_for) or self.unsaved >= MOST_UNSAVED:
+            return []
+        items = self.stock.take(most)
         if self.stock.low:
             self._called.set()
         return items
 
     def leaves(self) -> None:
         """A worker takes nothing more. What was claimed ahead goes back with the last of them."""
-        if self.stock and all(seat.left for seat in self.seats):
+        if self.stock.items and all(seat.left for seat in self.seats):
             self.stock.shrink()
 
     def store(self, endings: Iterable[Ending]) -> None:
@@ -199,7 +197,7 @@ class Desk:
             if (free or self.stock.low) and self.unsaved < MOST_UNSAVED:
                 attempts = free[0].attempts if free else self._ahead_for
                 wants = sum(seat.wants for seat in free if seat.attempts == attempts)
-                if (limit := wants + max(self._ahead(attempts) - len(self.stock), 0)) > 0:
+                if (limit := wants + max(self._ahead(attempts) - len(self.stock.items), 0)) > 0:
                     return min(limit, BULK), attempts
             self.look_whether_idle()
             self._called = trio.Event()
@@ -253,12 +251,12 @@ class Desk:
         ahead = self._ahead(attempts)
         self.stock.add(items)
         for seat in list(self._waiting):
-            if not self.stock:
+            if not self.stock.items:
                 break
             if self._may_have(seat, attempts):
                 self._cut_early(seat, seat.give(self.stock.take(seat.wants)))
         self.stock.shrink(ahead)
-        for id in self._cancelled_early if self.stock else ():
+        for id in self._cancelled_early if self.stock.items else ():
             self._cancel_ahead(id)
         self._news.set()
 
@@ -358,7 +356,7 @@ class Desk:
 
     def _item(self, id: str) -> Item | None:
         """The item of this id that was claimed last."""
-        held = [*self.stock, *(item for _, call in self._calls(id) for item in call.items)]
+        held = [*self.stock.items, *(item for _, call in self._calls(id) for item in call.items)]
         items = [item for item in held if item.id == id]
         return max(items, key=lambda item: item.token, default=None)
 
@@ -483,7 +481,7 @@ class Desk:
         """Look whether something was cancelled while nobody could tell us."""
         if not self._missed:
             return
-        for item in [*self.stock, *(item for seat in self.seats for call in seat.calls for item in call.items)]:
+        for item in [*self.stock.items, *(item for seat in self.seats for call in seat.calls for item in call.items)]:
             record = await self.engine.show(item.id)
             if record is not None and record.cancelling:
                 self._cancel(item.id)

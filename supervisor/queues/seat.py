@@ -98,7 +98,7 @@ class Seat:
 
     async def take(self, most: int = 1) -> Call | None:
         """Wait for items, up to so many; None once it is to take no more. Cancelled: it has none."""
-        if self.left or self._desk.has_at_hand(self):
+        if self.left or self._desk.stock.items:
             await trio.lowlevel.checkpoint()
             if self.left:
                 return None

@@ -7,7 +7,7 @@ until now, and it goes back as soon as it turns out that nobody takes it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -34,22 +34,17 @@ class Stock:
 
     def __init__(self, give_back: Callable[[Iterable[Item]], None]) -> None:
         self._give_back = give_back
-        self._items: deque[Item] = deque()
+        self.items: deque[Item] = deque()
+        """Those that were claimed first come first."""
         self._full = 0
         self._expected = CAUTIOUS
         self._taken = 0
         self._filled = trio.Event()
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self._items)
-
     @property
     def low(self) -> bool:
         """Whether half of it is gone, and it is time to claim more."""
-        return 0 < len(self._items) <= self._full // 2
+        return 0 < len(self.items) <= self._full // 2
 
     def learn(self, seconds: float) -> None:
         """A call took so long."""
@@ -61,29 +56,29 @@ class Stock:
 
     def add(self, items: Iterable[Item]) -> None:
         """These were claimed."""
-        self._items.extend(items)
+        self.items.extend(items)
 
     def take(self, most: int) -> list[Item]:
         """Those that were claimed first, so many at most."""
-        items = [self._items.popleft() for _ in range(min(most, len(self._items)))]
+        items = [self.items.popleft() for _ in range(min(most, len(self.items)))]
         self._taken += len(items)
         return items
 
     def remove(self, id: str) -> Item | None:
         """Take this one out, if it is here."""
-        item = next((item for item in self._items if item.id == id), None)
+        item = next((item for item in self.items if item.id == id), None)
         if item is not None:
-            self._items.remove(item)
+            self.items.remove(item)
         return item
 
     def shrink(self, most: int = 0) -> None:
         """Keep so many, and give back those after them."""
-        if len(self._items) > most:
-            kept = list(self._items)
-            self._items = deque(kept[:most])
+        if len(self.items) > most:
+            kept = list(self.items)
+            self.items = deque(kept[:most])
             self._give_back(kept[most:])
-        self._full = len(self._items)
-        if self._items:
+        self._full = len(self.items)
+        if self.items:
             self._filled.set()
 
     async def give_back_unused(self) -> None:
@@ -91,9 +86,9 @@ class Stock:
         while True:
             await self._filled.wait()
             self._filled = trio.Event()
-            while self._items:
+            while self.items:
                 before = self._taken
                 await trio.sleep(HELD)
-                if len(self._items) > self._taken - before:
+                if len(self.items) > self._taken - before:
                     self._expected = CAUTIOUS
                     self.shrink(self._taken - before)
