@@ -323,14 +323,15 @@ async def test_a_call_hears_of_a_stop_and_the_next_does_not(house):
         if item:
             ctx.progress(item)
             ctx.wait_stopping()
+            while ctx.phase.value == 'running':
+                time.sleep(0.001)
         return [ctx.stopping, ctx.phase.value, ctx.sleep(0)]
     """
-    async with process(house, code) as worker, trio.open_nursery() as nursery:
-        calls = Calls(worker, nursery)
-        worker.notes.on_progress = lambda: calls.works["item1"].advance(Phase.STOPPING)
-        await calls.start("1")
-        await calls.start("0")
-        assert await calls.until(2) == [("item1", b'[true,"stopping",false]'), ("item2", b'[false,"running",true]')]
+    async with process(house, code) as worker:
+        work = worker.work()
+        worker.notes.on_progress = lambda: work.advance(Phase.STOPPING)
+        assert await worker.handler.handle(work, b"1") == b'[true,"stopping",false]'
+        assert await worker(0) == [False, "running", True]
 
 
 async def test_one_that_takes_too_long_and_hears_nothing_is_interrupted_and_the_process_kept(house, tmp_path):
@@ -373,7 +374,8 @@ async def test_it_is_given_more_at_once_while_its_calls_are_short(house):
             if worker.handler.room > 4:
                 break
         assert worker.handler.room > 4
-        await worker(0.03)
+        for _ in range(3):
+            await worker(0.05)
         assert worker.handler.room == 1
 
 

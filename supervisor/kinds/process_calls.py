@@ -11,9 +11,8 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import outcome
 import trio
 
@@ -30,10 +29,14 @@ from supervisor.kinds.process_channel import (
     Started,
     Withdrawn,
     arguments,
+    checked,
     named,
 )
 from supervisor.spec import split_name
 from supervisor.state import Phase
+
+if TYPE_CHECKING:
+    from supervisor.kinds.chain import Chain
 
 AHEAD = 0.004
 """Seconds of work that a process is given at once."""
@@ -41,8 +44,11 @@ AHEAD = 0.004
 MOST = 32
 """Calls that a process is given at once, however short they are."""
 
-LONG = 0.02
+LONG = 0.05
 """Seconds that a call may take until those behind it are taken back."""
+
+SHORT = 1e-5
+"""Seconds that a call takes at least, whatever it takes."""
 
 LEARNING = 0.1
 """The weight of the last call in what is expected of the next."""
@@ -88,19 +94,23 @@ class Calls(Channel):
 
     def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         super().__init__(spec, run, resources)
-        self.room = 1
         self.failure: RunFailed | None = None
         """Why the process is not there any more, though nobody has asked it to end."""
         self._line: dict[int, Call] = {}
         self._last = 0
         self._began = 0.0
         self._expected = AHEAD
-        """Seconds that a call takes, by those before it."""
+        """Seconds that a call takes, by those before it, as the process has measured them: how busy we are is not in it."""
         self._patience = trio.CancelScope()
         self._taking_back = False
         """Whether those behind the first were asked for already."""
         self._closed = False
         self._started, self._over = trio.Event(), trio.Event()
+
+    @property
+    def room(self) -> int:
+        """More than one as long as calls are short; while a long one is under way, nothing is to wait behind it."""
+        return 1 if self._taking_back else max(1, min(MOST, int(AHEAD / self._expected)))
 
     # ---- its process ----
 
@@ -122,7 +132,8 @@ class Calls(Channel):
         """The order to load the function."""
         run, spec = self._run, self._spec
         facts = {"job": split_name(run.job)[0], "worker": run.worker, "run": run.id}
-        return {"is": "serve", "call": named(spec.call), "batch": spec.batch is not None, "facts": facts}
+        asked = {"batch": spec.batch is not None, "into": run.chain is not None}
+        return {"is": "serve", "call": named(spec.call), "facts": facts, **asked}
 
     def _ended(self, refused: RunFailed | None, body: trio.CancelScope) -> None:
         """Nothing of the process is alive."""
@@ -211,17 +222,19 @@ class Calls(Channel):
             await super()._wait_readable()
         if self._patience.cancelled_caught:
             self._taking_back = True
-            self._expect(LONG)
             self.tell({"is": "withdraw", "calls": [*self._line][1:]})
+
+    def _chain(self, call: int) -> Chain | None:
+        return self._line[call].work.chain if call in self._line else None
 
     def _take(self, message: Message, body: bytes) -> None:
         match message:
-            case Returned(number):
-                self._take_answer(number, outcome.Value(_checked(body) if body else None))
+            case Returned(number, took):
+                self._take_answer(number, took, outcome.Value(checked(body) if body else None))
             case Failed(call=0):
                 self.failure = message.error
             case Failed():
-                self._take_answer(message.call, outcome.Error(message.error))
+                self._take_answer(message.call, message.took, outcome.Error(message.error))
             case Progress(done, total, number):
                 if number in self._line:  # else a thread of a call that has returned says it
                     self._line[number].work.progress(done, total)
@@ -232,18 +245,12 @@ class Calls(Channel):
             case _:
                 super()._take(message, body)
 
-    def _take_answer(self, number: int, what: outcome.Outcome[bytes | None]) -> None:
+    def _take_answer(self, number: int, took: float, what: outcome.Outcome[bytes | None]) -> None:
         if number != next(iter(self._line), None):
             raise Nonsense(f"an answer to call {number}, which has not begun")
-        self._expect(trio.current_time() - self._began)
+        self._expected += LEARNING * (max(took, SHORT) - self._expected)
         self._answer(number, what)
         self._begin_first()
-
-    def _expect(self, took: float) -> None:
-        """Learn from what a call took how many of them to ask for."""
-        weight = 1.0 if took >= LONG else LEARNING
-        self._expected += weight * (took - self._expected)
-        self.room = max(1, min(MOST, int(AHEAD / max(self._expected, 1e-6))))
 
     def _take_back(self, numbers: tuple[int, ...]) -> None:
         """Give back what the process has not begun, whatever it looked like from here, and now never will."""
@@ -258,7 +265,9 @@ class Calls(Channel):
 
 
 def _head(number: int, work: Work) -> dict[str, Any]:
-    return {"is": "item", "call": number, "item": work.item, "attempt": work.attempt, "left": work.left, **_told(work)}
+    """The order to make a call. There are many of these: what is usual goes without saying."""
+    head = {"is": "item", "call": number, "item": work.item, "attempt": work.attempt, "left": work.left}
+    return head if work.current_phase is Phase.RUNNING else head | _told(work)
 
 
 def _told(work: Work) -> dict[str, Any]:
@@ -269,9 +278,3 @@ def _told(work: Work) -> dict[str, Any]:
 def _leave(call: Call, _: object) -> trio.lowlevel.Abort:
     call.caller = None
     return trio.lowlevel.Abort.SUCCEEDED
-
-
-def _checked(result: bytes) -> bytes:
-    """A result that is JSON. Raises MsgspecError for one that is not, which only a process that meddles sends."""
-    msgspec.json.decode(result, type=msgspec.Raw)
-    return result
