@@ -61,7 +61,7 @@ async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterat
     with Calls(spec, run, resources) as calls:
         with alone():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(calls.serve, nursery.cancel_scope)
+                nursery.start_soon(calls.serve, nursery.cancel_scope)  # noqa: ASYNC113 (what follows waits for it)
                 await calls.wait_started()
                 yield calls
                 calls.close()

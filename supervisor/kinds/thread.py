@@ -81,12 +81,14 @@ class ThreadContext(RunFacts):
         return trio.from_thread.run(self._put_or_be_killed, queue, item, options, trio_token=self._token)
 
     async def _put_or_be_killed(self, queue: str, item: Any, options: PutOptions) -> Receipt:
+        receipt: Receipt | None = None
         with alone():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when_killed, nursery.cancel_scope)
                 receipt = await put(self._resources, queue, item, options)
                 nursery.cancel_scope.cancel(reason="it is put")
-                return receipt
+        if receipt is not None:
+            return receipt
         raise QueueFull(f"queue {queue}: not put: the run is to end")
 
     async def _cancel_when_killed(self, scope: trio.CancelScope) -> None:
