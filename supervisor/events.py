@@ -398,6 +398,30 @@ class WaitingForLimit(ChildEvent, frozen=True, kw_only=True):
         return _moved(row, row.state, self, self.cause, Why.PLAIN, next_at=self.next_at)
 
 
+class WaitingForRoom(ChildEvent, frozen=True, kw_only=True):
+    """A run gives something to a queue that is full, or does not answer: it waits until that takes it."""
+
+    level = "warning"
+
+    run: str
+    cause: str
+    queue: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, cause=self.cause) if row.state in (State.STARTING, State.RUNNING) else row
+
+
+class RoomFound(ChildEvent, frozen=True, kw_only=True):
+    """The queue has taken what a run gave, or nobody waits for that any more: the run goes on."""
+
+    run: str
+    cause: str
+    queue: str
+
+    def apply(self, row: JobStatus) -> JobStatus:
+        return replace(row, cause=self.cause) if row.state in (State.STARTING, State.RUNNING) else row
+
+
 class FallingBack(ChildEvent, frozen=True, kw_only=True):
     """A run has failed for good, and its fallback is called."""
 
@@ -647,7 +671,7 @@ class Stalled(Event, frozen=True, kw_only=True):
 AnyEvent = (
     Added | Removed | Changed | Renamed | GoalSet | Waiting | Starting | Spawned | Ready | Scheduled | Unready | Healthy
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
-    | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | FallingBack
+    | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | WaitingForRoom | RoomFound | FallingBack
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
     | Working | ItemsHandled | ItemRetrying | ItemDead | ItemCancelled | ItemLost | ItemsExpired
     | QueueDegraded | QueueRecovered

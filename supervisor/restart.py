@@ -61,6 +61,33 @@ class Delays:
         self._next = None
 
 
+NEVER_READY = -1.0
+
+
+class ReadyTime:
+    """How long a group has been ready since its last restart: in the spell that lasts, or else in the one before.
+
+    That one of them has failed, and that the whole is not ready any more, may be heard in either order: it comes to the same.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._lasted = NEVER_READY
+
+    def note(self, ready: bool, now: float) -> None:
+        """It is ready, or it is not."""
+        if ready and self._since is None:
+            self._since = now
+        elif not ready and self._since is not None:
+            self._lasted, self._since = now - self._since, None
+
+    def take(self, now: float) -> float:
+        """The seconds, now that it is restarted; `NEVER_READY` where it has not been ready. Begins anew."""
+        ready_for = self._lasted if self._since is None else now - self._since
+        self._since, self._lasted = None, NEVER_READY
+        return ready_for
+
+
 def judge(restart: RestartType, failed: bool) -> tuple[bool, Why]:
     """Whether an end that nobody asked for is a failure, and the word for it.
 

@@ -46,6 +46,8 @@ from supervisor.nodes import (
     Scales,
     Schedule,
     SupervisorNode,
+    Ticker,
+    Ticking,
     WorkersNode,
     obey,
     rhythm,
@@ -117,6 +119,7 @@ class Supervisor:
         self._only_stuck = trio.Event()
         self._watching = Watching(lambda job, burst: self._due(job, str(burst)), self._warn)
         self._scales = Scales(resources.children, self._child_of, self._due)
+        self._ticking = Ticking(self)
         self.limits = Limits(self)
         self.limits.apply(config)
         self._one_offs = 0
@@ -539,12 +542,15 @@ class Supervisor:
         self._scales.weigh({name: recycle.memory for name, recycle in recycled.items() if recycle.memory is not None})
         outputs = (job.output for job in jobs.values() if job.output.startswith("/"))
         apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
+        self._ticking.apply(config.jobs)
         self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
 
     def _look(self, schedule: Schedule) -> None:
         """A tick on the wall clock may have come."""
         if isinstance(node := schedule.node, WorkersNode):
             node.post(node.look_at_clock)
+        elif isinstance(node, Ticker):
+            node.look()
         elif node.parent is not None:
             node.parent.post(node.parent.look, node)
 
@@ -587,6 +593,7 @@ class Supervisor:
                 nursery.start_soon(self._watching.run)
                 nursery.start_soon(self._scales.run)
                 nursery.start_soon(self.alarm.run)
+                self._ticking.begin(nursery)
                 await self.root.body(self._root_run)
                 nursery.cancel_scope.cancel(reason="the root has ended")
         finally:
@@ -597,7 +604,7 @@ class Supervisor:
 
     async def _load_last_runs(self) -> None:
         """Learn what the daemon before this one has run, where a job wants to catch up."""
-        jobs = {name: job for name, job in self.config.jobs.items() if job.scheduled and job.catch_up != "none"}
+        jobs = {name: job for name, job in self.config.jobs.items() if (job.scheduled or job.ticks) and job.catch_up != "none"}
         if jobs:
             schedules = {name: rhythm(job) for name, job in jobs.items() if job.start == "auto"}
             try:

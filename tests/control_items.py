@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TypedDict
 
 import trio
 
 from supervisor import Context
+from supervisor.errors import QueueError
 
 
 class Image(TypedDict):
@@ -42,3 +44,10 @@ async def add(numbers: list[int]) -> int:
 async def cling(item: object, ctx: Context) -> None:
     """Something that is asked to end, and does not."""
     await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def open(name, settings, place):  # the engine of a queue
+    """Something that cannot be opened."""
+    raise QueueError("no address of a server")
+    yield

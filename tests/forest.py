@@ -62,8 +62,16 @@ class Forest:
         supervisors: Mapping[str, SupervisorSpec] | None = None,
         limits: Mapping[str, LimitSpec] | None = None,
     ) -> Config:
-        daemon = self.tree.config.daemon
-        return Config(file=None, base=self.base, daemon=daemon, jobs=jobs, supervisors=supervisors or {}, limits=limits or {})
+        was = self.tree.config
+        return Config(
+            file=None,
+            base=self.base,
+            daemon=was.daemon,
+            jobs=jobs,
+            supervisors=supervisors or {},
+            limits=limits or {},
+            queues=was.queues,
+        )
 
 
 @asynccontextmanager

@@ -27,16 +27,18 @@ class Moody:
         self.asked: list[tuple[float, str, Any]] = []
         self.taken: set[str] = set()
         """Items whose leases others have."""
+        self.deaf = False
+        """Whether the answer to the next `finish` is lost, though it is done."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._queue, name)
 
     async def _asked(self, what: str, of: Any) -> None:
         self.asked.append((trio.current_time(), what, of))
+        await trio.lowlevel.checkpoint()
         if what in self.stuck:
             await self.stuck[what].wait()
         if what in self.broken:
-            await trio.lowlevel.checkpoint()
             raise QueueUnavailable(self.broken[what])
 
     def times(self, what: str) -> list[float]:
@@ -44,7 +46,7 @@ class Moody:
         return [at for at, each, _ in self.asked if each == what]
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
-        await self._asked("claim", (limit, tuple(order)))
+        await self._asked("claim", (limit, tuple(order), attempts))
         return await self._queue.claim(limit, owner=owner, attempts=attempts, order=order)
 
     async def wait_for_work(self) -> None:
@@ -53,8 +55,11 @@ class Moody:
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         await self._asked("finish", list(endings))
+        deaf, self.deaf = self.deaf, False
         known = [ending for ending in endings if ending.id not in self.taken]
         stored = dict(zip([ending.id for ending in known], await self._queue.finish(known), strict=True))
+        if deaf:
+            raise QueueUnavailable("the answer was lost")
         return [stored.get(ending.id, False) for ending in endings]
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:

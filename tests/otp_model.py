@@ -184,6 +184,8 @@ class Group(Member):
     group_waits: Member = None  # type: ignore[assignment]
     """The books of the backoff of its group restarts."""
     whole_since: float | None = None
+    well_since: float | None = None  # whole, and no group restart goes on
+    well_for: float | None = None  # how long it was the last time, since its last start or group restart
     hurried: bool = False
     hastened: bool = False  # somebody wants something of it: its next backoff is left out
 
@@ -319,7 +321,7 @@ class World:
         member.ready_at = member.timeout_at = member.ends_at = member.kill_at = member.stuck_at = NEVER
         member.run_wanted = member.run_wanted and not member.wanted
         if isinstance(member, Group):
-            member.closing = member.operation = None
+            member.closing = member.operation = member.well_since = member.well_for = None
             member.hastened = False
             member.window.clear()
             for child in member.children:
@@ -347,11 +349,11 @@ class World:
             member.asked = why
             if why == "order" and not isinstance(member, Group):
                 self.asked_in_order.add((member.name, member.runs))
-            if isinstance(member, Group):
-                member.closing = member.closing or "asked"
-                self.no_more_starts(member)
-            else:
+            if not isinstance(member, Group):
                 self._hear(member)
+            elif not member.closing:  # else who asks for a start from then on waits for its next run
+                member.closing = "asked"
+                self.no_more_starts(member)
         if hurry and not isinstance(member, Group) and member.alive:
             self.kill_one(member)
 
@@ -461,7 +463,8 @@ class World:
         names = [child.name for child in parent.children]
         if parent.spec.strategy is Strategy.REST_FOR_ONE:
             names = names[names.index(member.name) :]
-        ready_for = None if parent.whole_since is None else self.now - parent.whole_since
+        ready_for = parent.well_for if parent.well_since is None else self.now - parent.well_since
+        parent.well_since = parent.well_for = None
         operation = Operation(set(names), parent.group_waits.backoff(parent.spec.backoff, ready_for), set())
         if parent.operation is not None:
             operation.members |= parent.operation.members
@@ -676,6 +679,11 @@ class World:
 def rule_readiness_of_a_whole(world: World) -> bool:
     """A supervisor is ready when its auto children are."""
     for group in world.groups():
+        well = group.whole and group.operation is None
+        if well and group.well_since is None:
+            group.well_since = world.now
+        elif not well and group.well_since is not None:
+            group.well_for, group.well_since = world.now - group.well_since, None
         if group.whole and group.whole_since is None:
             group.whole_since = world.now
             if group is not world.root:
@@ -702,7 +710,7 @@ def rule_of_the_phases(world: World) -> bool:
     if world.phase == "draining":
         if any(world.members[name].alive and until > world.now + SAME for name, until in world.draining_until.items()):
             return False
-        if any(group.closing and not any(child.alive for child in group.children) for group in world.groups()):
+        if any(group.closing and all(gone_at_once(world, child) for child in group.children) for group in world.groups()):
             raise Tie("a supervisor ends by itself in the moment in which it would be asked to")
         world.phase = "stopping"
         world.root.closing = world.root.closing or "asked"
@@ -717,6 +725,17 @@ def rule_of_the_phases(world: World) -> bool:
         world.root.alive = False
         return True
     return False
+
+
+def gone_at_once(world: World, member: Member) -> bool:
+    """Whether it is not alive, or will not be any more in this very moment if it is asked to end."""
+    if not member.alive:
+        return True
+    if isinstance(member, Group):
+        return all(gone_at_once(world, child) for child in member.children)
+    if member.asked is not None:
+        return member.ends_at <= world.now + SAME
+    return not (member.part.lag if member.part.hears else member.part.stubborn)
 
 
 def rule_who_must_stop(world: World) -> bool:

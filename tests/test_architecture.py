@@ -104,10 +104,10 @@ def test_cancellation_is_never_swallowed():
     """A handler of BaseException, or a bare one, raises again or hands the exception on; only a named boundary may not."""
     boundaries = {
         "children/spawner.py": "the spawner's thread hands what it caught to the one that waits for it, which raises it",
-        "kinds/asyncio_loop.py": "the loop's thread hands what a call raised to the one that waits for it, which raises it",
         "kinds/inspection.py": "a process of its own that only reports what an import did",
         "store.py": "the writer's thread hands what it caught to the one that waits for it, which raises it",
         "nodes/attempts.py": "the boundary of one attempt: `_stopped` raises again what is not the job's own",
+        "kinds/asyncio_loop.py": "a call in a loop hands what it caught to the one that waits for it, in Trio's thread",
         "kinds/process_worker.py": "a process of its own that reports what a call raised, and ends",
         "nodes/pool.py": "the boundary of one call: `_fenced` raises again what is not the job's own",
         "nodes/job.py": "the run boundary: `stopped_at_fence` raises again what is not the job's own",

@@ -166,6 +166,9 @@ async def test_jobs_with_other_limits_of_attempts_get_claims_of_their_own(autoju
         await b.engine.put_all(b"1", b"2")
         await settle()
         assert taken == {9: 2, 5: 2}
+        claims = [(of[0], of[2]) for _, what, of in b.engine.asked if what == "claim"]
+        assert {limit for limit, _ in claims} == {1}
+        assert {attempts for _, attempts in claims} == {5, 9}
 
 
 async def test_fair_queues_let_each_priority_come_first_twice_as_often_as_the_next(autojump_clock, tmp_path):
@@ -279,6 +282,22 @@ async def test_the_end_waits_for_no_engine_where_there_is_nothing_to_store(autoj
     assert trio.current_time() == 2.0
 
 
+async def test_the_end_waits_for_a_claim_that_nobody_wants_any_more_and_no_longer(autojump_clock, tmp_path):
+    gate = trio.Event()
+
+    async def answer() -> None:
+        await trio.sleep(3)
+        gate.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        async with bench(tmp_path, patience=1000) as b:
+            b.engine.stuck["claim"] = gate
+            with b.seat() as seat, trio.move_on_after(1):
+                await seat.take()
+        assert trio.current_time() == 3.0
+
+
 # ---- leases ----
 
 
@@ -378,6 +397,19 @@ async def test_an_ending_that_comes_too_late_is_dropped_and_said(autojump_clock,
             seat.end(call, ended(call))
             await settle()
         assert b.said(ItemLost) == [(0.0, "item i1: what became of it came too late: somebody else has it")]
+
+
+async def test_an_ending_whose_answer_was_lost_is_no_lost_lease(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        await b.engine.put_all(b"1")
+        b.engine.deaf = True
+        with b.seat() as seat:
+            call = await seat.take()
+            assert call is not None
+            seat.end(call, ended(call))
+            await trio.sleep(5)
+        assert len(b.engine.times("finish")) == 2
+        assert not b.said(ItemLost)
 
 
 # ---- cancels ----

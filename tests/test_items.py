@@ -18,6 +18,8 @@ from supervisor.client import AsyncClient, Client, ControlError
 from supervisor.control import server
 from supervisor.control.client import chunks
 from supervisor.control.messages import ItemStatus, QueueStatus
+from supervisor.queues import QUEUES as QUEUE_ENGINES
+from supervisor.queues import Scheme
 
 QUEUES = {
     "images": {"backend": "memory"},
@@ -40,6 +42,14 @@ async def queueing(directory, queues=QUEUES, jobs=JOBS):
         with trio.fail_after(60):
             await tree.wait_running()
         yield tree, path
+
+
+async def seen(look, holds):
+    """Wait until what is seen from outside is as wanted: of an item that is put, or claimed, there is no event."""
+    while True:
+        if holds(await look()):
+            return
+        await trio.sleep(0.01)
 
 
 async def blocking(function, *args):
@@ -224,8 +234,7 @@ async def test_an_item_is_cancelled_beside_jobs_and_runs(tmp_path):
     async with queueing(tmp_path) as (_, path), peer(path) as client:
         await client.ask("submit", {"queue": "small", "items": [1], "id": ["waits"]})
         await client.ask("submit", {"queue": "mails", "items": [{"to": 1}], "id": ["runs"], "keep": True})
-        while (await client.ask("queue.show", {"id": "runs"}))["result"]["state"] != "running":
-            await trio.lowlevel.checkpoint()  # each turn is a turn of the daemon's loop too
+        await seen(lambda: AsyncClient(path).queue_show("runs"), lambda item: item.state == "running")
         answers = (await client.ask("cancel", {"names": ["waits", "runs"]}))["result"]
         assert answers == [
             {"name": "waits", "ok": True, "text": "cancelled: it waited"},
@@ -245,8 +254,7 @@ async def test_who_cancels_may_wait_for_a_while_or_not_at_all(tmp_path):
     jobs = {"stuck": {"call": "control_items:cling", "queue": "other", "grace": "1h"}}
     async with queueing(tmp_path, jobs=jobs) as (_, path), peer(path) as client:
         await client.ask("submit", {"queue": "other", "items": [1], "id": ["a"]})
-        while (await client.ask("queue.show", {"id": "a"}))["result"]["state"] != "running":
-            await trio.lowlevel.checkpoint()
+        await seen(lambda: AsyncClient(path).queue_show("a"), lambda item: item.state == "running")
         error = (await client.ask("cancel", {"names": ["a"], "timeout": 0.05}))["error"]
         assert error == {"code": 75, "message": "cancel: not done in time: a; it goes on", "data": []}
         (answer,) = (await client.ask("cancel", {"names": ["a"], "wait": False}))["result"]
@@ -293,6 +301,22 @@ async def test_a_queue_whose_engine_is_away_keeps_nobody_from_the_others(tmp_pat
         assert error["code"] == 1 and "connection refused" in error["message"]
         error = (await client.ask("submit", {"queue": "images", "items": [{"path": "a"}]}))["error"]
         assert error["code"] == 1 and error["data"] == {"stored": 0}
+
+
+@pytest.mark.parametrize(
+    ("module", "why"), [("no_such_module", "cannot be loaded"), ("control_items", "images: no address of a server")]
+)
+async def test_a_queue_that_cannot_be_opened_says_why(tmp_path, monkeypatch, module, why):
+    monkeypatch.setitem(QUEUE_ENGINES, "redis", Scheme(module, "redis", "coredis"))
+    queues = {"images": {"backend": "redis://:hunter2@h/0"}, "small": {"backend": "memory"}}
+    async with serving(tmp_path, {}, {}, queues=queues) as (_, path), peer(path) as client:
+        rows = (await client.ask("queue.ls"))["result"]
+        assert why in rows[0]["trouble"] and rows[0]["backend"] == "redis://:***@h/0"
+        assert rows[1]["trouble"] is None
+        for verb, params in (("submit", {"items": [1]}), ("queue.peek", {}), ("queue.pause", {})):
+            error = (await client.ask(verb, {"queue": "images", **params}))["error"]
+            assert error["code"] == 1 and why in error["message"]
+        assert why in (await client.ask("queue.show", {"id": "x"}))["error"]["message"]
 
 
 # -- the clients ----------------------------------------------------------------------------------------------------------
@@ -406,8 +430,7 @@ async def test_a_pipe_is_put_as_it_comes(tmp_path):
             command = [*SUPERVISOR, "submit", "small", "--id", "p"]
             process = await nursery.start(partial(trio.run_process, command, stdin=pipe, stdout=pipe, env=env))
             await process.stdin.send_all(b"1\n2\n")
-            while (await client.queue_ls("small"))[0].waiting < 2:
-                await trio.sleep(0.01)  # another process at work: there is nothing to wait for but its effect
+            await seen(lambda: client.queue_ls("small"), lambda rows: rows[0].waiting == 2)
             await process.stdin.send_all(b"3")
             await process.stdin.aclose()
             out = b""
@@ -454,8 +477,7 @@ async def test_ctrl_c_says_what_is_stored(tmp_path):
         env = ENVIRON | {"SUPERVISOR_SOCKET": path}
         command = [*SUPERVISOR, "submit", "small", f"@{tmp_path}/many.jsonl"]
         process = await nursery.start(partial(trio.run_process, command, stderr=subprocess.PIPE, check=False, env=env))
-        while (await AsyncClient(path).queue_ls("small"))[0].waiting < 3:
-            await trio.sleep(0.01)  # another process at work: there is nothing to wait for but its effect
+        await seen(lambda: AsyncClient(path).queue_ls("small"), lambda rows: rows[0].waiting == 3)
         process.send_signal(2)
         err = b""
         while chunk := await process.stderr.receive_some():

@@ -233,7 +233,7 @@ UNFIT = [
         'blocking: kind "task" runs an `async def`, this is a plain function: use kind = "thread"',
     ),
     ({"call": needing, "kind": "thread"}, 'needing: kind "thread" runs a plain function, this one is `async def`'),
-    ({"call": generating}, "generating: a generator function: not supported yet; expected `async def` or `def` without yield"),
+    ({"call": generating}, "generating: what it yields would go nowhere: name the queue that gets it in `into`"),
     ({"call": Spy}, "Spy: a class: expected a function"),
 ]
 

@@ -27,7 +27,7 @@ from supervisor.events import (
 )
 from supervisor.kinds import KINDS, Context
 from supervisor.policies import BreakerSpec, BulkheadSpec, RateSpec, RetrySpec
-from supervisor.queues.protocol import Ending, Record, Settings, State
+from supervisor.queues.protocol import Ending, Notice, Record, Settings, State
 from supervisor.queues.spec import BatchSpec, QueueSpec
 from supervisor.spec import Rate, Recycle, Seconds
 from tests import fragile, moody
@@ -351,6 +351,23 @@ async def test_a_paused_job_claims_nothing_until_it_is_resumed(autojump_clock, t
         assert f.words("a:0", "a:1") == "a:0:running a:1:running"
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_paused_job_stays_paused_at_another_queue(autojump_clock, tmp_path, workers):
+    work = taking(1)
+    async with pool(tmp_path, {"a": handling(work, workers=workers)}) as f:
+        await f.tree.wait_running()
+        await f.tree.pause("a")
+        spec = QueueSpec(backend="moody")
+        f.tree.apply(replace(f.config({"a": job(work, queue="r", workers=workers)}), queues={"q": spec, "r": spec}))
+        await trio.sleep(1)
+        await f.tree.queues.engine("r").put_all(b"1")  # type: ignore[attr-defined]
+        await trio.sleep(3)
+        assert not work.began
+        await f.tree.resume("a")
+        await trio.sleep(3)
+        assert len(work.ended) == 1
+
+
 async def test_a_worker_stays_paused_over_its_restart(autojump_clock, tmp_path):
     work = taking(1)
     async with pool(tmp_path, {"a": handling(work)}) as f:
@@ -412,6 +429,17 @@ async def test_what_ends_well_after_it_was_cancelled_is_cancelled_all_the_same(a
         await f.engine.cancel(id)
         await settle()
         assert await f.states(id) == "cancelled"
+
+
+async def test_of_an_item_that_somebody_else_has_by_now_nothing_is_said(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(taking(100))}) as f:
+        (id,) = await f.put("1")
+        await trio.sleep(1)
+        f.tree.queues.desk("q").heard(Notice(what="lost", id=id))
+        await trio.sleep(5)
+        assert not f.engine.times("finish")
+        assert f.events(ItemsHandled)[-1].lost == 1
+        assert f.tree.journal.table["a"].cause == "idle"
 
 
 # ---- policies ----

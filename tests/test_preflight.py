@@ -27,6 +27,9 @@ def anything(**rest): ...
 def positional(x, /): ...
 async def generator():
     yield 1
+def plain_generator():
+    yield 1
+def stream() -> Stream[int]: ...
 class Thing:
     async def __call__(self): ...
 thing = Thing()
@@ -164,7 +167,7 @@ def test_functions_that_fit_are_told_apart(check):
         ("beet:beat", "", 'call: no module "jobs.beet"; did you mean "jobs.beat"?'),
         ("beat:number", "", 'call: "number" of "jobs.beat" is no function, but of type int'),
         ("beat:Thing", "", "call: a class: expected a function"),
-        ("beat:generator", "", "call: a generator function: not supported yet; expected `async def` or `def` without yield"),
+        ("beat:generator", "", "call: what it yields would go nowhere: name the queue that gets it in `into`"),
         ("beat:positional", "", 'call: its parameter "x" is positional only: arguments are passed by name'),
         ("beat:plain", 'kind = "task"\nargs = { x = 1 }', 'kind: kind "task" runs an `async def`, this is a plain function: use kind = "thread"'),
         ("beat:maybe", 'kind = "thread"', 'kind: kind "thread" runs a plain function, this one is `async def`'),
@@ -178,6 +181,23 @@ def test_functions_that_fit_are_told_apart(check):
 def test_a_function_that_does_not_fit_is_one_fault(faults, name, keys, fault):
     [line] = faults(call(name, keys))
     assert line.partition(" ")[2] == f"jobs.a.{fault}"
+
+
+@pytest.mark.parametrize("function", ["generator", "plain_generator", "stream"])
+def test_what_yields_needs_a_queue_for_that(check, function):
+    found = check(f'[queues.q]\n{call(f"beat:{function}", """into = "q" """)}')
+    assert found.all_problems == []
+    assert found.calls["a"].kind == ("thread" if function == "plain_generator" else "task")
+
+
+def test_a_stream_needs_trio(faults):
+    [line] = faults("[queues.q]\n" + call("beat:stream", 'kind = "thread"\ninto = "q"'))
+    assert 'jobs.a.kind: kind "thread" cannot open a Stream, which needs Trio: leave `kind` out' in line
+
+
+def test_the_args_of_a_job_whose_schedule_makes_items_are_the_item(check):
+    text = '[queues.q]\n[jobs.a]\ncall = "jobs.beat:unknown"\nqueue = "q"\ncron = "* * * * *"\nargs = { any = 1 }'
+    assert check(text).all_problems == []
 
 
 def test_what_the_probes_need_is_looked_for_too(faults):

@@ -323,11 +323,11 @@ async def test_what_has_a_time_waits_for_it(backend):
         both_late, both_soon = draft(at=moment + LONG, delay=SOON), draft(at=moment - LONG, delay=SOON)
         past = draft(at=moment - LONG)
         await queue.put([late, soon, at_late, at_soon, both_late, both_soon, past])
-        assert past.id in ids(await claim(queue))
-        came: set[str] = set()
-        while not came >= {soon.id, at_soon.id, both_soon.id}:
+        came = set(ids(await claim(queue)))
+        assert past.id in came
+        while len(came) < 4:
             came |= set(ids(await claim_some(queue)))
-        assert came <= {soon.id, at_soon.id, both_soon.id}
+        assert came == {past.id, soon.id, at_soon.id, both_soon.id}
         counts = await queue.counts()
         assert (counts.waiting, counts.delayed, counts.running) == (0, 3, 4)
         assert ids(await queue.peek(State.WAITING, 10))[0] in {late.id, at_late.id, both_late.id}
@@ -866,8 +866,6 @@ async def test_settings_are_declared(backend):
         queue.use(Settings(spec=QueueSpec(backend=backend.url, size=9)))
         assert queue.settings.spec.size == 9
         assert await queue.declared() == new
-        if backend.scheme != "postgresql":  # there the server knows what is true for all, whatever a handle believes
-            assert await put(queue, *drafts(4, key="k")) == ["stored"] * 4
 
 
 async def test_what_was_put_outlives_the_handle(durable):
@@ -893,10 +891,10 @@ async def test_what_was_put_outlives_the_handle(durable):
 
 
 async def test_what_was_claimed_and_never_finished_comes_again(durable):
-    async with durable.open(lease=Seconds(1), per_key=1, concurrency=1) as queue:
+    async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:
         await queue.put([draft(group="a")])
         (lost,) = await claim(queue)
-    async with durable.open(lease=Seconds(1), per_key=1, concurrency=1) as queue:
+    async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:
         (again,) = await claim_some(queue)
         assert (again.id, again.attempt) == (lost.id, 2)
         assert again.token > lost.token
@@ -990,7 +988,7 @@ async def test_settings_and_room_are_shared(shared):
 
 
 async def test_a_lease_runs_out_and_another_takes_over(shared):
-    lease = {"lease": Seconds(1), "concurrency": 2, "group_by": "customer"}
+    lease = {"lease": Seconds(2), "concurrency": 2, "group_by": "customer"}
     async with shared.open(**lease) as here, shared.open(**lease) as there:
         await here.put([draft(group="a"), draft(group="b")])
         lost, kept = await claim(here)
@@ -1014,7 +1012,7 @@ async def test_a_lease_runs_out_and_another_takes_over(shared):
 
 
 async def test_who_was_cancelled_and_lost_is_not_given_to_another(shared):
-    async with shared.open(lease=Seconds(1)) as here, shared.open(lease=Seconds(1)) as there:
+    async with shared.open(lease=Seconds(2)) as here, shared.open(lease=Seconds(2)) as there:
         await here.put([mine := draft()])
         assert ids(await claim(here)) == [mine.id]
         assert await there.cancel(mine.id) == "running"

@@ -120,11 +120,16 @@ def test_an_expansion_fits_all_these_shapes(load):
             '2:1: queues.q.backend: expected "sqlite", "memory", or a URL such as "postgresql://user@host/database" or "redis://host:6379/0", got "sqllite"; did you mean "sqlite"?',
         ),
         ('backend = "sqlite:///x"', '2:1: queues.q.backend: expected just "sqlite", got "sqlite:///x"'),
-        ('backend = "redis"', '2:1: queues.q.backend: expected a URL such as "redis://user@host/0", got "redis"'),
+        ('backend = "redis"', '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis"'),
         (
             'backend = "redis://host:port"',
-            '2:1: queues.q.backend: expected a URL such as "redis://user@host/0", got "redis://host:port"',
+            '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis://host:port"',
         ),
+        (
+            'backend = "redis://host/db"',
+            '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis://host/db"',
+        ),
+        ('backend = "redis:///0"', '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "redis:///0"'),
         (
             f'backend = "postgresql://me:{PASSWORD}@h:x/d"',
             '2:1: queues.q.backend: expected a URL such as "postgresql://user@host/database", got "postgresql://me:***@h:x/d"',
@@ -176,6 +181,7 @@ def test_what_a_queue_cannot_be(faults, keys, fault):
             "health: not on a job with `queue`: how an item fares is seen of the item: use timeout",
         ),
         ('overlap = "queue"', "overlap: only for a job with `every` or `cron`"),
+        ("run_on_start = true", "run_on_start: only for a job with `every` or `cron`"),
         ("batch = 0", "batch: expected at least 1, got 0"),
         ('batch = "many"', 'batch: expected an integer, got "many"'),
         ('serialize_by = ""', 'serialize_by: expected the name of a field, got ""'),
@@ -191,6 +197,18 @@ def test_what_a_queue_cannot_be(faults, keys, fault):
 )
 def test_what_a_queue_job_cannot_say(faults, keys, fault):
     assert faults(queue() + job(keys)) == [f"6:1: jobs.a.{fault}"]
+
+
+def test_a_terminal_gives_no_items(faults):
+    text = queue() + '[jobs.a]\ncommand = ["x"]\ntty = true\ninto = "q"'
+    assert "6:1: jobs.a.into: not with `tty`: a terminal mixes what is printed with what is typed" in faults(text)
+
+
+def test_each_time_of_a_schedule_is_one_item(faults):
+    assert faults(queue() + job('cron = "* * * * *"\nrun_on_start = true')) == [
+        "7:1: jobs.a.run_on_start: not on a job with `queue`: each time of its schedule is one item, for all daemons; for "
+        "another use submit"
+    ]
 
 
 def test_workers_that_scale_have_sensible_bounds(faults):
@@ -246,7 +264,7 @@ def test_policies_and_a_calendar_are_a_queue_jobs_too(load):
     spec = load(
         queue()
         + job('timeout = 1\ndeadline = 5\nretry = { attempts = 3 }\nrate = "5/s"\nbreaker = {}\nbulkhead = 2\nfallback = "m:g"')
-        + job('cron = "@daily"\nrun_on_start = true\njitter = "1s"\ntimezone = "Europe/Berlin"', "b")
+        + job('cron = "@daily"\njitter = "1s"\ntimezone = "Europe/Berlin"', "b")
     ).jobs
     assert spec["a"].policies and spec["b"].pooled and not spec["b"].scheduled and spec["b"].cron == "@daily"
 
@@ -282,6 +300,19 @@ def test_specs_that_were_built_in_python_are_looked_at_too(tmp_path):
             queue() + queue('backend = "memory"', "m") + job('into = "m"') + job("", "b").replace('"q"', '"m"'),
             '8:1: jobs.a.into: "m" is in memory: what it holds is gone with the daemon, and "q" knows no more of it',
         ),
+        (
+            queue() + job('into = "q"'),
+            "6:1: jobs.a.into: a circle of queues: q -> q: an item goes round until a job of it gives nothing",
+        ),
+        (
+            queue() + queue(name="m") + job('into = "m"') + job('into = "q"', "b").replace('queue = "q"', 'queue = "m"'),
+            "8:1: jobs.a.into: a circle of queues: q -> m -> q: an item goes round until a job of it gives nothing",
+        ),
+        (
+            queue('backend = "redis://h/0"\nkeep_results = "30s"') + job('cron = "* * * * *"'),
+            '7:1: jobs.a.cron: keep_results of "q" (30 s) is short: a daemon that is later than that makes a second item',
+        ),
+        (queue('keep_results = "30s"') + job('cron = "* * * * *"'), None),
     ],
 )
 def test_what_can_run_but_is_hardly_meant(warnings, text, warning):
@@ -358,7 +389,7 @@ def test_of_an_expansion_the_text_of_the_file_is_shown(load):
 def test_a_fault_in_an_expansion_gives_nothing_away(faults):
     text = queue('backend = "${URL}"') + job("")
     assert faults(text, {"URL": f"redis://:{PASSWORD}@h:x/0"}) == [
-        '2:1: queues.q.backend: expected a URL such as "redis://user@host/0", got "${URL}"'
+        '2:1: queues.q.backend: expected a URL such as "redis://host:6379/0", got "${URL}"'
     ]
 
 

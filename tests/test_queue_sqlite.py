@@ -112,6 +112,7 @@ async def test_nothing_is_opened_before_it_is_used(opened, tmp_path):
 
 async def test_a_file_that_another_process_has_is_an_error_that_says_so(opened, tmp_path, monkeypatch):
     monkeypatch.setattr("supervisor.store.BUSY", 0.1)
+    monkeypatch.setattr("supervisor.queues.sqlite.PAUSE", 0.1)
     program = "import sys; from queue_worker import *; sys.argv = ['', sys.argv[1]]; trio.run(main, Path(sys.argv[1]))"
     hold = f"import queue_worker as worker; worker.say = lambda *words: (print(*words, flush=True), input()); {program}"
     other = subprocess.Popen(
@@ -123,6 +124,9 @@ async def test_a_file_that_another_process_has_is_an_error_that_says_so(opened, 
         async with opened() as queue:
             with pytest.raises(QueueUnavailable, match="another process keeps it locked"):
                 await queue.put(drafts(1))
+            with trio.move_on_after(0.5):
+                await queue.wait_for_room()
+                raise AssertionError("there is none")
             other.kill()
             await trio.to_thread.run_sync(other.wait)
             await queue.wait_for_room()  # until the file can be had
@@ -233,16 +237,19 @@ async def test_what_a_crash_interrupted_has_its_key_and_its_time_to_expire_again
 # ---- large things ----
 
 
-async def test_fifty_megabytes_go_in_and_out(opened, monkeypatch):
+async def test_fifty_megabytes_go_in_and_out(opened, tmp_path):
     large = b'"%s"' % (b'\\"\xc3\xa4' * (50 << 18))
     assert len(large) > 50 << 20
+    result = large[: 1 + (4 << 20)]
     async with opened() as queue:
         await queue.put([Draft(id="large", payload=large, keep=True)])
         (item,) = await claim(queue)
         assert item.payload == large
-        assert await end(queue, [item], result=large) == [True]
+        assert await end(queue, [item], result=result) == [True]
         record = await queue.show("large")
-        assert (record.payload, record.result) == (large, large)
+        assert (record.payload, record.result) == (large, result)
+        assert await queue.purge(State.DONE) == 1
+    assert look(tmp_path / "queues.db", "SELECT count(*) FROM large") == [(0,)]
 
 
 async def test_a_claim_takes_no_more_than_memory_can_hold(opened, monkeypatch):
@@ -315,16 +322,17 @@ async def test_what_is_not_known_any_more_leaves_the_file_when_the_queue_is_used
     assert look(tmp_path / "queues.db", "SELECT id, state FROM items") == [(those[0].id, "waiting")]
 
 
-async def test_a_clock_that_is_set_back_holds_up_a_rate_no_longer_than_it_would(opened):
-    moment = 5000.0
-    async with opened(rate=Rate(1), now=lambda: moment) as queue:
+async def test_a_clock_that_is_set_back_does_not_hold_up_a_rate(opened):
+    moment = 1000.0
+    async with opened(rate=Rate(0.5), now=lambda: moment) as queue:
         await queue.put(drafts(3))
+        moment = 5000.0
         assert len(await claim(queue)) == 1
         moment = 1000.0
-        await queue.put(drafts(1))
-        moment = 1001.0
-        assert len(await claim(queue)) == 0  # those of before are not due by this clock
-    async with opened(rate=Rate(1), now=lambda: 5001.0) as queue:
+        assert len(await claim(queue)) == 1
+        moment = 1001.9
+        assert len(await claim(queue)) == 0
+        moment = 1002.0
         assert len(await claim(queue)) == 1
 
 
@@ -359,11 +367,15 @@ def filled(path: Path, rows: int) -> Told:
     return db
 
 
-SEARCHES = re.compile(
-    r"SEARCH (items|large|keys|queues|ending|levels|found) USING|SCAN (json_each|levels|found|CONSTANT)|SETUP|RECURSIVE STEP"
-    r"|(CORRELATED SCALAR|SCALAR|LIST|CO-ROUTINE|MATERIALIZE|COMPOUND|LEFT-MOST|UNION|USE TEMP B-TREE|CORRELATED)"
+FOR_PEOPLE = ("count(*)", "max(ready_at, :now)", "ORDER BY started_at")
+"""What may go through all that wait, or run, in an index: counts, and a look at them, sorted."""
+
+STEPS_OF_PLANS = re.compile(
+    r"SEARCH items USING (INTEGER PRIMARY KEY|(COVERING )?INDEX items_(id \(queue=\? AND id=\?\)|waiting|running|expiring"
+    r"|(ended|over) \(queue=\? AND ))|SEARCH (large|keys|queues) USING|SCAN (json_each|levels|found|ending|CONSTANT)"
+    r"|SETUP|RECURSIVE STEP|CO-ROUTINE|((CORRELATED )?(SCALAR|LIST) SUBQUERY)|MATERIALIZE"
 )
-"""What a plan may do; nothing of it goes through all items."""
+"""What a plan may consist of: nothing goes through all items, or sorts them."""
 
 
 def use_all(rows: sqlite_rows.Rows) -> None:
@@ -401,7 +413,13 @@ def test_no_statement_goes_through_all_items(tmp_path):
             named = dict.fromkeys(re.findall(r":(\w+)", statement))
             plans[statement] = [plan for *_, plan in db.execute(f"EXPLAIN QUERY PLAN {statement}", named)]
     assert len(statements) > 30
-    slow = {statement: plan for statement, plan in plans.items() if not all(map(SEARCHES.match, plan))}
+    slow = {
+        statement: step
+        for statement, plan in plans.items()
+        for step in plan
+        if not (STEPS_OF_PLANS.match(step) or any(word in statement for word in FOR_PEOPLE))
+        if statement not in sqlite_rows._PEEK.values() or step != "USE TEMP B-TREE FOR ORDER BY" or plan.count(step) > 1
+    }
     assert slow == {}
 
 
@@ -433,11 +451,11 @@ def test_a_million_of_each_state_make_nothing_slow(tmp_path):
 
 
 numbers = st.integers(0, 7)
-STEPS = ("put", "claim", "finish", "cancel", "requeue", "purge", "reopen")
+STEPS = ("put", "claim", "finish", "put", "claim", "finish", "cancel", "requeue", "purge", "reopen")
 
 
-@hypothesis.settings(max_examples=10, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
-@hypothesis.given(history=st.lists(st.tuples(st.sampled_from(STEPS), numbers), max_size=30))
+@hypothesis.settings(max_examples=15, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.given(history=st.lists(st.tuples(st.sampled_from(STEPS), numbers), min_size=10, max_size=40))
 async def test_the_count_that_is_kept_is_how_many_wait(opened, tmp_path, history):
     """And each key that is taken belongs to an item that is there."""
     (tmp_path / "queues.db").unlink(missing_ok=True)
@@ -561,6 +579,7 @@ async def test_killed_at_any_system_call_it_has_stored_all_that_it_said(opened, 
 @pytest.mark.parametrize("count", [pytest.param(2, id="a few"), ALL])
 async def test_a_disk_that_fails_once_is_said_and_got_over(opened, tmp_path, warned, count, error):
     """Whatever is said done is done, and the worker, which tries again, gets to its end."""
+    unheard = 0
     for point in points(150, count) if count else range(1, 1000):
         inject = f"inject=pwrite64,fdatasync,ftruncate:error={error}:when={point}"
         code, said = await trio.to_thread.run_sync(work, tmp_path, "-e", inject)
@@ -570,7 +589,9 @@ async def test_a_disk_that_fails_once_is_said_and_got_over(opened, tmp_path, war
         }
         await holds_what_was_said(opened, tmp_path / "queues.db", said)
         (tmp_path / "queues.db").unlink()
-        if count is None and point > 400:
+        unheard = 0 if any(what == "refused" for what, *_ in said) else unheard + 1
+        if count is None and unheard > 20:  # the last calls are those of closing it, of which nobody is told
+            assert point > 150
             break
     assert warned == []
 

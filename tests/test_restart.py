@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.restart import Delays, Precedence, Window, affected, judge, restarts, shuts_down, significant_end
+from supervisor.restart import (
+    NEVER_READY,
+    Delays,
+    Precedence,
+    ReadyTime,
+    Window,
+    affected,
+    judge,
+    restarts,
+    shuts_down,
+    significant_end,
+)
 from supervisor.spec import AutoShutdown, Backoff, RestartType, Seconds, Strategy
 from supervisor.state import Why
 
@@ -132,6 +143,24 @@ def test_waits_start_again_after_long_enough_ready(ready_for, wait):
 def test_what_never_got_ready_does_not_start_again_even_when_any_time_is_enough():
     spec, delays = Backoff(initial=Seconds(1), reset_after=Seconds(0)), Delays(exact)
     assert [delays.after_failure(spec, ready_for) for ready_for in (-1.0, -1.0, 0.0, -1.0)] == [1.0, 2.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("unready_is_heard", ["before the failure", "after it"])
+def test_how_long_a_group_was_ready_does_not_depend_on_what_is_heard_first(unready_is_heard):
+    time = ReadyTime()
+    time.note(True, 10.0)
+    if unready_is_heard == "before the failure":
+        time.note(False, 15.0)
+    taken = time.take(15.0)
+    time.note(False, 15.0)
+    assert (taken, time.take(16.0)) == (5.0, NEVER_READY)
+
+
+def test_of_several_spells_of_readiness_the_last_counts():
+    time = ReadyTime()
+    for ready, now in [(True, 0.0), (False, 100.0), (True, 101.0), (False, 103.0), (False, 110.0)]:
+        time.note(ready, now)
+    assert time.take(111.0) == 2.0
 
 
 def test_an_operator_starts_the_waits_again():

@@ -12,7 +12,7 @@ from supervisor.kinds import Context
 from supervisor.probes import Ready as ReadySpec
 from supervisor.spec import Backoff, GiveUp, RestartType, Seconds, Strategy
 from supervisor.state import Goal
-from tests.forest import SIXTY, crash, crashing_at, forest, group, job, lasting, said, serve, settle
+from tests.forest import SIXTY, crash, crashing_at, forest, group, job, lasting, said, serve, settle, slow
 
 NOTIFY = ReadySpec(notify=True)
 
@@ -303,6 +303,19 @@ async def test_backoff_starts_over_after_enough_time_ready(autojump_clock, tmp_p
         await trio.sleep(50)
         # fails at 1 (waits 1), at 3 after 1 s ready (waits 2), at 20 after 15 s ready (waits 1 again)
         assert f.times(Starting, "a") == [0.0, 2.0, 5.0, 21.0]
+
+
+async def test_a_group_that_was_ready_long_enough_starts_its_waits_over_though_what_fails_took_time_to_end(
+    autojump_clock, tmp_path
+):
+    backoff = Backoff(initial=Seconds(1), factor=2, max=Seconds(30), reset_after=Seconds(10))
+    jobs = {"a": job(crashing_at(1, 7, 40, 46)), "b": job(slow(3)), "c": job(serve)}
+    inner = group("a", "b", intensity=0)
+    outer = group("inner", "c", strategy=Strategy.ONE_FOR_ALL, backoff=backoff, intensity=9)
+    async with forest(tmp_path, jobs, {"inner": inner, "outer": outer}) as f:
+        await trio.sleep(60)
+        # a fails at 1, inner ends at 4 (waits 1); at 7 after 2 s ready, to 10 (2); at 40 after 28 s (1 again), to 43; at 46 (2)
+        assert f.times(Starting, "inner") == [0.0, 5.0, 12.0, 44.0, 51.0]
 
 
 async def test_giving_up_is_for_good_and_counts_for_nobody(autojump_clock, tmp_path):

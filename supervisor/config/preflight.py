@@ -300,6 +300,7 @@ class _Function(NamedTuple):
     kind: str | None = None
     args: Mapping[str, Any] = MappingProxyType({})
     offered: bool = False
+    into: bool = False
     gets: Literal["", "item", "batch"] = ""
 
     @property
@@ -311,7 +312,7 @@ def _functions(name: str, spec: JobSpec) -> Iterator[tuple[str, _Function]]:
     """The functions that a job names, its own under the job's name, others under `name.ready` and so on."""
     if spec.call is not None:
         gets: Literal["", "item", "batch"] = "" if not spec.pooled else "item" if spec.batch is None else "batch"
-        yield name, _Function(spec.call, spec.kind, spec.args or {}, gets=gets)
+        yield name, _Function(spec.call, spec.kind, (not spec.ticks and spec.args) or {}, gets=gets, into=spec.into is not None)
     for key, probe in _probes(spec):
         if probe.call is not None:
             yield f"{name}.{key}", _Function(probe.call)
@@ -365,6 +366,7 @@ def _inspector(
             "kind": function.kind,
             "args": {key: _type_name(value) for key, value in function.args.items()},
             "offered": function.offered,
+            "into": function.into,
             "gets": function.gets,
         }
         for name, function in functions.items()

@@ -222,6 +222,8 @@ def _queues(tree: Tree) -> None:
                 message = f"no queue {quoted(queue)} in [queues]{did_you_mean(queue, tree.queues)}"
                 tree.reading.fault(tree.path(name, key), message)
         _loses(tree, name, job)
+        _ticks(tree, name, job)
+    _circles(tree)
     for queue, names in handled.items():
         _in_step(tree, queue, names)
         if not names and not filled[queue]:
@@ -247,6 +249,35 @@ def _loses(tree: Tree, name: str, job: JobSpec) -> None:
     if tree.engine(job.queue).durable and not tree.engine(job.into).durable:
         message = f'"{job.into}" is in memory: what it holds is gone with the daemon, and "{job.queue}" knows no more of it'
         tree.reading.warn(tree.path(name, "into"), message)
+
+
+HANDLED_ONCE = 60.0
+"""Seconds by which daemons that share a queue may be apart, and still make one item of a tick."""
+
+
+def _ticks(tree: Tree, name: str, job: JobSpec) -> None:
+    """Warn where several daemons may each make an item of a tick, because the first is forgotten too soon."""
+    if not job.ticks or job.queue is None or job.queue not in tree.queues or not tree.engine(job.queue).shared:
+        return
+    if (kept := tree.queues[job.queue].keep_results) < HANDLED_ONCE:
+        message = f'keep_results of "{job.queue}" ({kept:g} s) is short: a daemon that is later than that makes a second item'
+        tree.reading.warn(tree.path(name, "cron"), message)
+
+
+def _circles(tree: Tree) -> None:
+    """Warn of what is handed on from queue to queue and comes back to the first."""
+    left: Order = {}
+    for name, job in tree.jobs.items():
+        if job.queue is not None and job.into is not None and {job.queue, job.into} <= tree.queues.keys():
+            left.setdefault(job.queue, {}).setdefault(job.into, (name, job.into))
+    while left := _knots(left):
+        circle = _walk_into_cycle(left)
+        at = circle.index(min(circle, key=list(tree.queues).index))
+        circle = circle[at:] + circle[:at]
+        first, _ = left[circle[0]][circle[1 % len(circle)]]
+        message = f"a circle of queues: {_arrows(circle)}: an item goes round until a job of it gives nothing"
+        tree.reading.warn(tree.path(first, "into"), message)
+        left = {queue: targets for queue, targets in left.items() if queue not in circle}
 
 
 def _orders(tree: Tree) -> dict[str, Order]:

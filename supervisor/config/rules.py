@@ -36,6 +36,7 @@ NOT_OF_A_QUEUE = {
     "ready": "a worker is ready when it takes items",
     "health": "how an item fares is seen of the item: use timeout",
     "overlap": "each time of its schedule is an item of its own",
+    "run_on_start": "each time of its schedule is one item, for all daemons; for another use submit",
 }
 """Keys that a job with `queue` cannot have, and why."""
 
@@ -109,15 +110,22 @@ def _fault_of_url(url: str) -> str:
     scheme, slashes, rest = url.partition("://")
     if not set("#/").isdisjoint(rest.partition("?")[0].rpartition("@")[0]):
         return 'a "#" or "/" in a name or a password is written "%23" or "%2F"'
+    scheme = scheme.partition(":")[0]
+    redis = QUEUES[scheme].extra == "redis"
+    if slashes and url.isprintable() and not set("# ") & set(url) and _names_a_server(url, redis and "+" not in scheme):
+        return ""
+    return f'expected a URL such as "{scheme}://{"host:6379/0" if redis else "user@host/database"}"'
+
+
+def _names_a_server(url: str, redis: bool) -> bool:
+    """Whether there is a host, or a place of another kind, in it; what follows the host of a Redis is a number."""
     try:
         parts = urlsplit(url)
-        named = bool(parts.hostname or parts.path.strip("/") or parts.query) and parts.port != 0
+        if redis:
+            return bool(parts.hostname) and parts.port != 0 and (parts.path.strip("/") or "0").isdecimal()
+        return bool(parts.hostname or parts.path.strip("/") or parts.query) and parts.port != 0
     except ValueError:
-        named = False
-    if slashes and named and url.isprintable() and not set("# ") & set(url):
-        return ""
-    scheme = scheme.partition(":")[0]
-    return f'expected a URL such as "{scheme}://user@host/{"0" if QUEUES[scheme].extra == "redis" else "database"}"'
+        return False
 
 
 def check_child(path: Path, spec: ChildSpec, reading: Reading) -> None:
@@ -263,7 +271,7 @@ def _queue(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -
     if not spec.pooled:
         return
     for key, why in NOT_OF_A_QUEUE.items():
-        if key in given and (key != "overlap" or spec.cron is not None):  # without a time nobody can have an overlap
+        if key in given and (key not in ("overlap", "run_on_start") or spec.cron is not None):  # else it is told by _fitting
             reading.fault((*path, key), f"not on a job with `queue`: {why}")
     for key in INPUT:
         if key in given and "command" in given:
@@ -429,6 +437,8 @@ def _rlimits(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading)
 def _terminal(path: Path, spec: JobSpec, given: frozenset[str], reading: Reading) -> None:
     if spec.tty and "stdin" in given:
         reading.fault((*path, "stdin"), "not with `tty`: the terminal is its input")
+    if spec.tty and spec.into is not None and not spec.pooled:
+        reading.fault((*path, "into"), "not with `tty`: a terminal mixes what is printed with what is typed")
     if spec.tty and spec.output in ("inherit", "null"):
         reading.fault((*path, "output"), f'not "{spec.output}" with `tty`: what it prints on its terminal is captured')
 

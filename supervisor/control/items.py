@@ -150,11 +150,10 @@ async def queues(call: Call, names: list[str]) -> list[QueueStatus]:
     rows: dict[str, QueueStatus] = {}
 
     async def look(name: str) -> None:
-        engine = call.tree.queues.engine(name)
         try:
-            rows[name] = _row(call.tree, engine, await engine.counts(), None)
+            rows[name] = _row(call.tree, name, await call.tree.queues.engine(name).counts(), None)
         except QueueError as problem:
-            rows[name] = _row(call.tree, engine, None, str(problem))
+            rows[name] = _row(call.tree, name, None, str(problem))
 
     async with trio.open_nursery() as nursery:
         for name in chosen:
@@ -162,12 +161,12 @@ async def queues(call: Call, names: list[str]) -> list[QueueStatus]:
     return [rows[name] for name in chosen]
 
 
-def _row(tree: Supervisor, engine: Engine, counts: Counts | None, trouble: str | None) -> QueueStatus:
-    spec = engine.settings.spec
+def _row(tree: Supervisor, name: str, counts: Counts | None, trouble: str | None) -> QueueStatus:
+    spec = tree.config.queues[name]
     return QueueStatus(
-        name=engine.name,
+        name=name,
         backend=shown_backend(spec.backend),
-        jobs=tuple(name for name, job in tree.config.jobs.items() if job.queue == engine.name),
+        jobs=tuple(job for job, each in tree.config.jobs.items() if each.queue == name),
         size=spec.size,
         trouble=trouble,
         **({} if counts is None else msgspec.structs.asdict(counts)),

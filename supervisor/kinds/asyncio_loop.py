@@ -6,11 +6,13 @@ The loop is made by hand and is nobody else's: the process's event loop policy a
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import outcome
 import trio
@@ -22,12 +24,14 @@ from supervisor.kinds.context import Outcome, Resources, Run, RunFacts, Work, al
 from supervisor.kinds.function import context_parameter, load
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.payload import ItemFunction, result
-from supervisor.kinds.task import COMPLETED
+from supervisor.kinds.task import COMPLETED, completed
 from supervisor.state import Phase
 
 if TYPE_CHECKING:
     from supervisor.queues.producer import PutOptions
     from supervisor.queues.protocol import Receipt
+
+T = TypeVar("T")
 
 LEFT_BEHIND = 5.0
 """Seconds after the end of the function at which what it has left, and does not end, is called stuck."""
@@ -86,34 +90,51 @@ class AsyncioContext(RunFacts):
 
     async def put(self, queue: str, item: Any, **options: Unpack[PutOptions]) -> Receipt:
         """Put an item into a queue of the file, as `Context.put`."""
-        loop, scope = asyncio.get_running_loop(), trio.CancelScope()
-        answer: asyncio.Future[Receipt] = loop.create_future()
-
-        def settle(receipt: Receipt | None, error: Exception | None) -> None:
-            if error is not None and not answer.done():
-                answer.set_exception(error)
-            elif receipt is not None and not answer.done():
-                answer.set_result(receipt)
-
-        async def put_it() -> None:
-            with scope, suppress(RuntimeError):  # the loop may be closed by then
-                try:
-                    receipt = await put(self._resources, queue, item, options)
-                except Exception as error:
-                    loop.call_soon_threadsafe(settle, None, error)
-                else:
-                    loop.call_soon_threadsafe(settle, receipt, None)
-
-        self._token.run_sync_soon(trio.lowlevel.spawn_system_task, put_it)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            self._tell(lambda: scope.cancel(reason=f"{self._run.id} waits for it no more"))
-            raise
+        return await _in_trio(self._token, partial(put, self._resources, queue, item, options))
 
     def _tell(self, what: Callable[..., None], *args: Any) -> None:
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(what, *args)
+
+
+async def _in_trio(token: trio.lowlevel.TrioToken, wanted: Callable[[], Awaitable[T]]) -> T:
+    """What comes of `await wanted()` in Trio's thread, awaited in the loop. Cancelled here, it is cancelled there."""
+    loop, scope = asyncio.get_running_loop(), trio.CancelScope()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def settle(came: outcome.Outcome[T]) -> None:
+        if not answer.done():
+            match came:
+                case outcome.Value(value):
+                    answer.set_result(value)
+                case outcome.Error(error):
+                    answer.set_exception(error)
+
+    async def do() -> None:
+        with scope, suppress(RuntimeError):  # the loop may be closed by then
+            try:
+                came: outcome.Outcome[T] = outcome.Value(await wanted())
+            except Exception as error:
+                came = outcome.Error(error)
+            loop.call_soon_threadsafe(settle, came)
+
+    token.run_sync_soon(trio.lowlevel.spawn_system_task, do)
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(lambda: scope.cancel(reason="nobody waits for it any more"))
+        raise
+
+
+async def _given(made: Any, run: Run, token: trio.lowlevel.TrioToken) -> Any:
+    """What the function returns. Where what it gives is wanted, each item of an async generator is put as it comes."""
+    if run.chain is None or not inspect.isasyncgen(made):
+        return await made
+    from supervisor.kinds.chain import emptied
+
+    chain = run.chain
+    return await emptied(made, lambda item: _in_trio(token, partial(chain.put, item)))
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
@@ -135,7 +156,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
                 hosted.cancel()
                 await hosted.wait_or_abandon(hosted.over)
                 raise
-    return COMPLETED
+    return hosted.outcome
 
 
 @asynccontextmanager
@@ -242,7 +263,9 @@ class _Once(_Hosted):
 
     def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         super().__init__(run)
-        self._function = load(spec.call or "", "asyncio")
+        self.outcome = COMPLETED
+        self._spec = spec
+        self._function = load(spec.call or "", "asyncio", into=spec.into is not None)
         self._args = dict(spec.args or {})
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -266,7 +289,7 @@ class _Once(_Hosted):
             self._stopping.set()
         if self._cancelled:
             raise asyncio.CancelledError
-        await self._function(**self._args)
+        self.outcome = completed(self._spec, await _given(self._function(**self._args), self._run, self._token))
 
     def _cancel(self) -> None:
         if self._task is not None:
@@ -282,7 +305,8 @@ class Handler(_Hosted):
 
     def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
         super().__init__(run)
-        self._function = ItemFunction(load(spec.call or "", "asyncio"), spec.args, spec.batch is not None)
+        function = load(spec.call or "", "asyncio", into=spec.into is not None)
+        self._function = ItemFunction(function, spec.args, spec.batch is not None)
         self._resources = resources
         self._closing = asyncio.Event()
         self._started = trio.Event()
@@ -299,7 +323,7 @@ class Handler(_Hosted):
         """One call, in a task of the loop. Cancelled, it is cancelled, and waited for."""
         await trio.lowlevel.checkpoint_if_cancelled()
         work.begin()
-        call = _Call(self._function.read(payload))
+        call = _Call(work, self._function.read(payload))
         if self._function.hears:
             stopping = asyncio.Event()
             call.context = AsyncioContext(work, self._resources, stopping, self._token)
@@ -329,7 +353,8 @@ class Handler(_Hosted):
     async def _make(self, call: _Call) -> None:
         """The call, fenced: nothing that it raises ends the loop."""
         try:
-            call.outcome = outcome.Value(result(await self._function(call.item, call.context)))
+            made = self._function(call.item, call.context)
+            call.outcome = outcome.Value(result(await _given(made, call.work, self._token)))
         except BaseException as error:
             own = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
             call.outcome = outcome.Error(RunFailed(type(error).__name__) if own else error)
@@ -338,7 +363,8 @@ class Handler(_Hosted):
 class _Call:
     """One call. `over` belongs to Trio's thread, `task` to that of the loop."""
 
-    def __init__(self, item: Any) -> None:
+    def __init__(self, work: Work, item: Any) -> None:
+        self.work = work
         self.item = item
         self.context: AsyncioContext | None = None
         self.task: asyncio.Task[None] | None = None

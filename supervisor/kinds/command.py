@@ -8,11 +8,11 @@ import re
 import shlex
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 import trio
@@ -22,7 +22,7 @@ from supervisor.accounts import Identity, identity_of
 from supervisor.children import Child, ExitReport, Launch, signal_name
 from supervisor.errors import SpawnFailed
 from supervisor.kinds.attachment import COLUMNS, ROWS, Attachment
-from supervisor.kinds.context import Outcome, Resources, Run
+from supervisor.kinds.context import Outcome, Resources, Run, alone
 from supervisor.kinds.environment import environment
 from supervisor.kinds.job import JobSpec
 from supervisor.output import Capture, journal, record
@@ -30,16 +30,19 @@ from supervisor.spec import shown, split_name
 from supervisor.state import Spent
 from supervisor.wall import written
 
+if TYPE_CHECKING:
+    from supervisor.kinds.chain import Chain
+
 log = structlog.get_logger("supervisor")
 
 
-async def run(
+def run(
     spec: JobSpec,
     run: Run,
     resources: Resources,
     channel: socket.socket | None = None,
     ends: tuple[int, int] | None = None,
-) -> Outcome:
+) -> Awaitable[Outcome]:
     """One run of a command. Raises SpawnFailed if there was none.
 
     Asked to end: the stop signal, or the stop command; when the main process is gone, what it left gets SIGTERM. Cancelled,
@@ -48,7 +51,29 @@ async def run(
 
     With a `channel` (`Launch.channel`), it is the child's from its start on, and closed here; and who has the other end says
     that the run has started. `ends` are its standard input and output instead of what the job says of them.
+
+    Where what it gives is wanted, each line that it prints is an item, which is put before the run has ended; what it writes to
+    stderr goes where the output of others does.
     """
+    if run.chain is None or channel is not None or ends is not None:
+        return _run(spec, run, resources, channel, ends)
+    return _handed_on(spec, run, resources, run.chain)
+
+
+async def _handed_on(spec: JobSpec, run: Run, resources: Resources, chain: Chain) -> Outcome:
+    printed, printing = os.pipe2(os.O_CLOEXEC)
+    with alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(chain.put_lines, printed)
+            with ExitStack() as ours:
+                ours.callback(os.close, printing)
+                outcome = await _run(spec, run, resources, None, (None, printing))
+    return outcome
+
+
+async def _run(
+    spec: JobSpec, run: Run, resources: Resources, channel: socket.socket | None, ends: tuple[int | None, int] | None
+) -> Outcome:
     pattern = spec.ready.log if spec.ready else None
     with _output(spec, run, resources, pattern) as (stdout, capture), _extras(spec, channel) as kept:
         child, launch = await _start(spec, run, resources, stdout, capture, kept, channel, ends)
@@ -76,7 +101,7 @@ async def _start(
     capture: Capture | None,
     kept: ExitStack | None,
     channel: socket.socket | None,
-    ends: tuple[int, int] | None,
+    ends: tuple[int | None, int] | None,
 ) -> tuple[Child, Launch | None]:
     """Start the main process. The launch is given only where it will be needed again: a thousand of them weigh something."""
     launch = await _launch(spec.command, spec, run, resources, stdout)
@@ -93,8 +118,11 @@ async def _start(
     return child, launch if spec.stop_command is not None else None
 
 
-def _between(launch: Launch, ends: tuple[int, int] | None) -> Launch:
-    return launch if ends is None else replace(launch, stdin=ends[0], stdout=ends[1])
+def _between(launch: Launch, ends: tuple[int | None, int] | None) -> Launch:
+    if ends is None:
+        return launch
+    stdin, stdout = ends
+    return replace(launch, stdin=launch.stdin if stdin is None else stdin, stdout=stdout)
 
 
 async def _spawn(launch: Launch, run: Run, resources: Resources) -> Child:

@@ -25,6 +25,7 @@ from supervisor.state import Phase, Spent
 if TYPE_CHECKING:
     from supervisor.children import Children
     from supervisor.kinds.attachment import Attachment
+    from supervisor.kinds.chain import Chain
     from supervisor.output import Outputs
     from supervisor.queues.producer import PutOptions
     from supervisor.queues.protocol import Receipt
@@ -43,6 +44,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     spent: Spent | None = None
     output: tuple[str, ...] = ()
     """The last lines of a child process that failed by itself."""
+    returned: bytes | None = None
+    """What its function returned, as JSON, where somebody wants it; None: nothing."""
 
 
 async def put(resources: Resources, queue: str, item: Any, options: PutOptions) -> Receipt:
@@ -71,6 +74,9 @@ class Reporter(Protocol):
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
         """Captured bytes that could not be kept."""
+
+    def waits_for_room(self, run: Run, queue: str, cause: str | None) -> None:
+        """A queue does not take what the run gives, and why; None: it does again."""
 
 
 NOT_PASSED_ON = frozenset(
@@ -135,6 +141,7 @@ class Run:
         "abandoned",
         "attach",
         "attempt",
+        "chain",
         "environ",
         "heard",
         "id",
@@ -182,6 +189,8 @@ class Run:
         """Whether that is why it is asked to end: what cannot hear it is cancelled at once."""
         self.kind: str | None = None
         """What runs now, where that is not what its job is: a fallback."""
+        self.chain: Chain | None = None
+        """Where what its function yields goes, and what it returns; None where nobody wants it."""
         self._follower: Callable[[Phase], None] | None = None
         self._reporter = reporter
         self._spawning = False
@@ -282,6 +291,10 @@ class Run:
         """Report captured bytes that could not be kept."""
         self._reporter.output_lost(self, count, cause)
 
+    def waits_for_room(self, queue: str, cause: str | None) -> None:
+        """Report that it waits for a queue to take what it gives, and why; with None, that it does not any more."""
+        self._reporter.waits_for_room(self, queue, cause)
+
 
 def _of_the_run(name: str) -> Any:
     """An attribute of an attempt that is its run's."""
@@ -307,6 +320,7 @@ class Attempt(Run):
         self.attempt = whole.attempt
         self.scheduled_at = whole.scheduled_at
         self.until = until
+        self.chain = whole.chain
         self.advance(whole.current_phase)
 
     def heartbeat(self) -> None:
@@ -341,6 +355,7 @@ class Work(Attempt):
         """What ends the call by force."""
         self.begun = False
         """Whether the function has been called, or is about to be: what ends before was not the item's fault."""
+        self.chain = None if whole.chain is None else whole.chain.of(self, item)
         self._phase = whole.current_phase
         if until is not None:
             self._made = trio.current_time()
@@ -427,6 +442,9 @@ class _Passing:
 
     def output_lost(self, run: Run, count: int, cause: str) -> None:
         self._whole.output_lost(count, cause)
+
+    def waits_for_room(self, run: Run, queue: str, cause: str | None) -> None:
+        self._whole.waits_for_room(queue, cause)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import os
 import sys
 import typing
@@ -20,15 +22,28 @@ class CallableNotFound(RunFailed):
     """The module of a `call` does not import, or has no such function, or what it has is not fit to be a job."""
 
 
-def load(call: str | Callable[..., Any], kind: str | None = None) -> Callable[..., Any]:
+def load(call: str | Callable[..., Any], kind: str | None = None, *, into: bool = False) -> Callable[..., Any]:
     """The function that `call` names or is. Raises CallableNotFound if there is none, or none that fits `kind`.
 
-    An exception of the module's own code is its cause.
+    An exception of the module's own code is its cause. `into`: what it yields goes somewhere; else it may not.
     """
     function = _named(call) if isinstance(call, str) else call
-    for _, fault in unfit(function, kind):
+    for _, fault in unfit(function, kind, into):
         raise CallableNotFound(f"{call if isinstance(call, str) else getattr(call, '__qualname__', call)}: {fault}")
     return function
+
+
+def emptied(made: Any, put: Callable[[Any], object]) -> Any:
+    """What a plain function returns. Of a generator, each item is put as it comes. It is closed at the end."""
+    if not inspect.isgenerator(made):
+        return made
+    with contextlib.closing(made):
+        while True:
+            try:
+                item = next(made)
+            except StopIteration as end:
+                return end.value
+            put(item)
 
 
 def _named(call: str) -> Callable[..., Any]:
@@ -71,6 +86,7 @@ def _changed(module: Any) -> int | None:
 __all__ = [
     "CallableNotFound",
     "context_parameter",
+    "emptied",
     "item_parameter",
     "kind_of",
     "load",

@@ -24,6 +24,7 @@ Fault = tuple[tuple[str | int, ...], str]
 """The keys below the job that a fault belongs to, and what it is."""
 
 _PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool}
+_STREAM = re.compile(r"(\w+\.)*Stream(\[.*\])?", re.DOTALL)
 _CONTEXT = re.compile(r"(Optional\[)?(\w+\.)*(?:Thread|Asyncio)?Context(\s*\|\s*None)?\]?")
 
 
@@ -36,11 +37,27 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def kind_of(function: Callable[..., Any]) -> Literal["task", "thread"]:
-    """How a function runs unless the file says so: `async def` as a task, `def` in a thread."""
+    """How a function runs unless the file says so: `async def` as a task, and what returns a `Stream`; `def` in a thread."""
     while isinstance(function, functools.partial):
         function = function.func
     asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-    return "task" if asynchronous else "thread"
+    return "task" if asynchronous or inspect.isasyncgenfunction(function) or returns_stream(function) else "thread"
+
+
+def yields(function: Callable[..., Any]) -> bool:
+    """Whether it gives its values one after another: a generator, or a function that is annotated to return a `Stream`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function) or returns_stream(function)
+
+
+def returns_stream(function: Callable[..., Any]) -> bool:
+    """Whether it is annotated to return a `supervisor.streams.Stream`."""
+    annotation = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(annotation, str):
+        return _STREAM.fullmatch(annotation.strip()) is not None
+    kind = typing.get_origin(annotation) or annotation
+    return getattr(kind, "__module__", "").startswith("supervisor.streams") and getattr(kind, "__name__", "") == "Stream"
 
 
 def context_parameter(function: Callable[..., Any]) -> str | None:
@@ -80,17 +97,23 @@ def taken(function: Callable[..., Any], offered: Mapping[str, T]) -> dict[str, T
 
 
 def inspect_call(
-    call: str, args: Mapping[str, str], kind: str | None, offered: bool = False, gets: Literal["", "item", "batch"] = ""
+    call: str,
+    args: Mapping[str, str],
+    kind: str | None,
+    offered: bool = False,
+    gets: Literal["", "item", "batch"] = "",
+    into: bool = False,
 ) -> dict[str, Any]:
     """Import a callable and compare it with a job. `args` are the names of its arguments with the types of their values.
 
     `offered`: it is called with those that it has parameters for, not with all. `gets`: what the job's queue gives it besides.
+    `into`: what it yields goes somewhere.
     """
     found = _find(call)
     if isinstance(found, str):
         return {"faults": [(("call",), found)]}
     args = taken(found, args) if offered else args
-    faults = [*unfit(found, kind)]
+    faults = [*unfit(found, kind, into)]
     parameter = context_parameter(found)
     with contextlib.suppress(TypeError, ValueError):  # a builtin without a signature
         faults += _misfits(signature(found), parameter, args, gets)
@@ -137,12 +160,14 @@ def _does_not_import(name: str, error: BaseException) -> str:
     return f'"{name}" does not import: {lines[-1].strip()}{place}'
 
 
-def unfit(function: Any, kind: str | None) -> Iterable[Fault]:
-    """Why a callable cannot be a job of this kind (None: of any)."""
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        yield ("call",), "a generator function: not supported yet; expected `async def` or `def` without yield"
+def unfit(function: Any, kind: str | None, into: bool = False) -> Iterable[Fault]:
+    """Why a callable cannot be a job of this kind (None: of any). `into`: what it yields goes somewhere."""
+    if yields(function) and not into:
+        yield ("call",), "what it yields would go nowhere: name the queue that gets it in `into`"
     elif inspect.isclass(function):
         yield ("call",), "a class: expected a function"
+    elif kind not in (None, "task") and returns_stream(function):
+        yield ("kind",), f'kind "{kind}" cannot open a Stream, which needs Trio: leave `kind` out'
     elif kind in ("thread", "process") and kind_of(function) == "task":
         yield ("kind",), f'kind "{kind}" runs a plain function, this one is `async def`'
     elif kind in ("task", "asyncio") and kind_of(function) == "thread":
@@ -226,7 +251,8 @@ def main() -> None:
         sys.path[:] = request["path"]
         for job in request["jobs"]:
             print(json.dumps({"begin": job["name"]}), file=results, flush=True)
-            found = inspect_call(job["call"], job["args"], job["kind"], job["offered"], job["gets"])
+            offered, gets, into = job["offered"], job["gets"], job["into"]
+            found = inspect_call(job["call"], job["args"], job["kind"], offered, gets, into)
             print(json.dumps({"end": job["name"], **found}), file=results, flush=True)
         os._exit(0)  # not waiting for threads that a module may have started
 

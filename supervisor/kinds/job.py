@@ -128,8 +128,10 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     into: Annotated[
         str | None,
         Meta(
-            description="the queue that gets what the job returns or yields; of a command outside a queue, each line of its "
-            "output. None, and an empty line, is nothing",
+            description="the queue that gets what the job gives. What a function returns is one item, a list too, put when "
+            "the run, or its item, has succeeded; what it yields, or a `Stream` has, is put at once. What a service returns is "
+            "only its end. Of a command outside a queue, each line of stdout is put at once: JSON as that value, any other as "
+            "a string. None, and an empty line, is nothing. A full queue makes it wait",
             extra=_RESTARTS,
         ),
     ] = None
@@ -432,6 +434,11 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
     def scheduled(self) -> bool:
         """Whether its runs come from a schedule. On a queue job a schedule makes items, and no runs."""
         return not self.pooled and (self.every is not None or self.cron is not None)
+
+    @property
+    def ticks(self) -> bool:
+        """Whether each tick of a schedule is an item of the queue that it handles. Its `args` are that item then."""
+        return self.pooled and self.cron is not None
 
     @property
     def overlaps(self) -> bool:

@@ -16,7 +16,18 @@ from msgspec import structs
 
 from supervisor.kinds.context import Outcome, Resources, Run, alone
 from supervisor.kinds.job import JobSpec
-from supervisor.kinds.process_channel import Channel, Failed, Message, Nonsense, Progress, Returned, Started, arguments, named
+from supervisor.kinds.process_channel import (
+    Channel,
+    Failed,
+    Message,
+    Nonsense,
+    Progress,
+    Returned,
+    Started,
+    arguments,
+    checked,
+    named,
+)
 from supervisor.spec import split_name
 from supervisor.state import Phase
 
@@ -24,13 +35,13 @@ log = structlog.get_logger("supervisor")
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
-    """Call the function in a process of its own. What it returns stays there: nobody asks for it.
+    """Call the function in a process of its own. What it returns stays there, unless it goes into a queue.
 
     Asked to end: a function that takes a `Context` hears it; where it takes none, a service or what takes too long is
     interrupted by SystemExit. Cancelled: the process and all that came of it are killed. Raises SpawnFailed if there was no
     process, and RunFailed for arguments that cannot be sent to one, or where the function raised.
     """
-    with Worker(spec, run, resources) as worker:
+    with Worker(spec, run, resources, wanted=run.chain is not None and not spec.service) as worker:
         return await worker.serve()
 
 
@@ -67,7 +78,8 @@ class Worker(Channel):
         facts["scheduled_at"] = run.scheduled_at
         facts["until"] = None if run.left is None else time.monotonic() + run.left  # all processes have this clock
         call = named(self._spec.call)
-        return {"is": "call", "call": call, "service": self._spec.service, "wanted": self._wanted, "facts": facts}
+        asked = {"wanted": self._wanted, "into": run.chain is not None}
+        return {"is": "call", "call": call, "service": self._spec.service, "facts": facts, **asked}
 
     async def _tell_phases(self) -> None:
         async for phase in self._run.phase.eventual_values(lambda phase: phase is not Phase.RUNNING):
@@ -84,7 +96,7 @@ class Worker(Channel):
             case Returned():
                 if body and not self._wanted:
                     raise Nonsense("a result, which nobody waits for")
-                self._returned, self.result = True, body if self._wanted else None
+                self._returned, self.result = True, checked(body) if body else None
             case Failed():
                 self._fail(message)
             case _:
@@ -103,5 +115,5 @@ class Worker(Channel):
         if failure:
             return structs.replace(outcome, reason=failure, failed=True)
         if self._returned and not outcome.failed:  # perhaps of our own signal, on its way out
-            return structs.replace(outcome, reason="completed")
+            return structs.replace(outcome, reason="completed", returned=self.result)
         return outcome

@@ -11,9 +11,8 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import outcome
 import trio
 
@@ -30,10 +29,14 @@ from supervisor.kinds.process_channel import (
     Started,
     Withdrawn,
     arguments,
+    checked,
     named,
 )
 from supervisor.spec import split_name
 from supervisor.state import Phase
+
+if TYPE_CHECKING:
+    from supervisor.kinds.chain import Chain
 
 AHEAD = 0.004
 """Seconds of work that a process is given at once."""
@@ -129,7 +132,8 @@ class Calls(Channel):
         """The order to load the function."""
         run, spec = self._run, self._spec
         facts = {"job": split_name(run.job)[0], "worker": run.worker, "run": run.id}
-        return {"is": "serve", "call": named(spec.call), "batch": spec.batch is not None, "facts": facts}
+        asked = {"batch": spec.batch is not None, "into": run.chain is not None}
+        return {"is": "serve", "call": named(spec.call), "facts": facts, **asked}
 
     def _ended(self, refused: RunFailed | None, body: trio.CancelScope) -> None:
         """Nothing of the process is alive."""
@@ -220,10 +224,13 @@ class Calls(Channel):
             self._taking_back = True
             self.tell({"is": "withdraw", "calls": [*self._line][1:]})
 
+    def _chain(self, call: int) -> Chain | None:
+        return self._line[call].work.chain if call in self._line else None
+
     def _take(self, message: Message, body: bytes) -> None:
         match message:
             case Returned(number, took):
-                self._take_answer(number, took, outcome.Value(_checked(body) if body else None))
+                self._take_answer(number, took, outcome.Value(checked(body) if body else None))
             case Failed(call=0):
                 self.failure = message.error
             case Failed():
@@ -271,9 +278,3 @@ def _told(work: Work) -> dict[str, Any]:
 def _leave(call: Call, _: object) -> trio.lowlevel.Abort:
     call.caller = None
     return trio.lowlevel.Abort.SUCCEEDED
-
-
-def _checked(result: bytes) -> bytes:
-    """A result that is JSON. Raises MsgspecError for one that is not, which only a process that meddles sends."""
-    msgspec.json.decode(result, type=msgspec.Raw)
-    return result

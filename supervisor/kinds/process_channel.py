@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import structlog
 import trio
-from msgspec import MsgspecError, Struct, json, structs
+from msgspec import MsgspecError, Raw, Struct, json, structs
 from msgspec.json import Decoder
 
 from supervisor.errors import QueueError, RaisedElsewhere, Retry, RunFailed, SpawnFailed, UnfitItem
@@ -24,6 +24,7 @@ from supervisor.kinds.job import JobSpec
 from supervisor.kinds.process_worker import HEADER, LONGEST_BODY, LONGEST_HEAD
 
 if TYPE_CHECKING:
+    from supervisor.kinds.chain import Chain
     from supervisor.queues.producer import PutOptions
 
 PROGRAM = (sys.executable, "-P", "-X", "faulthandler", str(PurePath(__file__).with_name("process_main.py")))
@@ -161,6 +162,11 @@ class Channel:
             case Put():
                 if self._nursery is not None:  # else nobody waits for the answer any more
                     self._nursery.start_soon(self._put, message, body)
+            case Give():
+                if (chain := self._chain(message.call)) is None:
+                    raise Nonsense("what it gives, which nobody waits for")
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._give, message, chain, body)
             case _:
                 raise Nonsense(f"{type(message).__name__.lower()}, which nobody waits for")
 
@@ -171,6 +177,19 @@ class Channel:
             receipt = await put(self._resources, message.queue, json.decode(body), cast("PutOptions", message.options))
             answer = {"receipt": structs.asdict(receipt)}
         except (QueueError, LookupError, TypeError, MsgspecError, RecursionError) as error:
+            answer = {"error": type(error).__name__, "text": str(error)}
+        self.tell({"is": "answer", "number": message.number, **answer})
+
+    def _chain(self, call: int) -> Chain | None:
+        """Where what a call yields goes."""
+        return self._run.chain
+
+    async def _give(self, message: Give, chain: Chain, body: bytes) -> None:
+        """Put what the function has yielded, and tell it when that is stored."""
+        answer = {}
+        try:
+            await chain.put(json.decode(body))
+        except (QueueError, RunFailed, MsgspecError, RecursionError) as error:
             answer = {"error": type(error).__name__, "text": str(error)}
         self.tell({"is": "answer", "number": message.number, **answer})
 
@@ -271,6 +290,13 @@ class Put(Struct, tag="put", tag_field="is"):
     options: dict[str, Any]
 
 
+class Give(Struct, tag="give", tag_field="is"):
+    """The function, or one of its calls, has yielded something: the body. `number` is the answer's too."""
+
+    number: int
+    call: int = 0
+
+
 class Withdrawn(Struct, tag="withdrawn", tag_field="is"):
     """These calls were not begun, and will not be."""
 
@@ -309,8 +335,14 @@ class Failed(Struct, tag="failed", tag_field="is"):
         return RaisedElsewhere(reason, self.names, self.retry_after, self.traceback)
 
 
-Message = Started | Ready | Heartbeat | Progress | Log | Put | Withdrawn | Returned | Failed
+Message = Started | Ready | Heartbeat | Progress | Log | Put | Give | Withdrawn | Returned | Failed
 MESSAGES = Decoder(Message)
+
+
+def checked(result: bytes) -> bytes:
+    """A result that is JSON. Raises MsgspecError for one that is not, which only a process that meddles sends."""
+    json.decode(result, type=Raw)
+    return result
 
 
 def _name_of(error: type[Exception]) -> str:

@@ -29,13 +29,14 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import supervisor
 from supervisor import errors
 from supervisor.errors import RunFailed, UnfitItem
-from supervisor.kinds.function import context_parameter, load
+from supervisor.kinds.function import context_parameter, emptied, load
 
 if TYPE_CHECKING:
     import datetime
@@ -215,6 +216,16 @@ class Worker:
         )
         return answered.get()
 
+    def give(self, item: Any, call: int = 0) -> None:
+        """Have the daemon put what a call has yielded, and wait until it is stored. Raises RunFailed where it is no item."""
+        from supervisor.kinds import payload
+
+        number, answered = next(self._numbers), SimpleQueue[dict[str, Any]]()
+        self._asked[number] = answered
+        self._channel.send(encoded({"is": "give", "number": number, "call": call}), payload.result(item) or b"null")
+        if "error" in (answer := answered.get()):
+            raise RunFailed(answer["text"])
+
     # ---- calls ----
 
     def work(self) -> int:
@@ -231,14 +242,14 @@ class Worker:
         return 0
 
     def _do(self, head: dict[str, Any], body: bytes) -> None:
-        function, args = load(head["call"], "process"), unpickled(body)
+        function, args = load(head["call"], "process", into=head["into"]), unpickled(body)
         if parameter := context_parameter(function):
             args[parameter] = Context(self, head["facts"])
         self._deaf, self._interruptible = not parameter, head["service"] and not parameter
         self.say("started")
-        value = function(**args)
+        value = emptied(function(**args), self.give)
         self._deaf = self._interruptible = False
-        self._channel.send(encoded({"is": "returned"}), result(value) if head["wanted"] else b"")
+        self._channel.send(encoded({"is": "returned"}), returned(value) if head["wanted"] else b"")
 
     def end(self) -> None:
         """The end of the process, after all else: where a signal interrupted it, it dies of that, as others do."""
@@ -349,7 +360,7 @@ class Server(Worker):
         from supervisor.kinds.payload import ItemFunction, result
 
         self._json = result
-        return ItemFunction(load(head["call"], "process"), unpickled(body), head["batch"])
+        return ItemFunction(load(head["call"], "process", into=head["into"]), unpickled(body), head["batch"])
 
     def _make(self, function: ItemFunction, facts: dict[str, Any], head: dict[str, Any], payload: bytes) -> None:
         """Make one call, and say what became of it."""
@@ -358,7 +369,8 @@ class Server(Worker):
             try:
                 self._begin(head, deaf=not function.hears)
                 context = Context(self, {**facts, **head}) if function.hears else None
-                body = self._json(function(function.read(payload), context)) or b""
+                made = function(function.read(payload), context)
+                body = self._json(emptied(made, partial(self.give, call=number))) or b""
             finally:
                 self._call = 0
             said = b'{"is":"returned","call":%d,"took":%f}' % (number, time.perf_counter() - began)
@@ -533,12 +545,11 @@ def shown(value: Any) -> str:
         return f"<{type(value).__name__}; its repr cannot be had: {type(worse).__name__}>"
 
 
-def result(value: Any) -> bytes:
-    """What a function returned, as JSON. Raises TypeError for what is none."""
-    try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TypeError(f"the function returned what is no JSON: {error}") from None
+def returned(value: Any) -> bytes:
+    """What a function returned, as JSON; nothing for None. Raises TypeError for what is none."""
+    from supervisor.kinds import payload
+
+    return payload.result(value) or b""
 
 
 def unpickled(args: bytes) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from typing import Any, cast
 
 import trio
+from msgspec import structs
 from structlog.contextvars import bound_contextvars
 
 from supervisor.kinds.context import Context, Outcome, Resources, Run, Work
@@ -22,7 +24,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     Where it takes no `Context` it cannot hear a stop: a service is then cancelled as soon as it is asked, and so is whatever
     has taken too long.
     """
-    function = load(spec.call or "", "task")
+    function = load(spec.call or "", "task", into=spec.into is not None)
     args = dict(spec.args or {})
     hears = context_parameter(function)
     if hears:
@@ -33,8 +35,20 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
         if not hears:
             run.on_stopping(lambda: _cancel(deaf, run) if spec.service or run.overdue else None)
         with bound_contextvars(job=run.job, run=run.id):
-            await function(**args)
+            return completed(spec, await _given(run, function(**args)))
     return COMPLETED
+
+
+def _given(run: Run, made: Any) -> Awaitable[Any]:
+    """What is to be awaited of what the function gave when it was called."""
+    return cast("Awaitable[Any]", made) if run.chain is None else run.chain.given(made)
+
+
+def completed(spec: JobSpec, value: Any) -> Outcome:
+    """The end of a run whose function has returned `value`. Raises TypeError for what is to go into a queue, and is no JSON."""
+    if spec.into is None or spec.service or value is None:
+        return COMPLETED
+    return structs.replace(COMPLETED, returned=result(value))
 
 
 @asynccontextmanager
@@ -51,7 +65,8 @@ class Handler:
     room = 1
 
     def __init__(self, spec: JobSpec, resources: Resources) -> None:
-        self._function = ItemFunction(load(spec.call or "", "task"), spec.args, spec.batch is not None)
+        function = load(spec.call or "", "task", into=spec.into is not None)
+        self._function = ItemFunction(function, spec.args, spec.batch is not None)
         self.hears = self._function.hears
         self._resources = resources
 
@@ -59,7 +74,8 @@ class Handler:
         """One call, in the caller's task."""
         work.begin()
         item = self._function.read(payload)
-        return result(await self._function(item, Context(work, self._resources) if self.hears else None))
+        made = self._function(item, Context(work, self._resources) if self.hears else None)
+        return result(await _given(work, made))
 
 
 def _cancel(scope: trio.CancelScope, run: Run) -> None:

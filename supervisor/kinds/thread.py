@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import outcome
 import trio
@@ -16,15 +16,17 @@ from structlog.contextvars import bound_contextvars
 
 from supervisor.errors import QueueFull, WorkerLost
 from supervisor.kinds.context import Outcome, Resources, Run, RunFacts, Work, alone, does_not_end, put
-from supervisor.kinds.function import context_parameter, load
+from supervisor.kinds.function import context_parameter, emptied, load
 from supervisor.kinds.job import JobSpec
 from supervisor.kinds.payload import ItemFunction, result
-from supervisor.kinds.task import COMPLETED
+from supervisor.kinds.task import completed
 from supervisor.state import Phase
 
 if TYPE_CHECKING:
     from supervisor.queues.producer import PutOptions
     from supervisor.queues.protocol import Receipt
+
+T = TypeVar("T")
 
 
 class ThreadContext(RunFacts):
@@ -81,19 +83,37 @@ class ThreadContext(RunFacts):
         return trio.from_thread.run(self._put_or_be_killed, queue, item, options, trio_token=self._token)
 
     async def _put_or_be_killed(self, queue: str, item: Any, options: PutOptions) -> Receipt:
-        receipt: Receipt | None = None
-        with alone():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_when_killed, nursery.cancel_scope)
-                receipt = await put(self._resources, queue, item, options)
-                nursery.cancel_scope.cancel(reason="it is put")
-        if receipt is not None:
-            return receipt
-        raise QueueFull(f"queue {queue}: not put: the run is to end")
+        return await _until_killed(self._run, partial(put, self._resources, queue, item, options))
 
-    async def _cancel_when_killed(self, scope: trio.CancelScope) -> None:
-        await self._run.phase.wait_value(lambda phase: not phase < Phase.KILLING)
-        scope.cancel(reason=f"{self._run.id} is to end")
+
+async def _until_killed(run: Run, put: Callable[[], Awaitable[T]]) -> T:
+    """Wait for a put. Raises QueueFull where the run is killed before, and its thread must not wait any longer."""
+    receipt: list[T] = []
+    with alone():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when_killed, run, nursery.cancel_scope)
+            receipt.append(await put())
+            nursery.cancel_scope.cancel(reason="it is put")
+    if not receipt:
+        raise QueueFull("not put: the run is to end")
+    return receipt[0]
+
+
+async def _cancel_when_killed(run: Run, scope: trio.CancelScope) -> None:
+    await run.phase.wait_value(lambda phase: not phase < Phase.KILLING)
+    scope.cancel(reason=f"{run.id} is to end")
+
+
+def giving(run: Run) -> Callable[[Any], Any]:
+    """`emptied`, to be called in the thread of a run with what its function has returned."""
+    if (chain := run.chain) is None:
+        return lambda made: made
+    token = trio.lowlevel.current_trio_token()
+
+    def give(value: Any) -> None:
+        trio.from_thread.run(_until_killed, run, partial(chain.put, value), trio_token=token)
+
+    return lambda made: emptied(made, give)
 
 
 async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
@@ -102,7 +122,7 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     A limiter of its own, so that blocked jobs never use up the threads that others need. A thread cannot be killed: the
     tree cancels this only to abandon it, when the daemon ends.
     """
-    function = load(spec.call or "", "thread")
+    function = load(spec.call or "", "thread", into=spec.into is not None)
     args = dict(spec.args or {})
     stopping = threading.Event()
     hears = context_parameter(function)
@@ -111,11 +131,14 @@ async def run(spec: JobSpec, run: Run, resources: Resources) -> Outcome:
     run.on_stopping(stopping.set)
     if spec.ready is None:
         run.ready("started")
+    given = giving(run)
     with bound_contextvars(job=run.job, run=run.id):
-        await trio.to_thread.run_sync(
-            lambda: function(**args), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1), thread_name=run.id
+        return await trio.to_thread.run_sync(
+            lambda: completed(spec, given(function(**args))),
+            abandon_on_cancel=True,
+            limiter=trio.CapacityLimiter(1),
+            thread_name=run.id,
         )
-    return COMPLETED
 
 
 @asynccontextmanager
@@ -144,7 +167,8 @@ class Handler:
     hears = True  # nothing else can end it
 
     def __init__(self, spec: JobSpec, run: Run, resources: Resources) -> None:
-        self._function = ItemFunction(load(spec.call or "", "thread"), spec.args, spec.batch is not None)
+        function = load(spec.call or "", "thread", into=spec.into is not None)
+        self._function = ItemFunction(function, spec.args, spec.batch is not None)
         self._run = run
         self._resources = resources
         self._token = trio.lowlevel.current_trio_token()
@@ -175,7 +199,7 @@ class Handler:
             work.on_stopping(stopping.set)
             call = partial(call, ThreadContext(work, self._resources, stopping))
         self._caller, self.busy = trio.lowlevel.current_task(), True
-        self._calls.put(partial(contextvars.copy_context().run, _called, call))
+        self._calls.put(partial(contextvars.copy_context().run, _called, call, giving(work)))
         returned: bytes | None = await trio.lowlevel.wait_task_rescheduled(self._abandon)
         return returned
 
@@ -195,5 +219,5 @@ class Handler:
             trio.lowlevel.reschedule(caller, answer)
 
 
-def _called(call: Callable[[], Any]) -> bytes | None:
-    return result(call())
+def _called(call: Callable[[], Any], given: Callable[[Any], Any]) -> bytes | None:
+    return result(given(call()))

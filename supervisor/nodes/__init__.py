@@ -3,6 +3,7 @@
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and its runs
     schedule     when its runs are due, and what becomes of those that are due while one is in hand
+    ticking      the schedules of queue jobs: an item for each tick
     alarm        the tree's one alarm on the wall clock
     fence        the boundary round foreign code
     attempts     the policies round a run: its attempts, and what is between them
@@ -38,6 +39,7 @@ from supervisor.nodes.recycling import Scales
 from supervisor.nodes.room import Rooms
 from supervisor.nodes.schedule import Schedule, rhythm
 from supervisor.nodes.supervisor import SupervisorNode
+from supervisor.nodes.ticking import Ticker, Ticking
 from supervisor.nodes.workers import WorkersNode, scale
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "Scales",
     "Schedule",
     "SupervisorNode",
+    "Ticker",
+    "Ticking",
     "WorkersNode",
     "obey",
     "rhythm",

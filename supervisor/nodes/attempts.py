@@ -257,7 +257,7 @@ class Guard(Generic[T]):
         except RunFailed as error:
             return error
         args = taken(function, {**(self._spec.args or {}), **known, "failure": failure})
-        spec = JobSpec(call=call, args=args, once=True, grace=self._spec.grace)
+        spec = JobSpec(call=call, args=args, once=True, grace=self._spec.grace, into=self._spec.into)
         kind = KINDS[kind_of(function)]
         self._run.kind = kind.name
         self._late = None
@@ -371,7 +371,7 @@ class Attempts(Guard[Outcome]):
         self._tell(events.FallingBack, run=self._run.id, cause=f"fallback after: {reason}")
         answer = await self.fall_back(self._spec.fallback, failure)
         if isinstance(answer, Outcome):
-            return Outcome(reason=f"completed by its fallback after: {reason}", failed=False)
+            return Outcome(reason=f"completed by its fallback after: {reason}", failed=False, returned=answer.returned)
         return replace(outcome, reason=f"{reason}; its fallback failed: {self._outcome_of(answer).reason}")
 
     def _outcome_of(self, failure: Exception) -> Outcome:

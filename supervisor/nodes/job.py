@@ -50,7 +50,7 @@ class JobNode(Node):
     def infer_kind(self) -> str:
         """Look at the function. One that does not import is called a task; its run will say what is wrong."""
         try:
-            self._kind = kind_of(load(self.spec.call or ""))
+            self._kind = kind_of(load(self.spec.call or "", into=True))
         except RunFailed:
             return "task"
         return self._kind
@@ -112,17 +112,40 @@ class JobNode(Node):
     async def body(self, run: Run) -> Outcome:
         """One run, fenced: whatever foreign code raises becomes an outcome."""
         try:
-            if self.spec.pooled:
-                from supervisor.nodes.pool import Worker  # loaded only where there are queues
-
-                return await Worker(self, run).run()
-            if self.spec.policies:
-                from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
-
-                return await Attempts(self, run).run()
-            return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
+            if self.spec.into is not None:
+                return await self._handed_on(self.spec.into, run)
+            return await self._run(run)
         except BaseException as error:
             return stopped_at_fence(run, error)
+
+    async def _run(self, run: Run) -> Outcome:
+        if self.spec.pooled:
+            from supervisor.nodes.pool import Worker  # loaded only where there are queues
+
+            return await Worker(self, run).run()
+        if self.spec.policies:
+            from supervisor.nodes.attempts import Attempts  # loaded only where a job has some
+
+            return await Attempts(self, run).run()
+        return await KINDS[self.kind].run(self.spec, run, self.tree.resources)
+
+    async def _handed_on(self, into: str, run: Run) -> Outcome:
+        """A run that has a queue for what it gives. What it returned is there before it has ended."""
+        from supervisor.kinds.chain import Chain  # loaded only where a job has one
+
+        await self.tree.queues.wait_for(into)
+        run.chain = Chain(into, self.tree.queues.producer(into), run, self.tree.spread)
+        outcome = await self._run(run)
+        if outcome.returned is not None:
+            run.outcome = structs.replace(outcome, failed=True, reason=f"killed before queue {into} had taken what it returned")
+            await run.chain.put_result(outcome.returned)
+        return outcome
+
+    def waits_for_room(self, run: Run, queue: str, cause: str | None) -> None:
+        """See `Reporter`."""
+        super().waits_for_room(run, queue, cause)
+        if self.pool is not None:
+            self.pool.seat.note = self.pool.seat.shown = cause or ""
 
     def progress(self, run: Run, done: float, total: float | None) -> None:
         super().progress(run, done, total)
@@ -139,6 +162,8 @@ class JobNode(Node):
     def adapted(self, spec: ChildSpec) -> JobSpec:
         """The job as this worker runs it. What concerns the group of workers is the group's."""
         assert isinstance(spec, JobSpec)
+        if spec.ticks:
+            spec = structs.replace(spec, args=None)
         _, number = split_name(self.name)
         spec = for_worker(spec, number or 0)
         if number is None:

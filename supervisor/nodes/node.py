@@ -335,3 +335,10 @@ class Node:
             self.emit(events.OutputLost, cause=cause, bytes=count)
         else:
             self.tree.journal.emit(events.Warned, text=f"output of {self.name}, which is no more: {cause}: {count} bytes")
+
+    def waits_for_room(self, run: Run, queue: str, cause: str | None) -> None:
+        """See `Reporter`."""
+        if cause is None:
+            self.emit(events.RoomFound, run=run.id, queue=queue, cause=f"queue {queue} has taken what it gave")
+        else:
+            self.emit(events.WaitingForRoom, run=run.id, queue=queue, cause=cause)

@@ -109,8 +109,9 @@ class Worker:
             desk = await self.node.tree.queues.wait_for(self._spec.queue)
         except QueueError as error:
             raise RunFailed(str(error)) from None
-        if self.node.paused:
-            desk.pause(self.node.name)
+        for node in (self.node, self.node.parent):
+            if node is not None and node.paused:
+                desk.pause(node.name)
         return desk
 
     def _take_in_spec(self) -> None:
@@ -292,8 +293,14 @@ class Worker:
     # ---- what became of it ----
 
     async def _done(self, call: Call, result: bytes | None) -> None:
-        """It ended well."""
+        """It ended well. What it returned is in the next queue, if there is one, before anybody is told of the end."""
         items = call.items
+        if self.run_.chain is not None and result is not None and len(call.fates or ()) < len(items):
+            try:
+                await self.run_.chain.of(self.run_, items[0].id).put_result(result)
+            except BaseException as raised:
+                self._failed(call, None, self._fenced(call, raised))
+                return
         if call.fates is None and not self._batched:
             self.seat.tally.done += 1
             self._over(call, [Ending(id=items[0].id, token=items[0].token, how="done", result=result)])
@@ -356,7 +363,7 @@ class Worker:
         item = msgspec.json.decode(self.payload(call.items))
         answer = await guard.answer(self._spec.fallback, failure, item)
         if isinstance(answer, Outcome):
-            await self._done(call, None)
+            await self._done(call, answer.returned)
             return True
         failure.add_note(f"its fallback failed: {in_one_line(answer)}")
         return False

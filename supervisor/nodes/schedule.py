@@ -22,6 +22,7 @@ from supervisor.wall import written
 
 if TYPE_CHECKING:
     from supervisor.nodes.job import JobNode
+    from supervisor.nodes.ticking import Ticker
     from supervisor.nodes.workers import WorkersNode
 
 
@@ -37,7 +38,7 @@ class Schedule:
 
     __slots__ = ("_begun", "_seen", "_settled", "_timetable", "_waiting", "failure", "node")
 
-    def __init__(self, node: JobNode | WorkersNode) -> None:
+    def __init__(self, node: JobNode | WorkersNode | Ticker) -> None:
         self.node = node
         self._timetable: Timetable | None = None
         self._waiting: deque[Due] = deque()

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from supervisor.nodes.schedule import Schedule
     from supervisor.tree import Supervisor
 
-NEVER_READY = -1.0
-
 
 class Group:
     """A group operation: these children are stopped in reverse order, then, after a wait, started again in order."""
@@ -69,6 +67,7 @@ class SupervisorNode(Node):
         self._pending: set[str] = set()
         self._places: dict[str, int] = {}
         self._ready_since: float | None = None
+        self._ready_time = restart.ReadyTime()
         self._window: restart.Window | None = None
         self._group_delays = restart.Delays(tree.spread)
         self._dirty: dict[str, Node] = {}
@@ -135,6 +134,7 @@ class SupervisorNode(Node):
         self._timers.clear()
         self._window = None
         self._resize_window()
+        self._ready_time = restart.ReadyTime()
         self._pending = {name for name, child in self.children.items() if child.counts}
         for child in self.children.values():
             child.revive()
@@ -496,7 +496,7 @@ class SupervisorNode(Node):
             pass  # whatever it ended as: an operator has decided already
         elif judged:
             now = trio.current_time()
-            self._decide(child, outcome, failure, NEVER_READY if life.ready_at is None else now - life.ready_at, now)
+            self._decide(child, outcome, failure, restart.NEVER_READY if life.ready_at is None else now - life.ready_at, now)
         elif verdict is not None and child.schedule is None:
             child.finished = True  # cancelled: no failure, and not tried again
         self.tree.look_whether_only_stuck()
@@ -586,8 +586,7 @@ class SupervisorNode(Node):
 
     def _restart_group(self, failed: Node, reason: str, now: float) -> None:
         names = restart.affected(self.regime.strategy, list(self.children), failed.name)
-        ready_for = NEVER_READY if self._ready_since is None else now - self._ready_since
-        wait = self._group_delays.after_failure(self.spec.backoff, ready_for)
+        wait = self._group_delays.after_failure(self.spec.backoff, self._ready_time.take(now))
         cause = f"{failed.name} failed: {reason}"
         self._emit_own(events.GroupRestarting, cause, affected=names, wait=wait)
         group = Group(cause, names, wait)
@@ -714,6 +713,7 @@ class SupervisorNode(Node):
     def _announce(self) -> None:
         """Tell above when this supervisor becomes, or ceases to be, ready as a whole."""
         ready = not self._pending and self.closing is None
+        self._ready_time.note(ready and self.group is None, trio.current_time())
         if ready is (self._ready_since is not None):
             return
         self._ready_since = trio.current_time() if ready else None

@@ -71,6 +71,7 @@ QUEUES = {
     "postgres": Scheme("supervisor.queues.postgres", "postgresql", "psycopg"),
     "redis": Scheme("supervisor.queues.redis", "redis", "coredis"),
     "rediss": Scheme("supervisor.queues.redis", "redis", "coredis"),
+    "redis+unix": Scheme("supervisor.queues.redis", "redis", "coredis"),
 }
 """By the word, or the scheme of the URL, that `backend` says."""
 

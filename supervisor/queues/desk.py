@@ -191,6 +191,7 @@ class Desk:
             return await self.engine.claim(limit, owner=self._owner, attempts=attempts, order=self._order())
         finally:
             self._claiming = False
+            self.look_whether_idle()  # who waits looks again when what was claimed is handed out, or given back
 
     def _order(self) -> Sequence[int]:
         """Whose turn it is, where the priorities are fair: each comes first twice as often as the next (a smooth weighted
@@ -380,10 +381,12 @@ class Desk:
         """What a worker does, or what keeps it from it."""
         if self.trouble:
             return self._trouble
+        if seat.note:
+            return seat.note
         item = next((call.items[0].id for call in seat.calls), None)
         if item is not None:
             return f"handles {item}"
-        return seat.note or ("paused" if self.paused(seat) else "idle")
+        return "paused" if self.paused(seat) else "idle"
 
     def _show(self, seat: Seat, text: str) -> None:
         if seat.shown != text:

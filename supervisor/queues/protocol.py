@@ -18,6 +18,7 @@ Everything is at least once: see `docs/queues.md` for exactly what that means.
 from __future__ import annotations
 
 import enum
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,15 @@ class State(enum.Enum):
 def new_id() -> str:
     """An id for an item: 26 letters and digits, later ones sort after earlier ones (to the millisecond), 80 bits of chance."""
     return _moment(time.time_ns() // 1_000_000) + os.urandom(16).translate(_ANY_DIGIT).decode()
+
+
+def derived_id(parent: str, *parts: str | bytes) -> str:
+    """The id of an item that came of another: the same for the same parts, and for no others."""
+    digest = hashlib.blake2b(digest_size=26)
+    for part in (parent, *parts):
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.digest().translate(_ANY_DIGIT).decode()
 
 
 _DIGITS = b"0123456789abcdefghjkmnpqrstvwxyz"
@@ -250,7 +260,7 @@ class Engine(Protocol):
         """What is true of the queue."""
 
     def use(self, settings: Settings) -> None:
-        """Have these settings from now on."""
+        """Have these settings from now on. A server may go by what was declared all the same: that is true for all."""
 
     async def declare(self, settings: Settings) -> None:
         """`use` these settings, and store them for others (where it is shared)."""

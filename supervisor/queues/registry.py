@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,20 +167,28 @@ class Queues:
         try:
             engine = scheme_of(backend).open
         except ImportError as error:
-            queue.fault = f"queue {queue.name}: its engine, {backend.partition(':')[0]}, cannot be loaded: {error}"
-            self._warn(queue.fault)
-            queue.there.set()
+            self._cannot(queue, f"its engine, {backend.partition(':')[0]}, cannot be loaded: {error}")
             return
         place = Place(directory=self._directory, now=self._now, listen=queue.heard, warn=self._warn)
-        async with (
-            engine(queue.name, queue.settings, place) as queue.engine,
-            open_desk(queue.engine, self._owner, self._journal, self._now, self._spread, self._patience) as queue.desk,
-        ):
+        async with AsyncExitStack() as opened:
+            try:
+                queue.engine = await opened.enter_async_context(engine(queue.name, queue.settings, place))
+            except QueueError as error:  # what no waiting mends: an address that is none
+                self._cannot(queue, str(error))
+                return
+            desk = open_desk(queue.engine, self._owner, self._journal, self._now, self._spread, self._patience)
+            queue.desk = await opened.enter_async_context(desk)
             queue.there.set()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._declare, queue)
                 await queue.dropped.wait()
                 nursery.cancel_scope.cancel(reason="the queue is closed")
+
+    def _cannot(self, queue: OpenQueue, why: str) -> None:
+        """It cannot be opened, and who wants something of it hears why."""
+        queue.fault = f"queue {queue.name}: {why}"
+        self._warn(queue.fault)
+        queue.there.set()
 
     async def _declare(self, queue: OpenQueue) -> None:
         """Tell others who share the queue what is true of it, now and whenever it changes."""

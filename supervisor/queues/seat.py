@@ -105,7 +105,7 @@ class Seat:
         return taken
 
     async def take_batch(self, size: int, within: float) -> Call | None:
-        """Wait for `size` items, or for those that come within so many seconds of the first."""
+        """Wait for `size` items, or for those that come within so many seconds of the first, and before it is to leave."""
         call = await self.take(size)
         if call is None or not within:
             return call
@@ -117,10 +117,7 @@ class Seat:
                 call.items = [*call.items, *more.items]
                 call.fates = more.fates or call.fates
                 del self.calls[more]
-        if not self.left:
-            return call
-        self.give_back(call)
-        return None
+        return call
 
     def leave(self) -> None:
         """Take nothing more: who waits for items is told that there are none."""

@@ -88,7 +88,7 @@ SCHEMA = (
     CREATE INDEX items_waiting ON items (queue, priority, ready_at, seq, in_group) WHERE state = 'waiting';
     CREATE INDEX items_expiring ON items (queue, expires_at) WHERE state = 'waiting' AND expires_at IS NOT NULL;
     CREATE INDEX items_running ON items (queue, in_group) WHERE state = 'running';
-    CREATE INDEX items_ended ON items (queue, state, ended_at, forget_at) WHERE ended_at IS NOT NULL;
+    CREATE INDEX items_ended ON items (queue, state, ended_at, seq, forget_at) WHERE ended_at IS NOT NULL;
     CREATE INDEX items_over ON items (queue, forget_at) WHERE forget_at IS NOT NULL;
 
     CREATE TABLE large (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL);
@@ -435,11 +435,9 @@ def _of(state: State) -> str:
 
 def _peek(state: State) -> str:
     """Of those that wait, the order of claims; of others, the latest first."""
-    order = "coalesce(ended_at, started_at) DESC, seq DESC"
-    if state is State.WAITING:
-        order = "max(ready_at, :now), priority, ready_at, seq"
-    elif state is not State.RUNNING:
-        order = "ended_at DESC, seq DESC"
+    order = "max(ready_at, :now), priority, ready_at, seq"
+    if state is not State.WAITING:
+        order = f"{'started_at' if state is State.RUNNING else 'ended_at'} DESC, seq DESC"
     return f"""
         SELECT {_RECORD} FROM items WHERE seq IN (
             SELECT seq FROM items WHERE {_of(state)} AND {_KNOWN} ORDER BY {order} LIMIT :limit
@@ -654,7 +652,8 @@ class Rows:
         if self._spec.rate is None:
             return None
         bucket = Bucket(self._spec.rate, max(int(self._spec.rate), 1))
-        bucket.full_at = min(head.full_at, self._now + bucket.burst * bucket.interval)  # the clock may have been set back
+        if head.full_at <= self._now + bucket.burst * bucket.interval:  # else the clock was set back: begin anew
+            bucket.full_at = head.full_at
         return bucket
 
     def _spend(self, head: Head, count: int) -> None:
