@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from supervisor import queues as engines
-from supervisor.events import Scaled
+from supervisor.events import Ended, Removed, Scaled
+from supervisor.nodes import autoscale
 from supervisor.nodes.autoscale import DEPTH, PATIENCE, QUIET, grown
 from supervisor.queues.spec import AutoscaleSpec
 from tests import moody
 from tests.forest import at_once, settle
+from tests.real_tree import tree
 from tests.test_pool import Pool, handling, pool, taking
 
 
@@ -217,3 +219,36 @@ async def test_the_engine_may_be_away_meanwhile(autojump_clock, tmp_path):
         f.engine.broken.clear()
         await trio.sleep(60)
         assert [wanted for _, _, wanted in scaled(f)] == [2, 4]
+
+
+CODE = """
+import asyncio, time, trio
+def plain(item):
+    time.sleep(0.05)
+async def of_trio(item):
+    await trio.sleep(0.05)
+async def of_asyncio(item):
+    await asyncio.sleep(0.05)
+"""
+CALLS = {"process": "plain", "thread": "plain", "task": "of_trio", "asyncio": "of_asyncio", "command": None}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+async def test_every_kind_grows_to_its_most_for_slow_items_and_shrinks_to_its_least(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(autoscale, "UP_EVERY", 0.05)
+    monkeypatch.setattr(autoscale, "QUIET", 0.3)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = f"slow_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{module}.py").write_text(CODE)
+    call = CALLS[kind]
+    what = {"command": ["sleep", "0.05"]} if call is None else {"call": f"{module}:{call}", "kind": kind}
+    async with tree(tmp_path, queues={"q": {}}, a={**what, "queue": "q", "workers": {"min": 1, "max": 4}}) as f:
+        await f.tree.queues.producer("q").put_many(range(60))
+        await f.until(Scaled, was=2, workers=4)
+        last = await f.until(Scaled, was=2, workers=1)
+        assert "free for" in last.cause
+        await f.until(Removed, times=3)
+        counts = await f.tree.queues.engine("q").counts()
+        assert (counts.waiting, counts.running, counts.dead) == (0, 0, 0)
+        assert f.tree.queues.desk("q").tallies["a"].done == 60
+        assert not any(event.failed for event in f.events(Ended))

@@ -163,4 +163,4 @@ class Autoscale:
         cause = f"scaled {was} -> {wanted}: {why}"
         self._group.emit(
             events.Scaled, was=was, workers=wanted, waiting=waiting, oldest=round(oldest, 3), cause=cause
-        )  # fmt: skip
+        )
