@@ -105,9 +105,7 @@ def _of_queues(queues: Sequence[QueueStatus]) -> Iterator[Metric]:
         "items in this state; ended ones as long as they are kept",
         labels=["queue", "state"],
     )
-    oldest = GaugeMetricFamily(
-        "supervisor_queue_oldest_seconds", "how long the first has waited", labels=["queue"]
-    )
+    oldest = GaugeMetricFamily("supervisor_queue_oldest_seconds", "how long the first has waited", labels=["queue"])
     paused = GaugeMetricFamily("supervisor_queue_paused", "1 where nothing is handed out", labels=["queue"])
     for queue in queues:
         if queue.waiting is not None:

@@ -161,6 +161,4 @@ class Autoscale:
     def _tell(self, wanted: int, why: str, waiting: int, oldest: float) -> None:
         was = self._group.wanted
         cause = f"scaled {was} -> {wanted}: {why}"
-        self._group.emit(
-            events.Scaled, was=was, workers=wanted, waiting=waiting, oldest=round(oldest, 3), cause=cause
-        )
+        self._group.emit(events.Scaled, was=was, workers=wanted, waiting=waiting, oldest=round(oldest, 3), cause=cause)
