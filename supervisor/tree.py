@@ -229,6 +229,7 @@ class Supervisor:
     def forget(self, node: Node) -> None:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        self.queues.forget(node.name)
         if node.schedule is not None:
             node.schedule.disarm()
             node.schedule.forget()

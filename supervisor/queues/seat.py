@@ -155,6 +155,14 @@ class Seat:
         self.calls.update(dict.fromkeys(calls))
         return calls
 
+    def keep_only(self, call: Call, items: Sequence[Item]) -> None:
+        """Go on with these items of a call: of the others it is said that they were not begun."""
+        kept = {item.id for item in items}
+        others = [item for item in call.items if item.id not in kept]
+        call.items = items
+        self.tally.back += len(others)
+        self._desk.store([back(item) for item in others])
+
     def end(self, call: Call, endings: Iterable[Ending]) -> None:
         """Say what became of the items of a call: each has one ending, but for those that were lost."""
         del self.calls[call]
