@@ -266,8 +266,8 @@ class Desk:
                 self.leases.drop(ending.id, ending.token)
 
     async def settle(self, patience: Callable[[], float]) -> None:
-        """Wait until its workers are gone, however long they have; then until nothing waits to be stored any more, at most until
-        the moment that `patience` gives then."""
+        """Wait until its workers are gone, however long they have; then until nothing waits to be stored any more, at most
+        until the moment that `patience` gives then."""
         await self._wait_until(lambda: not self.seats)
         with trio.move_on_at(patience()):
             await self._wait_until(lambda: self._settled)
