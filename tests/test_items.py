@@ -272,6 +272,12 @@ async def test_who_names_what_is_not_there_cancels_nothing(tmp_path):
         assert (await client.ask("queue.show", {"id": "a"}))["result"]["state"] == "waiting"
 
 
+async def test_who_takes_a_queue_for_a_job_is_told(tmp_path):
+    async with queueing(tmp_path) as (_, path), peer(path) as client:
+        error = (await client.ask("pause", {"names": ["images"]}))["error"]
+        assert error["code"] == 4 and error["message"].endswith("it is a queue: use `supervisor queue`")
+
+
 async def test_an_id_that_two_queues_have_needs_the_queue(tmp_path):
     async with queueing(tmp_path) as (_, path), peer(path) as client:
         for queue in ("small", "mails"):
