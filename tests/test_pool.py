@@ -100,6 +100,10 @@ async def fail(item: Any) -> None:
     raise OSError("no net")
 
 
+def fail_in_thread(item: Any) -> None:
+    raise OSError("no net")
+
+
 async def idle(ctx: Context) -> None:
     await ctx.wait_stopping()
 
@@ -333,6 +337,20 @@ async def test_more_workers_and_fewer(autojump_clock, tmp_path):
         await f.tree.scale("a", 2)
         await trio.sleep(10)
         assert sorted(item for _, item in work.ended) == list(range(10))
+
+
+@pytest.mark.parametrize("function", ["fail", "fail_in_thread"])
+async def test_a_traceback_begins_where_the_function_does(autojump_clock, tmp_path, function):
+    async with pool(tmp_path, {"a": handling(f"{__name__}:{function}", retry=plain(1))}) as f:
+        with f.tree.journal.subscribe() as feed:
+            (id,) = await f.put("1")
+            async for event in feed:
+                if isinstance(event, ItemDead):
+                    break
+        await settle()
+        lines = ((await f.show(id)).traceback or "").splitlines()
+        assert lines[0] == "Traceback (most recent call last):" and lines[1].endswith(f"in {function}")
+        assert lines[-1] == "OSError: no net"
 
 
 # ---- pause ----

@@ -11,14 +11,18 @@ At least once: what becomes of an item is said to the desk in the moment in whic
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import outcome
 import structlog
 import trio
 
+import supervisor
 from supervisor import events
 from supervisor.errors import DeadlineExceeded, NotBegun, QueueError, Rejected, RunFailed, UnfitItem, WorkerLost
 from supervisor.kinds import KINDS, Handler, Outcome, Run, Work
@@ -480,7 +484,17 @@ def _shown(failure: Exception) -> str | None:
     if isinstance(failure, RunFailed) and failure.traceback:
         return failure.traceback[-LONGEST_TRACEBACK:]
     raised = foreign(failure)
-    return None if raised is None else "".join(traceback.format_exception(raised))[-LONGEST_TRACEBACK:]
+    if raised is None:
+        return None
+    frames = raised.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_NOT_THEIRS):
+        frames = frames.tb_next
+    lines = traceback.format_exception(type(raised), raised, frames or raised.__traceback__)
+    return "".join(lines)[-LONGEST_TRACEBACK:]
+
+
+_NOT_THEIRS = tuple(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (supervisor, trio, outcome))
+"""The code that calls theirs: nobody looks for a mistake there, and to show it takes as long as all else that a failure does."""
 
 
 def _attempts(count: int) -> str:
