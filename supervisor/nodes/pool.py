@@ -494,7 +494,7 @@ def _shown(failure: Exception) -> str | None:
 
 
 _NOT_THEIRS = tuple(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (supervisor, trio, outcome))
-"""The code that calls theirs: nobody looks for a mistake there, and to show it takes as long as all else that a failure does."""
+"""The code that calls theirs: nobody looks for a mistake there, and to show it takes long."""
 
 
 def _attempts(count: int) -> str:
