@@ -246,7 +246,7 @@ async def test_an_item_that_kills_its_worker_each_time_is_dead_and_said_to_be(au
         await f.tree.start("a")
         await settle()
         assert f.said(ItemDead) == [
-            (0.0, "item i1 is dead: claimed 5 times, and never came to an end: its worker died each time")
+            (0.0, "item i1 is dead: it has been claimed 5 times, the last one: its worker died each time")
         ]
         assert (await f.show(id)).state is State.DEAD
 

@@ -228,7 +228,7 @@ class Desk:
     def _bury(self, record: Record) -> None:
         """An item has used up its attempts without anybody hearing of its end."""
         reason = record.error or "its worker died each time"
-        cause = f"item {record.id} is dead: claimed {record.attempts} times, and never came to an end: {reason}"
+        cause = f"item {record.id} is dead: it has been claimed {record.attempts} times, the last one: {reason}"
         self._journal.emit(
             events.ItemDead, queue=self.name, item=record.id, attempt=record.attempts, reason=reason, cause=cause
         )
