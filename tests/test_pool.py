@@ -710,6 +710,15 @@ async def test_a_worker_is_renewed_after_so_many_items_and_between_them(autojump
         assert not any(event.failed for event in f.events(Ended))
 
 
+async def test_what_was_turned_away_makes_no_worker_old(autojump_clock, tmp_path):
+    work, one = taking(5), BulkheadSpec(concurrency=1, waiting=0)
+    async with pool(tmp_path, {"a": handling(work, workers=2, bulkhead=one, recycle=Recycle(runs=2), grace=1)}) as f:
+        await f.put("1", "2")
+        await trio.sleep(20)
+        assert len(work.ended) == 2
+        assert len(f.events(Starting)) <= 2 + 2  # two workers and their group; at most one has handled both
+
+
 async def test_a_worker_that_is_too_old_is_renewed_when_its_item_is_over(autojump_clock, tmp_path):
     work = taking(20)
     async with pool(tmp_path, {"a": handling(work, recycle=Recycle(age=Seconds(10)), grace=1)}) as f:

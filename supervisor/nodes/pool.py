@@ -407,7 +407,7 @@ class Worker:
         if call.fates is not None and (ladder := self._ladders.pop(call, None)) is not None:
             ladder.cancel(reason="the call has ended")
         if self._runs is not None:
-            self._handled += len(endings)
+            self._handled += sum(each.how != "back" for each in endings)
             if self._handled >= self._runs:
                 self.recycle(f"recycled: it has handled {self._handled} items")
 
