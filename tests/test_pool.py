@@ -697,6 +697,21 @@ async def test_a_batch_of_which_one_item_is_cancelled_goes_back(autojump_clock, 
         assert await f.states(*ids) == "gone cancelled gone"
 
 
+async def test_an_item_is_cancelled_at_once_that_waits_for_others_of_its_batch(autojump_clock, tmp_path):
+    async def work(items: list[int]) -> None:
+        seen.append((trio.current_time(), items))
+
+    seen: list[tuple[float, list[int]]] = []
+    async with pool(tmp_path, {"a": handling(work, batch=BatchSpec(size=3, within=Seconds(60)))}) as f:
+        ids = await f.put("1", "2")
+        await trio.sleep(1)
+        await f.engine.cancel(ids[1])
+        await trio.sleep(1)
+        assert await f.states(*ids) == "running cancelled"
+        await trio.sleep(100)
+        assert seen == [(61.0, [1])]
+
+
 # ---- fresh workers ----
 
 
