@@ -11,6 +11,7 @@ import socket
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import click
 import pytest
 import trio
 from running import MODULE, ROOT, command, running, well
+from servers import free_port
 from timelines import timeline
 
 from supervisor import config
@@ -151,9 +153,24 @@ async def test_what_a_command_prints_is_what_the_page_shows(block, tmp_path):
         assert wherever((result.stdout + result.stderr).decode()) == wherever(output)
 
 
+def use_free_ports(file: Path) -> None:
+    """Have workers listen where nobody else does: what a page shows may be running beside us."""
+    file.write_text(re.sub(r"\b\d{4}(?=\{worker\})", _free_ten(), file.read_text()))
+
+
+def _free_ten() -> str:
+    """The first four digits of ports, of which those that end with 0 and 1 are free."""
+    while True:
+        ten = free_port() // 10
+        with suppress(OSError), socket.socket() as zero, socket.socket() as one:
+            zero.bind(("127.0.0.1", 10 * ten))
+            one.bind(("127.0.0.1", 10 * ten + 1))
+            return str(ten)
+
+
 @pytest.mark.parametrize("block", these("console", "checked: daemon"))
 async def test_a_session_with_a_daemon_goes_as_the_page_shows(block, tmp_path):
-    lay_out(block, tmp_path)
+    use_free_ports(lay_out(block, tmp_path))
     async with running(tmp_path) as daemon:
         await daemon.until(well)
         for words, output in session(block.text):
