@@ -97,7 +97,8 @@ CAPTURING = [name for name, driver in DRIVERS.items() if driver.captures and nam
 
 @pytest.mark.skipif(not compiler(), reason="the writer needs a C compiler")
 @pytest.mark.parametrize(
-    "names", [pytest.param(["ours-capture", "trio-splice"], id="two"), pytest.param(CAPTURING, id="all", marks=pytest.mark.long)]
+    "names",
+    [pytest.param(["ours-capture", "trio-splice"], id="two"), pytest.param(CAPTURING, id="all", marks=pytest.mark.long)],
 )
 def test_whoever_captures_keeps_every_byte_that_was_written(harness: Harness, tmp_path: Path, names: list[str]) -> None:
     able = [name for name in names if not DRIVERS[name].missing()]
