@@ -8,7 +8,7 @@ from msgspec import structs
 
 from supervisor.queues.protocol import Settings
 from supervisor.queues.seat import Seat
-from supervisor.queues.stock import HELD, Stock
+from supervisor.queues.stock import HELD
 from supervisor.spec import Rate
 from tests.forest import settle
 from tests.test_desk import Bench, bench, ended
