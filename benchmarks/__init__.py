@@ -8,6 +8,8 @@ tasks.py      in-process tasks: ours beside bare nurseries
 sweep.py      who is measured when: interleaved runs, and again what was noisy
 report.py     medians, ratios, targets; the table and the JSON
 
+queues.py has queues beside those of others (`python -m benchmarks.queues`): queue_peers.py, their servers, what is called.
+
 Three commands of their own measure the libraries, each beside what does the same:
 
 concurrency.py  tasks and channels: `python -m benchmarks.concurrency`

@@ -100,16 +100,20 @@ class Streaq:
     """streaQ."""
 
     def __init__(self, url: str, note: Note, workers: int) -> None:
-        self._worker = import_module("streaq").Worker(redis_url=url, concurrency=workers, handle_signals=False)
+        self._url, self._note, self._workers = url, note, workers
+        self._worker, self._task = self._made()
+
+    def _made(self) -> tuple[Any, Any]:
+        """A worker and its task. One that is used to put cannot be run."""
+        worker = import_module("streaq").Worker(redis_url=self._url, concurrency=self._workers, handle_signals=False)
 
         async def nothing(item: int) -> None:
-            note()
+            self._note()
 
-        self._task = self._worker.task()(nothing)
+        return worker, worker.task(name="nothing")(nothing)
 
     async def open(self) -> None:
-        self._opened = self._worker
-        await self._opened.__aenter__()
+        await self._worker.__aenter__()
 
     async def put(self, items: Sequence[int]) -> None:
         if len(items) == 1:
@@ -119,7 +123,7 @@ class Streaq:
             await self._worker.enqueue_many([self._task.enqueue(item) for item in lot])
 
     def working(self) -> AbstractAsyncContextManager[None]:
-        return running(self._worker.run_async())
+        return running(self._made()[0].run_async())
 
 
 class Taskiq:
