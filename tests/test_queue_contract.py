@@ -867,6 +867,16 @@ async def test_who_waits_for_an_end_is_told(backend):
             await ear.wait_for("ended", item.id)
 
 
+async def test_who_waits_for_the_end_of_what_is_replaced_is_told(backend):
+    ear = Ear()
+    async with backend.open(listen=ear, unique=unique("running", "replace")) as queue:
+        first, second = draft(key="k", keep=True), draft(key="k")
+        await queue.put([first])
+        assert await put(queue, second) == ["replaced"]
+        with trio.fail_after(20):
+            await ear.wait_for("ended", first.id)
+
+
 # ---- settings, and what outlives a handle ----
 
 
