@@ -73,7 +73,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             le=MOST_WORKERS,
             description="how many of a service, or for a queue, run side by side: NAME:0, NAME:1 and so on. `{worker}` in any "
             "text of the job (but `call`, `args` and `description`) is the number; a function has `ctx.worker`. With a queue "
-            "also { min = 1, max = 8 }: as many as there is work for",
+            "also { min = 1, max = 8 }: as many as there is work for, until `scale` says how many",
         ),
     ] = 1
     description: Annotated[str, Meta(description="one line for people, shown by `status`")] = ""

@@ -276,6 +276,8 @@ def _scale(supervisor: SupervisorNode, child: Node, order: Order, workers: int) 
         order.resolve(True, "1 worker")
     else:
         group = scale(child, workers)
+        if group.bounds is not None:
+            group.fix()
         group.answer(("scale",), False, "overtaken by scale" + (f" ({order.by})" if order.by else ""))
         if group.goal is Goal.UP and (group.life is not None or not group.finished):
             group.orders.append(order)

@@ -140,6 +140,11 @@ class Worker:
 
     # ---- when it is to end ----
 
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for items, and has none."""
+        return self.seat.wants > 0 and not self.seat.calls
+
     def leave(self) -> None:
         """Take nothing new. What is in hand goes on."""
         self._leaving.set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -17,8 +17,8 @@ import trio
 
 from supervisor import events
 from supervisor.queues.leases import AWAY, Leases
-from supervisor.queues.protocol import Claimed, Ending, Engine, Item, Notice, QueueError, Record, Settings
-from supervisor.queues.seat import Call, Cut, Seat, Tally, Whose, back
+from supervisor.queues.protocol import Claimed, Counts, Ending, Engine, Item, Notice, QueueError, Record, Settings
+from supervisor.queues.seat import Call, Crew, Cut, Seat, Tally, Whose, back
 from supervisor.restart import Delays
 from supervisor.spec import split_name
 from supervisor.state import Why
@@ -61,6 +61,8 @@ class Desk:
         self._now = now
         self._spread = spread
         self._waiting: dict[Seat, None] = {}
+        self._crews: dict[str, Crew] = {}
+        """By job: those who are told when its workers take items, and wait for them."""
         self._paused: set[str] = set()
         self._called = trio.Event()
         """Whether there may be something to claim for."""
@@ -107,6 +109,8 @@ class Desk:
         """A worker waits for items."""
         self._waiting[seat] = None
         self._called.set()
+        if self._crews and (crew := self._crews.get(seat.job)) is not None:
+            crew.freed()
 
     def waits_no_more(self, seat: Seat) -> None:
         """It has got some, or does not want any."""
@@ -122,6 +126,35 @@ class Desk:
         """Store what is true of the queue, as soon as the engine lets it be stored."""
         await self._patiently("store its settings", partial(self.engine.declare, settings))
 
+    # ---- what those see who decide how many workers there are ----
+
+    @contextmanager
+    def watched(self, job: str, crew: Crew) -> Iterator[None]:
+        """Tell somebody when the workers of a job take items, and wait for them."""
+        self._crews[job] = crew
+        try:
+            yield
+        finally:
+            if self._crews.get(job) is crew:
+                del self._crews[job]
+
+    def has_free(self, job: str) -> bool:
+        """Whether a worker of this job waits for items, and would get some."""
+        return any(seat.job == job and not self.paused(seat) for seat in self._waiting)
+
+    def seated(self, job: str) -> int:
+        """How many workers of this job are there, and stay."""
+        return sum(seat.job == job and not seat.left for seat in self.seats)
+
+    async def work_waits(self) -> Counts:
+        """Wait until a claim may bring something, and give the queue in numbers; however long the engine is away."""
+        await self._patiently("look for work", self.engine.wait_for_work)
+        return await self._patiently("count what waits", self.engine.counts) or Counts()
+
+    def _have_crews_look(self) -> None:
+        for crew in self._crews.values():
+            crew.look()
+
     # ---- what an operator sees ----
 
     def pause(self, name: str) -> None:
@@ -134,6 +167,7 @@ class Desk:
         self._paused.discard(name)
         self._called.set()
         self._show_those_of(name)
+        self._have_crews_look()
 
     def paused(self, seat: Seat) -> bool:
         """Whether nothing is claimed for a worker."""
@@ -224,6 +258,7 @@ class Desk:
         if at < len(items):
             self.store([back(item) for item in items[at:]])
         self._news.set()
+        self._have_crews_look()
 
     def _bury(self, record: Record) -> None:
         """An item has used up its attempts without anybody hearing of its end."""

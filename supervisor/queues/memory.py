@@ -427,7 +427,7 @@ class MemoryQueue:
                 elif entry.draft.group is None or not self._park(entry, entry.draft.group):
                     items.append(begin(entry))
         self._throttled = self._bucket is not None and not self._bucket.has_one(now)
-        self._news = self._paused or (len(items) >= limit and not self._throttled)
+        self._news = self._paused or (len(items) >= limit and not self._throttled and self._waiting > self._delayed_ones)
         self._have_room()
         expired, self._expired = self._expired, 0
         return Claimed(items=items, dead=dead, expired=expired)

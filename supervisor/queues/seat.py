@@ -32,6 +32,16 @@ class Whose(Protocol):
     """The name of its row."""
 
 
+class Crew(Protocol):
+    """Who wants to know whether the workers of one job have their hands full. What is called must not block or raise."""
+
+    def look(self) -> None:
+        """Items were handed out, to whomever, or the job was resumed."""
+
+    def freed(self) -> None:
+        """A worker of the job waits for items."""
+
+
 class Call:
     """The items of one call in the hands of a worker."""
 
@@ -63,7 +73,9 @@ class Tally:
 class Seat:
     """A worker's place at a desk, for as long as it lives: a context manager. What it still has at the end is given back."""
 
-    __slots__ = ("_cut", "_desk", "_gathers", "_task", "attempts", "calls", "left", "note", "shown", "tally", "wants", "who")
+    __slots__ = (
+        "_cut", "_desk", "_gathers", "_task", "attempts", "calls", "job", "left", "note", "shown", "tally", "wants", "who",
+    )  # fmt: skip
 
     def __init__(self, desk: Desk, who: Whose, attempts: int, cut: Cut) -> None:
         self._desk = desk
@@ -72,6 +84,8 @@ class Seat:
         self._gathers: Call | None = None
         """The batch that waits for more."""
         self.who = who
+        self.job = split_name(who.job)[0]
+        """The job whose worker it is."""
         self.attempts = attempts
         self.calls: dict[Call, None] = {}
         """What is in its hands."""
@@ -82,7 +96,7 @@ class Seat:
         """What it does, where it neither handles anything nor waits for items."""
         self.shown = ""
         """What people have been told that it does."""
-        self.tally = desk.tally(split_name(who.job)[0])
+        self.tally = desk.tally(self.job)
 
     def __enter__(self) -> Seat:
         self._desk.sit_down(self)
