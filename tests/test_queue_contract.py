@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -573,6 +574,26 @@ async def test_keys_within_one_put(backend):
         assert await put(queue, third) == ["replaced"]  # it needs no more room
         assert set(ids(await queue.peek(State.WAITING, 10))) >= {third.id}
         assert (await queue.counts()).waiting == 2
+
+
+async def test_who_is_one_with_another_may_wait_for_its_end_too(backend):
+    async with backend.open(unique=unique("running", "merge")) as queue:
+        known, merged, first = draft(), draft(key="k"), draft(key="new")
+        await queue.put([known, merged])
+        again = msgspec.structs.replace(known, keep=True)
+        assert await put(queue, again, draft(key="k", keep=True)) == ["known", "merged"]
+        assert await put(queue, first, draft(key="new", keep=True)) == ["stored", "merged"]
+        for item in await claim(queue):
+            await finish(queue, item, "done")
+        for each in (known, merged, first):
+            assert await state_of(queue, each.id) is State.DONE
+    async with backend.open() as queue:
+        known = draft()
+        await queue.put([known])
+        assert await put(queue, msgspec.structs.replace(known, keep=True)) == ["known"]
+        (item,) = await claim(queue)
+        await finish(queue, item, "done")
+        assert await state_of(queue, known.id) is State.DONE
 
 
 async def test_keys_mean_nothing_where_nothing_is_unique(backend):

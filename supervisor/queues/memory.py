@@ -272,18 +272,27 @@ class MemoryQueue:
 
     def _put(self, draft: Draft, now: float, moment: float) -> Receipt:
         if draft.id in self._entries:
+            self._keep_as(draft, self._entries[draft.id])
             return Receipt(id=draft.id, what="known")
         unique = self._settings.spec.unique
         holder = None if unique is None or draft.key is None else self._keys.get(draft.key)
         if unique is not None and holder is not None:
             if unique.on_conflict != "replace" or holder.state is not State.WAITING:
-                return Receipt(id=holder.draft.id, what="merged" if unique.on_conflict == "merge" else "rejected")
+                if unique.on_conflict != "merge":
+                    return Receipt(id=holder.draft.id, what="rejected")
+                self._keep_as(draft, holder)
+                return Receipt(id=holder.draft.id, what="merged")
             self._replace(holder)
         wait = draft.delay if draft.at is None else max(draft.delay, draft.at - moment)
         entry = _Entry(draft, next(self._count), now, now + wait, moment, moment + wait)
         self._entries[draft.id] = entry
         self._wait(entry, now)
         return Receipt(id=draft.id, what="stored" if holder is None else "replaced")
+
+    def _keep_as(self, draft: Draft, entry: _Entry) -> None:
+        """Whoever put this waits for the end of that."""
+        if draft.keep and not entry.draft.keep:
+            entry.draft = msgspec.structs.replace(entry.draft, keep=True)
 
     def _replace(self, holder: _Entry) -> None:
         self._withdraw(holder)

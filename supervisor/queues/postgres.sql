@@ -253,6 +253,14 @@ BEGIN
   RETURN came;
 END $$;
 
+-- Somebody waits for the end of these items, though nobody did who put them first.
+CREATE FUNCTION supervisor.keep(q text, those text[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF those <> '{}' THEN
+    UPDATE supervisor.items SET keep = true WHERE queue = q AND id = ANY (those) AND NOT keep;
+  END IF;
+END $$;
+
 -- Store all, and give a receipt for each; or raise SVQ01, since they do not all fit.
 CREATE FUNCTION supervisor.put_all(
   q text, ids text[], payloads text[], priorities int[], delays float8[], ats float8[], expires float8[], keys text[],
@@ -267,6 +275,7 @@ BEGIN
   IF s.on_conflict IS NULL OR array_remove(keys, NULL) = '{}' THEN
     came := supervisor.store(q, ids, payloads, priorities, delays, ats, expires, keys, groups, keeps);
     more := cardinality(came);
+    PERFORM supervisor.keep(q, ARRAY(SELECT id FROM unnest(ids, keeps) AS each (id, keep) WHERE keep AND id <> ALL (came)));
     RETURN QUERY
       SELECT CASE WHEN d.nth = 1 AND new.id IS NOT NULL THEN 'stored' ELSE 'known' END, d.id
       FROM (
@@ -293,6 +302,9 @@ BEGIN
         ELSIF what = 'stored' THEN
           more := more + 1;
         END IF;
+      END IF;
+      IF what IN ('known', 'merged') AND keeps[i] THEN
+        PERFORM supervisor.keep(q, ARRAY[who]);
       END IF;
       RETURN NEXT;
     END LOOP;

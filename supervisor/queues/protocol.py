@@ -92,7 +92,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None
     """What `serialize_by` found in it: at most `per_key` of one group run at once, in the order they were put."""
     keep: bool = False
-    """Whether its end is kept for `keep_results` even if there is no result: somebody will ask."""
+    """Whether its end is kept for `keep_results` even if there is no result: somebody will ask. Of an item that is known, or
+    merged with this one, so is the end."""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
