@@ -919,7 +919,7 @@ async def test_what_was_put_outlives_the_handle(durable):
 
 
 async def test_what_was_claimed_and_never_finished_comes_again(durable):
-    async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:
+    async with durable.open(lease=Seconds(0.3), per_key=1, concurrency=1) as queue:
         await queue.put([draft(group="a")])
         (lost,) = await claim(queue)
     async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:
