@@ -20,7 +20,7 @@ hypothesis.settings.register_profile("house", deadline=None, derandomize=True)  
 hypothesis.settings.load_profile("house")
 
 CORE = f"{os.sep}trio{os.sep}_core{os.sep}"
-LIMIT = 60.0
+LIMIT = 120.0
 """Real seconds for one async test; `@pytest.mark.limit(seconds)` gives a test more."""
 
 

@@ -415,6 +415,14 @@ async def test_a_job_that_is_removed_while_it_is_paused_is_not_paused_when_it_co
         assert work.ended
 
 
+async def test_a_job_is_paused_whose_queue_is_not_open(autojump_clock, tmp_path, monkeypatch):
+    monkeypatch.setitem(engines.QUEUES, "moody", engines.Scheme("no_such_module"))
+    async with pool(tmp_path, {"a": handling(taking(1))}) as f:
+        await trio.sleep(1)
+        assert await at_once(f, "pause", "a") == "yes, paused: nothing is claimed; what is in hand goes on"
+        assert await at_once(f, "resume", "a") == "yes, resumed"
+
+
 async def test_a_worker_says_at_once_that_it_is_paused(autojump_clock, tmp_path):
     async with pool(tmp_path, {"a": handling(taking(1), workers=2)}) as f:
         await f.tree.wait_running()

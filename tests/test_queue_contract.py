@@ -867,6 +867,16 @@ async def test_who_waits_for_an_end_is_told(backend):
             await ear.wait_for("ended", item.id)
 
 
+async def test_who_waits_for_the_end_of_what_is_replaced_is_told(backend):
+    ear = Ear()
+    async with backend.open(listen=ear, unique=unique("running", "replace")) as queue:
+        first, second = draft(key="k", keep=True), draft(key="k")
+        await queue.put([first])
+        assert await put(queue, second) == ["replaced"]
+        with trio.fail_after(20):
+            await ear.wait_for("ended", first.id)
+
+
 # ---- settings, and what outlives a handle ----
 
 
@@ -909,7 +919,7 @@ async def test_what_was_put_outlives_the_handle(durable):
 
 
 async def test_what_was_claimed_and_never_finished_comes_again(durable):
-    async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:
+    async with durable.open(lease=Seconds(0.3), per_key=1, concurrency=1) as queue:
         await queue.put([draft(group="a")])
         (lost,) = await claim(queue)
     async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:

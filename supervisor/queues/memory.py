@@ -298,6 +298,8 @@ class MemoryQueue:
         self._withdraw(holder)
         holder.state = State.CANCELLED
         del self._entries[holder.draft.id], self._keys[holder.draft.key or ""]
+        if holder.draft.keep:
+            self._place.listen(Notice(what="ended", id=holder.draft.id))
         self._timed_keys.left()
 
     # ---- keys ----

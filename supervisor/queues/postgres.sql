@@ -198,6 +198,7 @@ END $$;
 CREATE FUNCTION supervisor.take_key(s supervisor.queues, k text, me text, OUT what text, OUT who text) LANGUAGE plpgsql AS $$
 DECLARE
   held supervisor.keys;
+  kept boolean;
   digest uuid := md5(k)::uuid;
   t float8 := supervisor.now();
 BEGIN
@@ -212,9 +213,12 @@ BEGIN
       what := CASE s.on_conflict WHEN 'merge' THEN 'merged' ELSE 'rejected' END;
       who := held.id;
       EXIT WHEN s.on_conflict <> 'replace';
-      DELETE FROM supervisor.items WHERE queue = s.name AND id = held.id AND state = 'waiting';
+      DELETE FROM supervisor.items WHERE queue = s.name AND id = held.id AND state = 'waiting' RETURNING keep INTO kept;
       EXIT WHEN NOT FOUND;
       PERFORM supervisor.count(s.name, -1);
+      IF kept THEN
+        PERFORM supervisor.tell_of(s.name, 'ended', ARRAY[held.id]);
+      END IF;
       what := 'replaced';
       who := me;
     END IF;

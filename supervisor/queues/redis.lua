@@ -292,6 +292,7 @@ local function store(draft)
   if old then
     unplace(draft.instead, old)
     forget({ draft.instead })
+    if old.keep then over[#over + 1] = draft.instead end
     item.seq = old.seq
     if item.ready <= NOW and item.prio == old.prio then item.ready = math.min(old.ready, NOW) end
   else
