@@ -46,7 +46,7 @@ def say(*words):
 
 async def work(ctx: "Context", item):
     say("begin", item, os.getpid(), ctx.attempt)
-    await trio.sleep(0.002)
+    await trio.sleep(0.02)
     say("end", item, os.getpid(), ctx.attempt)
 
 
@@ -191,13 +191,14 @@ async def test_two_daemons_drain_a_queue_while_each_is_killed_in_turn(server, lo
     text = file(
         server.url, f'call = "items:work"\nworkers = {WORKERS}\nretry = {{ attempts = 1000 }}', 'lease = "1s"\nsize = 20000'
     )
-    hosts = [Host(log, name, text) for name in "ab"]
+    hosts, chance = [Host(log, name, text) for name in "ab"], random.Random(1)
     async with alive(*hosts):
         async with open_queue(server.url, "q") as queue:
             put = await queue.put_many(range(count), keep=True)
         for number in range(kills):
             begun = len(log.lines("begin"))
             await log.until(lambda begun=begun: len(log.lines("begin")) >= min(begun + count // (kills + 2), count))
+            await trio.sleep(chance.uniform(0.01, 0.03))  # at any moment of an item, not only when it begins
             await hosts[number % 2].kill()
         records = await all_end(server.url, [receipt.id for receipt in put])
         lost = {line["item"] for host in hosts for line in host.said("item_lost")}
@@ -221,8 +222,8 @@ async def test_many_items_on_disk_outlive_kills_of_the_daemon_and_of_its_worker_
     job = 'kind = "process"\ncall = "items:compute"\nworkers = 2\nretry = { attempts = 1000 }'
     host = Host(log, "a", file("sqlite", f'{job}\nbackoff = {{ initial = "10ms", max = "50ms" }}', f"size = {count}"))
     (host.directory / "items.jsonl").write_text("\n".join(map(str, range(count))) + "\n")
-    async with alive(host):
-        await host.daemon("submit", "q", "@items.jsonl", "--id", "n")
+    async with alive(host), trio.open_nursery() as nursery:
+        nursery.start_soon(submit_all, host)
         for _ in range(kills):
             for killing in (None, None, host.kill):
                 begun = len(log.lines("begin"))
@@ -237,6 +238,13 @@ async def test_many_items_on_disk_outlive_kills_of_the_daemon_and_of_its_worker_
         assert not host.said("item_dead")
     again = Counter(item for _, item, *_ in log.lines("begin"))
     assert again.total() - count <= kills * 100  # a process has a few short items in hand at a time
+
+
+async def submit_all(host: Host) -> None:
+    """Put what is in items.jsonl, again and again until it is told that all are stored: the daemon may die meanwhile."""
+    words = [*MODULE, "submit", "q", "@items.jsonl", "--id", "n", "--keep"]  # what is kept is not stored a second time
+    while (await trio.run_process(words, cwd=host.directory, env=clean_environ(), check=False, capture_stderr=True)).returncode:
+        await host.up.wait()
 
 
 async def quiet(daemon: Running) -> None:
@@ -340,6 +348,7 @@ async def goes_on(host: Host, log: Log, url: str, item: str) -> None:
     assert later.state is State.DONE
     await host.daemon.until(lambda rows: rows["work"].word == "running")
     assert [line[1] for line in log.lines("begin")] == ["one", "two"]
+    assert not host.said("item_lost")
 
 
 async def test_a_flush_under_a_daemon_loses_what_was_there_and_says_so(redis_alone, log):
