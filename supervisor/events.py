@@ -542,6 +542,17 @@ class ItemsHandled(ChildEvent, frozen=True, kw_only=True):
     lost: int
 
 
+class Scaled(ChildEvent, frozen=True, kw_only=True):
+    """A queue job has more or fewer workers from now on, because of the work that there is: so many items `waiting`, the first
+    for `oldest` seconds."""
+
+    cause: str
+    was: int
+    workers: int
+    waiting: int
+    oldest: float
+
+
 class ItemEvent(Event, frozen=True, kw_only=True):
     """Something that happened to an item of a queue; `job`: the worker that had it, where there was one."""
 
@@ -673,7 +684,7 @@ AnyEvent = (
     | HealthCheckFailed | Unhealthy | HealthUnknown | Said | NotifyRefused | Stopping | Draining | Killing | Stuck
     | Retrying | AttemptStarting | AttemptOverdue | WaitingForLimit | WaitingForRoom | RoomFound | FallingBack
     | Ended | Stopped | Skipped | Progress | GroupRestarting | IntensityExceeded | OutputLost
-    | Working | ItemsHandled | ItemRetrying | ItemDead | ItemCancelled | ItemLost | ItemsExpired
+    | Working | ItemsHandled | Scaled | ItemRetrying | ItemDead | ItemCancelled | ItemLost | ItemsExpired
     | QueueDegraded | QueueRecovered
     | BreakerChanged | Commanded | PhaseChanged | Reloaded | ReloadRefused | Stalled | Warned
 )  # fmt: skip

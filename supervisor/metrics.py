@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,13 +11,22 @@ from prometheus_client.registry import Collector
 
 from supervisor.state import Goal, JobStatus, LimitStatus, QueueTally, State
 
+if TYPE_CHECKING:
+    from supervisor.control.messages import QueueStatus
+
 BREAKER_STATES = ("closed", "open", "half-open")
+ITEM_STATES = ("waiting", "delayed", "running", "done", "dead", "cancelled", "expired")
 
 
-def exposition(jobs: Sequence[JobStatus], limits: Sequence[LimitStatus], queues: Sequence[QueueTally] = ()) -> str:
+def exposition(
+    jobs: Sequence[JobStatus],
+    limits: Sequence[LimitStatus],
+    tallies: Sequence[QueueTally] = (),
+    queues: Sequence[QueueStatus] = (),
+) -> str:
     """The text format, version 0.0.4, of these rows: of a thousand jobs some 10 ms of work, so call it beside the loop."""
     registry = CollectorRegistry()
-    registry.register(_Families([*_of_jobs(jobs), *_of_limits(limits), *_of_queues(queues)]))
+    registry.register(_Families([*_of_jobs(jobs), *_of_limits(limits), *_of_tallies(tallies), *_of_queues(queues)]))
     return generate_latest(registry).decode()
 
 
@@ -75,7 +85,7 @@ def _of_limits(limits: Sequence[LimitStatus]) -> Iterator[Metric]:
     yield from (metric for metric in (state, failures, tokens, used, places, waiting) if metric.samples)
 
 
-def _of_queues(queues: Sequence[QueueTally]) -> Iterator[Metric]:
+def _of_tallies(queues: Sequence[QueueTally]) -> Iterator[Metric]:
     items = CounterMetricFamily(
         "supervisor_queue_items", "what became of items in the hands of a job's workers", labels=["queue", "job", "outcome"]
     )
@@ -86,3 +96,21 @@ def _of_queues(queues: Sequence[QueueTally]) -> Iterator[Metric]:
             for outcome, count in counts.items():
                 items.add_metric([queue.queue, job, outcome], count)
     yield from (metric for metric in (items, degraded) if metric.samples)
+
+
+def _of_queues(queues: Sequence[QueueStatus]) -> Iterator[Metric]:
+    """Queues as they stand, for all daemons that share them; nothing of those whose engine does not answer."""
+    depth = GaugeMetricFamily(
+        "supervisor_queue_depth",
+        "items in this state; ended ones as long as they are kept",
+        labels=["queue", "state"],
+    )
+    oldest = GaugeMetricFamily("supervisor_queue_oldest_seconds", "how long the first has waited", labels=["queue"])
+    paused = GaugeMetricFamily("supervisor_queue_paused", "1 where nothing is handed out", labels=["queue"])
+    for queue in queues:
+        if queue.waiting is not None:
+            for state in ITEM_STATES:
+                depth.add_metric([queue.name, state], getattr(queue, state))
+            oldest.add_metric([queue.name], queue.oldest or 0.0)
+            paused.add_metric([queue.name], float(bool(queue.paused)))
+    yield from (metric for metric in (depth, oldest, paused) if metric.samples)

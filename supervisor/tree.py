@@ -229,6 +229,7 @@ class Supervisor:
     def forget(self, node: Node) -> None:
         """Drop a node that has left the tree. What was named like it since then, or belongs under that, can come now."""
         del self.nodes[node.name]
+        self.queues.forget(node.name)
         if node.schedule is not None:
             node.schedule.disarm()
             node.schedule.forget()
@@ -270,7 +271,8 @@ class Supervisor:
             glob = any(char in pattern for char in "*?")
             names = [name for name in self.nodes if fnmatch.fnmatchcase(name, pattern)] if glob else [pattern]
             if not names or not all(name in self.nodes for name in names):
-                raise ControlError(_unknown(pattern, self.nodes), ControlError.NO_SUCH_NAME)
+                queue = "; it is a queue: use `supervisor queue`" if pattern in self.queues.names else ""
+                raise ControlError(_unknown(pattern, self.nodes) + queue, ControlError.NO_SUCH_NAME)
             matched = set(names)
             found.update({name: None for name in names if split_name(name)[0] not in matched - {name}})
         return list(found)

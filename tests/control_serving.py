@@ -80,7 +80,7 @@ class Peer:
 
 @asynccontextmanager
 async def peer(path):
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with await trio.open_unix_socket(path) as stream:
             yield Peer(stream)
 

@@ -158,7 +158,7 @@ async def open_worker(house: House, **spec):
 
 @asynccontextmanager
 async def open_house(logs: Path, sockets: Mapping[str, SocketSpec] | None = None):
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with (
             open_children(f"test-{os.getpid()}") as children,
             open_outputs(logs) as outputs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,13 @@ class Tree:
 
 
 @asynccontextmanager
-async def tree(base: Path, **jobs: dict[str, Any]) -> AsyncIterator[Tree]:
+async def tree(
+    base: Path, *, queues: Mapping[str, dict[str, Any]] | None = None, **jobs: dict[str, Any]
+) -> AsyncIterator[Tree]:
     history: list[Event] = []
     journal = Journal()
-    async with open_supervisor({"jobs": jobs, "daemon": {"state_dir": str(base)}}, journal=journal) as opened:
+    config = {"jobs": jobs, "queues": queues or {}, "daemon": {"state_dir": str(base)}}
+    async with open_supervisor(config, journal=journal) as opened:
         f = Tree(opened, history)
 
         def note(event: Event) -> None:

@@ -24,7 +24,7 @@ from supervisor.state import JobStatus
 ROOT = Path(__file__).parent.parent
 MODULE = (sys.executable, "-P", "-m", "supervisor")
 SCRIPT = Path(sys.executable).parent / "supervisor"
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that anything real may take, so that a hang fails."""
 
 Table = Mapping[str, JobStatus]

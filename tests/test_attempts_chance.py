@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -106,13 +107,27 @@ def made(watch: Watch, keys: dict[str, Any], plan: list[tuple[str, float]], ever
     return job(watch.function(plan, "bulkhead" in keys), grace=GRACE, **when, **keys)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
+by_chance = given(
     jobs=st.lists(st.tuples(policies, st.lists(deeds, max_size=8), st.booleans()), min_size=3, max_size=3),
     limit=limits,
     asked=st.lists(commands, max_size=8),
 )
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@by_chance
 def test_nothing_is_held_and_no_attempt_is_one_too_many(jobs, limit, asked):
+    live(jobs, limit, asked)
+
+
+@pytest.mark.long
+@settings(max_examples=1000, derandomize=False, suppress_health_check=list(HealthCheck))
+@by_chance
+def test_nothing_is_held_and_no_attempt_is_one_too_many_for_long(jobs, limit, asked):
+    live(jobs, limit, asked)
+
+
+def live(jobs: Any, limit: LimitSpec, asked: list[tuple[float, str, str]]) -> None:
     with tempfile.TemporaryDirectory() as base:
         trio.run(_live, jobs, limit, sorted(asked), Path(base), clock=MockClock(autojump_threshold=0))
 

@@ -86,6 +86,11 @@ def test_check_prints_the_tree_it_would_run(run):
     ]
 
 
+def test_check_says_of_a_queue_job_whose_items_it_handles(run):
+    result = run(author.check, text='[queues.mails]\n[jobs.send]\ncommand = "/bin/cat"\nqueue = "mails"\n')
+    assert result.exit_code == 0 and "  send  command, queue mails\n" in result.output
+
+
 def test_check_reports_faults_of_the_environment_too_unless_told_not_to_import(run):
     text = '[jobs.a]\ncall = "no_such_module:f"\n'
     result = run(author.check, text=text)

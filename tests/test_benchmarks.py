@@ -92,9 +92,16 @@ def test_a_quick_run_measures_every_floor_and_leaves_nothing_behind(harness: Har
     assert harness.left() == {}
 
 
+CAPTURING = [name for name, driver in DRIVERS.items() if driver.captures and name != "ours-full"]
+
+
 @pytest.mark.skipif(not compiler(), reason="the writer needs a C compiler")
-def test_whoever_captures_keeps_every_byte_that_was_written(harness: Harness, tmp_path: Path) -> None:
-    able = [name for name, driver in DRIVERS.items() if driver.captures and not driver.missing() and name != "ours-full"]
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(["ours-capture", "trio-splice"], id="two"), pytest.param(CAPTURING, id="all", marks=pytest.mark.long)],
+)
+def test_whoever_captures_keeps_every_byte_that_was_written(harness: Harness, tmp_path: Path, names: list[str]) -> None:
+    able = [name for name in names if not DRIVERS[name].missing()]
     file = tmp_path / "result.json"
     words = ["--quick", "-r", "1", "-m", "capture", "--json", str(file)]
     process = harness.start("-m", "benchmarks", *words, *(word for name in able for word in ("-d", name)))

@@ -106,7 +106,7 @@ class Model(RuleBasedStateMachine):
         assert self.circuit.opened_at == (None if self.state is CLOSED else self.opened_at)
 
 
-Model.TestCase.settings = settings(max_examples=150, stateful_step_count=60)
+Model.TestCase.settings = settings(max_examples=60, stateful_step_count=60)
 test_the_decisions_are_those_of_the_model = Model.TestCase
 
 

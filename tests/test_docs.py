@@ -8,9 +8,11 @@ import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import click
 import pytest
 import trio
 from running import MODULE, ROOT, command, running, well
+from servers import free_port
 from timelines import timeline
 
 from supervisor import config
@@ -100,12 +103,35 @@ def test_every_file_passes_the_check_unless_it_shows_faults(block, tmp_path):
         assert preflight.check(loaded).all_problems == []
 
 
+@pytest.fixture(scope="session")
+def ran(request, tmp_path_factory) -> dict[Block, subprocess.CompletedProcess[bytes]]:
+    """What became of each program that is to be tried: as many run side by side as there are processors."""
+    tests = [item for item in request.session.items if getattr(item, "originalname", "") == "test_every_program_runs"]
+    became = {}
+    turns = trio.CapacityLimiter(os.cpu_count() or 1)
+
+    async def run(block: Block) -> None:
+        directory = tmp_path_factory.mktemp("program")
+        lay_out(block, directory)
+        program = directory / (block.file or "program.py")
+        program.write_text(block.text)
+        async with turns:
+            with suppress(trio.TooSlowError):  # that is about this one alone
+                became[block] = await command((sys.executable, str(program)), directory=directory)
+
+    async def run_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for test in tests:
+                nursery.start_soon(run, test.callspec.params["block"])
+
+    trio.run(run_all)
+    return became
+
+
 @pytest.mark.parametrize("block", [each for each in these("python") if not each.values[0].text.startswith("# fragment")])
-async def test_every_program_runs(block, tmp_path):
-    lay_out(block, tmp_path)
-    program = tmp_path / (block.file or "program.py")
-    program.write_text(block.text)
-    result = await command((sys.executable, str(program)), directory=tmp_path)
+def test_every_program_runs(block, ran):
+    result = ran.get(block)
+    assert result is not None, "it does not end"
     assert result.returncode == 0, result.stderr.decode()
     assert bool(result.stdout) is not bool(block.file)  # a module says nothing, a program shows something
 
@@ -151,9 +177,24 @@ async def test_what_a_command_prints_is_what_the_page_shows(block, tmp_path):
         assert wherever((result.stdout + result.stderr).decode()) == wherever(output)
 
 
+def use_free_ports(file: Path) -> None:
+    """Have workers listen where nobody else does: what a page shows may be running beside us."""
+    file.write_text(re.sub(r"\b\d{4}(?=\{worker\})", _free_ten(), file.read_text()))
+
+
+def _free_ten() -> str:
+    """The first four digits of ports, of which those that end with 0 and 1 are free."""
+    while True:
+        ten = free_port() // 10
+        with suppress(OSError), socket.socket() as zero, socket.socket() as one:
+            zero.bind(("127.0.0.1", 10 * ten))
+            one.bind(("127.0.0.1", 10 * ten + 1))
+            return str(ten)
+
+
 @pytest.mark.parametrize("block", these("console", "checked: daemon"))
 async def test_a_session_with_a_daemon_goes_as_the_page_shows(block, tmp_path):
-    lay_out(block, tmp_path)
+    use_free_ports(lay_out(block, tmp_path))
     async with running(tmp_path) as daemon:
         await daemon.until(well)
         for words, output in session(block.text):

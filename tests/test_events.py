@@ -32,6 +32,7 @@ ANYWHERE = (
     "GroupRestarting",
     "IntensityExceeded",
     "OutputLost",
+    "Scaled",
 )
 AFTER = {
     State.STOPPED: ("Waiting", "Starting", "Stopped", "Removed"),
@@ -76,6 +77,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "GroupRestarting": {"cause": "a failed", "affected": ("a",), "wait": 1.0},
     "IntensityExceeded": {"cause": "too many", "intensity": 1, "period": 5.0},
     "OutputLost": {"cause": "full", "bytes": 3},
+    "Scaled": {"cause": "scaled 2 -> 4: 9 wait", "was": 2, "workers": 4, "waiting": 9, "oldest": 3.0},
 }
 
 

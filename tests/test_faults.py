@@ -296,7 +296,7 @@ async def test_a_wall_clock_that_is_set_back_moves_nothing(tmp_path):
 # -- many
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [2, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.limit(300)
 async def test_a_storm_of_crashes_leaves_control_answering_and_memory_flat(tmp_path, seconds):
     keys = 'command = ["false"]\noutput = "null"\nbackoff = { initial = "200ms", factor = 1, jitter = 0 }'

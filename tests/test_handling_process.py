@@ -122,9 +122,9 @@ async def test_of_a_batch_it_is_said_which_do_not_fit(house):
 
 async def test_items_and_results_of_any_size(house):
     async with process(house, "def f(item): return [item, len(item)]") as worker:
-        text = "ä" * (25 << 20)  # 50 MB
+        text = "ä" + "a" * (50 << 20)
         got = await worker(text)
-        assert got == [text, 25 << 20]
+        assert got == [text, len(text)]
         assert await worker("small") == ["small", 5]
 
 

@@ -169,7 +169,7 @@ async def test_a_thread_that_waits_for_room_waits_no_more_when_it_is_to_be_kille
         try:
             ctx.put('small', 1)
         except QueueFull as error:
-            assert str(error) == 'queue small: not put: the run is to end'
+            assert str(error) == 'not put: the run is to end'
     """
     life = house.start(kind="thread", call=f"{defined(house, code)}:f", once=True)
     life.notes.on_progress = lambda: life.run.advance(Phase.KILLING)

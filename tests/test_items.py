@@ -122,6 +122,8 @@ async def test_every_option_of_an_item_reaches_the_queue(tmp_path):
         assert (await client.ask("submit", params))["result"][0]["what"] == "known"
         again = await client.ask("submit", {"queue": "mails", "items": [{"to": "me"}], "delay": 5})
         assert again["result"] == [{"id": "m1", "what": "rejected", "ended": None}]
+        waited = await client.ask("submit", {"queue": "mails", "items": [{"to": "me"}], "result": True})
+        assert waited["result"] == again["result"]
 
 
 @pytest.mark.parametrize(
@@ -270,6 +272,12 @@ async def test_who_names_what_is_not_there_cancels_nothing(tmp_path):
         assert (await client.ask("queue.show", {"id": "a"}))["result"]["state"] == "waiting"
 
 
+async def test_who_takes_a_queue_for_a_job_is_told(tmp_path):
+    async with queueing(tmp_path) as (_, path), peer(path) as client:
+        error = (await client.ask("pause", {"names": ["images"]}))["error"]
+        assert error["code"] == 4 and error["message"].endswith("it is a queue: use `supervisor queue`")
+
+
 async def test_an_id_that_two_queues_have_needs_the_queue(tmp_path):
     async with queueing(tmp_path) as (_, path), peer(path) as client:
         for queue in ("small", "mails"):
@@ -405,6 +413,8 @@ async def test_one_item_says_its_id_or_with_result_what_came_of_it(tmp_path):
         assert json.loads(out) == {"id": "m", "what": "stored"}
         out, _ = await run(path, "submit", "mails", '{"to": 1}', code=1)
         assert out == "m: not stored: this one has its key\n"
+        out, err = await run(path, "submit", "mails", '{"to": 1}', "--result", code=1)  # and that one runs, without end
+        assert (out, err) == ("", "supervisor: m: not stored: this one has its key\n")
 
 
 async def test_many_items_say_how_many(tmp_path):
@@ -463,7 +473,7 @@ async def test_where_it_ends_early_it_says_how_many_are_stored(tmp_path):
     (tmp_path / "many.jsonl").write_text("".join(f"{number}\n" for number in range(5)))
     async with queueing(tmp_path) as (_, path):
         _, err = await run(path, "submit", "small", f"@{tmp_path}/many.jsonl", "--timeout", "50ms", code=75)
-        assert "is full" in err and err.endswith("; 3 items are stored\n")
+        assert "is full" in err and err.endswith("; 3 items are stored\n") and err.count("stored") == 1
         _, err = await run(path, "submit", "small", f"@{tmp_path}/nosuch.jsonl", code=1)
         assert err == f"supervisor: {tmp_path}/nosuch.jsonl: no such file or directory; nothing is stored\n"
         _, err = await run(path, "submit", "smal", "1", code=4)

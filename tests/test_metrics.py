@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 import pytest
-from control_serving import serving
+from control_serving import serving, until
 from prometheus_client.parser import text_string_to_metric_families
 
 from supervisor.control.aclient import AsyncClient
+from supervisor.control.messages import QueueStatus
 from supervisor.errors import ControlError
 from supervisor.events import wall_now
 from supervisor.metrics import exposition
@@ -79,3 +80,25 @@ def test_what_became_of_items_is_counted_by_queue_job_and_outcome():
     assert found["supervisor_queue_items_total", "work", "done", "q"] == 7
     assert found["supervisor_queue_items_total", "work", "dead", "q"] == 1
     assert found["supervisor_queue_degraded", "q"] == 1
+
+
+async def test_the_daemon_asks_its_queues_for_their_numbers(tmp_path):
+    jobs = {"hold": {"call": "control_items:hold", "queue": "q", "grace": 0}}
+    async with serving(tmp_path, jobs, {}, {"q": {"backend": "memory"}}) as (tree, path):
+        await tree.queues.producer("q").put_many([1, 2, 3])
+        await until(tree, lambda table: table["hold"].cause.startswith("handles "))
+        found = read(await AsyncClient(path).metrics())
+        assert found["supervisor_queue_depth", "q", "waiting"] == 2
+        assert found["supervisor_queue_depth", "q", "running"] == 1
+
+
+def test_queues_are_counted_by_state_and_one_that_does_not_answer_has_no_numbers():
+    facts = {"backend": "memory", "jobs": ("work",), "size": 100}
+    numbers = {"waiting": 3, "delayed": 1, "running": 2, "done": 5, "dead": 4, "cancelled": 0, "expired": 6, "oldest": 1.5}
+    there = QueueStatus(name="q", **facts, paused=True, **numbers)
+    away = QueueStatus(name="away", **facts, trouble="no answer")
+    found = read(exposition([], [], [], [there, away]))
+    depths = {key[2]: value for key, value in found.items() if key[0] == "supervisor_queue_depth"}
+    assert depths == {name: number for name, number in numbers.items() if name != "oldest"}
+    assert (found["supervisor_queue_oldest_seconds", "q"], found["supervisor_queue_paused", "q"]) == (1.5, 1)
+    assert not any("away" in key for key in found)

@@ -295,7 +295,7 @@ def run_case(case: Case, base: Path) -> None:
         assume(trio.run(live, case, base, clock=MockClock(autojump_threshold=0)))
 
 
-@settings(max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(case=cases())
 def test_the_tree_does_what_the_model_says(case, tmp_path_factory):
     run_case(case, tmp_path_factory.getbasetemp())

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from supervisor import queues as engines
-from supervisor.errors import QueueError, Retry
+from supervisor.errors import QueueError, Rejected, Retry
 from supervisor.events import (
     Ended,
     FallingBack,
@@ -98,6 +98,14 @@ def taking(seconds: float) -> Callable[[Any], Any]:
 
 async def fail(item: Any) -> None:
     raise OSError("no net")
+
+
+def fail_in_thread(item: Any) -> None:
+    raise OSError("no net")
+
+
+async def idle(ctx: Context) -> None:
+    await ctx.wait_stopping()
 
 
 # ---- from put to done ----
@@ -238,7 +246,7 @@ async def test_an_item_that_kills_its_worker_each_time_is_dead_and_said_to_be(au
         await f.tree.start("a")
         await settle()
         assert f.said(ItemDead) == [
-            (0.0, "item i1 is dead: claimed 5 times, and never came to an end: its worker died each time")
+            (0.0, "item i1 is dead: it has been claimed 5 times, the last one: its worker died each time")
         ]
         assert (await f.show(id)).state is State.DEAD
 
@@ -331,6 +339,20 @@ async def test_more_workers_and_fewer(autojump_clock, tmp_path):
         assert sorted(item for _, item in work.ended) == list(range(10))
 
 
+@pytest.mark.parametrize("function", ["fail", "fail_in_thread"])
+async def test_a_traceback_begins_where_the_function_does(autojump_clock, tmp_path, function):
+    async with pool(tmp_path, {"a": handling(f"{__name__}:{function}", retry=plain(1))}) as f:
+        with f.tree.journal.subscribe() as feed:
+            (id,) = await f.put("1")
+            async for event in feed:
+                if isinstance(event, ItemDead):
+                    break
+        await settle()
+        lines = ((await f.show(id)).traceback or "").splitlines()
+        assert lines[0] == "Traceback (most recent call last):" and lines[1].endswith(f"in {function}")
+        assert lines[-1] == "OSError: no net"
+
+
 # ---- pause ----
 
 
@@ -377,6 +399,60 @@ async def test_a_worker_stays_paused_over_its_restart(autojump_clock, tmp_path):
         await f.put("1")
         await trio.sleep(3)
         assert not work.began
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_job_that_is_removed_while_it_is_paused_is_not_paused_when_it_comes_again(autojump_clock, tmp_path, workers):
+    work = taking(1)
+    async with pool(tmp_path, {"a": handling(work, workers=workers), "b": job(idle)}) as f:
+        await f.tree.wait_running()
+        await f.tree.pause("a")
+        f.tree.apply(f.config({"b": f.tree.config.jobs["b"]}))
+        await trio.sleep(20)
+        f.tree.apply(f.config({"a": handling(work, workers=workers), "b": f.tree.config.jobs["b"]}))
+        await f.put("1")
+        await trio.sleep(5)
+        assert work.ended
+
+
+async def test_a_job_is_paused_whose_queue_is_not_open(autojump_clock, tmp_path, monkeypatch):
+    monkeypatch.setitem(engines.QUEUES, "moody", engines.Scheme("no_such_module"))
+    async with pool(tmp_path, {"a": handling(taking(1))}) as f:
+        await trio.sleep(1)
+        assert await at_once(f, "pause", "a") == "yes, paused: nothing is claimed; what is in hand goes on"
+        assert await at_once(f, "resume", "a") == "yes, resumed"
+
+
+async def test_a_worker_says_at_once_that_it_is_paused(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(taking(1), workers=2)}) as f:
+        await f.tree.wait_running()
+        await trio.sleep(5)
+        await f.tree.pause("a")
+        assert f.words("a:0", "a:1") == "a:0:paused a:1:paused"
+        await f.tree.resume("a")
+        assert f.words("a:0", "a:1") == "a:0:running a:1:running"
+
+
+async def test_what_ends_after_its_queue_was_removed_is_stored(autojump_clock, tmp_path):
+    async def work(item: Any, ctx: Context) -> None:
+        await trio.sleep(20)
+
+    async with pool(tmp_path, {"a": handling(work, grace=Seconds(60))}) as f:
+        await f.tree.wait_running()
+        await f.put("1")
+        await trio.sleep(1)
+        engine = f.engine
+        f.tree.apply(replace(f.config({"b": job(idle)}), queues={}))
+        await trio.sleep(40)
+        assert [ending.how for _, what, of in engine.asked if what == "finish" for ending in of] == ["done"]
+
+
+async def test_the_engine_of_a_queue_is_what_it_was_opened_with(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(taking(1))}) as f:
+        await f.tree.wait_running()
+        f.tree.apply(replace(f.config(f.tree.config.jobs), queues={"q": QueueSpec(backend="memory", size=7)}))
+        await trio.sleep(1)
+        assert (f.engine.settings.spec.backend, f.engine.settings.spec.size) == ("moody", 7)
 
 
 @pytest.mark.parametrize(("verb", "instead"), [("run-now", "submit"), ("cancel", "cancel with the id of an item")])
@@ -518,6 +594,46 @@ async def instead(item: Any, failure: Exception) -> None:
     answered.append((item, str(failure)))
 
 
+async def test_of_a_batch_only_what_does_not_fit_is_answered_by_the_fallback(autojump_clock, tmp_path):
+    async def work(items: list[int]) -> None:
+        seen.append(items)
+
+    seen: list[list[int]] = []
+    batch = BatchSpec(size=3)
+    async with pool(tmp_path, {"a": handling(work, batch=batch, fallback=f"{__name__}:instead", args={})}) as f:
+        ids = await f.put("1", '"two"', "3", keep=True)
+        await trio.sleep(5)
+        assert await f.states(*ids) == "done done done"
+        assert [item for item, _ in answered] == [["two"]]
+        assert seen == [[1, 3]]
+    answered.clear()
+
+
+async def test_an_item_that_was_cancelled_is_not_answered_by_the_fallback(autojump_clock, tmp_path):
+    async def work(item: Any, ctx: Context) -> None:
+        await ctx.wait_stopping()
+        raise ValueError("interrupted")
+
+    async with pool(tmp_path, {"a": handling(work, retry=plain(1), fallback=f"{__name__}:instead")}) as f:
+        ids = await f.put("1")
+        await trio.sleep(1)
+        await f.engine.cancel(ids[0])
+        await trio.sleep(5)
+        assert await f.states(*ids) == "cancelled"
+        assert not answered
+
+
+async def test_a_function_that_raises_what_limits_raise_has_failed(autojump_clock, tmp_path):
+    async def work(item: Any) -> None:
+        raise Rejected("somebody else's limit", retry_after=1)
+
+    async with pool(tmp_path, {"a": handling(work, timeout=Seconds(60), retry=plain(3))}) as f:
+        ids = await f.put("1")
+        await trio.sleep(10)
+        assert await f.states(*ids) == "dead"
+        assert (await f.show(ids[0])).attempts == 3
+
+
 # ---- batches ----
 
 
@@ -589,6 +705,21 @@ async def test_a_batch_of_which_one_item_is_cancelled_goes_back(autojump_clock, 
         assert await f.states(*ids) == "gone cancelled gone"
 
 
+async def test_an_item_is_cancelled_at_once_that_waits_for_others_of_its_batch(autojump_clock, tmp_path):
+    async def work(items: list[int]) -> None:
+        seen.append((trio.current_time(), items))
+
+    seen: list[tuple[float, list[int]]] = []
+    async with pool(tmp_path, {"a": handling(work, batch=BatchSpec(size=3, within=Seconds(60)))}) as f:
+        ids = await f.put("1", "2")
+        await trio.sleep(1)
+        await f.engine.cancel(ids[1])
+        await trio.sleep(1)
+        assert await f.states(*ids) == "running cancelled"
+        await trio.sleep(100)
+        assert seen == [(61.0, [1])]
+
+
 # ---- fresh workers ----
 
 
@@ -600,6 +731,15 @@ async def test_a_worker_is_renewed_after_so_many_items_and_between_them(autojump
         assert [item for _, item in work.ended] == [1, 2, 3, 4, 5]
         assert [event.cause for event in f.events(Starting)][1:] == ["recycled: it has handled 2 items"] * 2
         assert not any(event.failed for event in f.events(Ended))
+
+
+async def test_what_was_turned_away_makes_no_worker_old(autojump_clock, tmp_path):
+    work, one = taking(5), BulkheadSpec(concurrency=1, waiting=0)
+    async with pool(tmp_path, {"a": handling(work, workers=2, bulkhead=one, recycle=Recycle(runs=2), grace=1)}) as f:
+        await f.put("1", "2")
+        await trio.sleep(20)
+        assert len(work.ended) == 2
+        assert len(f.events(Starting)) <= 2 + 2  # two workers and their group; at most one has handled both
 
 
 async def test_a_worker_that_is_too_old_is_renewed_when_its_item_is_over(autojump_clock, tmp_path):

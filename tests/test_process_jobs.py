@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import trio
 from house import alive
 
 from supervisor.events import Ended, HealthCheckFailed, Progress, Ready, Starting, Unhealthy
-from supervisor.kinds.process import PROGRAM, frame
+from supervisor.kinds.process_channel import PROGRAM
 from supervisor.kinds.process_worker import HEADER
 from tests.real_tree import Tree, tree
 
@@ -215,6 +216,11 @@ async def test_a_stuck_function_is_killed_when_its_grace_is_over(tmp_path):
         assert not alive(pid)
 
 
+def frame(head: dict[str, Any]) -> bytes:
+    packed = marshal.dumps(head)
+    return HEADER.pack(len(packed), 0) + packed
+
+
 def test_the_death_of_the_daemon_ends_a_worker_by_itself(tmp_path):
     """A second line behind the guardian: what the worker started in its group goes with it."""
     write(
@@ -232,9 +238,10 @@ def test_the_death_of_the_daemon_ends_a_worker_by_itself(tmp_path):
             start_new_session=True,
         )
         theirs.close()
-        ours.sendall(frame({"path": [str(tmp_path), *sys.path], "stop_signal": 15}))
+        ours.sendall(frame({"serves": False, "path": [str(tmp_path), *sys.path], "stop_signal": 15}))
         facts = {"job": "a", "worker": 0, "run": "a#1", "attempt": 1, "until": None, "scheduled_at": None}
-        ours.sendall(frame({"is": "call", "call": "lonely:f", "service": True, "wanted": False, "facts": facts}))
+        asked = {"service": True, "wanted": False, "into": False}
+        ours.sendall(frame({"is": "call", "call": "lonely:f", "facts": facts, **asked}))
         head, body = HEADER.unpack(ours.recv(HEADER.size, socket.MSG_WAITALL))
         assert (ours.recv(head, socket.MSG_WAITALL), body) == (b'{"is": "started"}', 0)
         assert alive(int(process.stdout.readline()))

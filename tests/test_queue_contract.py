@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -75,8 +75,6 @@ def durable(request, tmp_path) -> Backend:
 
 def made(request, directory: Path) -> Backend:
     scheme = request.param
-    if importlib.util.find_spec(QUEUES[scheme].module) is None:
-        pytest.skip(f"{scheme} is not built yet")
     server = {"postgresql": "postgres", "redis": "redis"}.get(scheme)
     return Backend(scheme, request.getfixturevalue(server).url if server else scheme, directory)
 
@@ -578,6 +576,26 @@ async def test_keys_within_one_put(backend):
         assert (await queue.counts()).waiting == 2
 
 
+async def test_who_is_one_with_another_may_wait_for_its_end_too(backend):
+    async with backend.open(unique=unique("running", "merge")) as queue:
+        known, merged, first = draft(), draft(key="k"), draft(key="new")
+        await queue.put([known, merged])
+        again = msgspec.structs.replace(known, keep=True)
+        assert await put(queue, again, draft(key="k", keep=True)) == ["known", "merged"]
+        assert await put(queue, first, draft(key="new", keep=True)) == ["stored", "merged"]
+        for item in await claim(queue):
+            await finish(queue, item, "done")
+        for each in (known, merged, first):
+            assert await state_of(queue, each.id) is State.DONE
+    async with backend.open() as queue:
+        known = draft()
+        await queue.put([known])
+        assert await put(queue, msgspec.structs.replace(known, keep=True)) == ["known"]
+        (item,) = await claim(queue)
+        await finish(queue, item, "done")
+        assert await state_of(queue, known.id) is State.DONE
+
+
 async def test_keys_mean_nothing_where_nothing_is_unique(backend):
     async with backend.open() as queue:
         assert await put(queue, *drafts(2, key="k")) == ["stored", "stored"]
@@ -849,6 +867,16 @@ async def test_who_waits_for_an_end_is_told(backend):
             await ear.wait_for("ended", item.id)
 
 
+async def test_who_waits_for_the_end_of_what_is_replaced_is_told(backend):
+    ear = Ear()
+    async with backend.open(listen=ear, unique=unique("running", "replace")) as queue:
+        first, second = draft(key="k", keep=True), draft(key="k")
+        await queue.put([first])
+        assert await put(queue, second) == ["replaced"]
+        with trio.fail_after(20):
+            await ear.wait_for("ended", first.id)
+
+
 # ---- settings, and what outlives a handle ----
 
 
@@ -891,7 +919,7 @@ async def test_what_was_put_outlives_the_handle(durable):
 
 
 async def test_what_was_claimed_and_never_finished_comes_again(durable):
-    async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:
+    async with durable.open(lease=Seconds(0.3), per_key=1, concurrency=1) as queue:
         await queue.put([draft(group="a")])
         (lost,) = await claim(queue)
     async with durable.open(lease=Seconds(2), per_key=1, concurrency=1) as queue:

@@ -313,6 +313,11 @@ def test_specs_that_were_built_in_python_are_looked_at_too(tmp_path):
             '7:1: jobs.a.cron: keep_results of "q" (30 s) is short: a daemon that is later than that makes a second item',
         ),
         (queue('keep_results = "30s"') + job('cron = "* * * * *"'), None),
+        (
+            queue() + job("retry = { attempts = 2 }") + job("", "b"),
+            '7:7: jobs.b: an item has 5 attempts here, and 2 with "a" of the same queue: it is dead for whoever has fewer',
+        ),
+        (queue() + job("retry = { attempts = 5 }") + job("", "b"), None),
     ],
 )
 def test_what_can_run_but_is_hardly_meant(warnings, text, warning):

@@ -263,8 +263,19 @@ values = st.recursive(
 
 
 @hypothesis.given(value=values)
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=40)
 def test_the_key_of_an_item_is_the_same_for_an_application(postgres, value):
+    key_is_the_same(postgres, value)
+
+
+@pytest.mark.long
+@hypothesis.given(value=values)
+@hypothesis.settings(max_examples=2000)
+def test_the_key_of_many_items_is_the_same_for_an_application(postgres, value):
+    key_is_the_same(postgres, value)
+
+
+def key_is_the_same(postgres: PostgresServer, value: Any) -> None:
     settings = Settings(spec=QueueSpec(unique=UniqueSpec(by=("a",))), group_by="a")
     said = {"priority": None, "delay": 0.0, "at": None, "expire": None, "keep": False}
     (ours,) = drafted(settings, [{"a": value}], None, check=None, **said)

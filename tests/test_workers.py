@@ -695,7 +695,21 @@ async def live_through(base: Path, first: int, steps: list[tuple[str, int, float
     assert not live.alive
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(first=st.integers(1, 3), steps=st.lists(STEPS, min_size=1, max_size=15))
+whatever = given(first=st.integers(1, 3), steps=st.lists(STEPS, min_size=1, max_size=15))
+
+
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
+@whatever
 def test_whatever_happens_the_workers_are_those_that_are_wanted(first, steps, tmp_path_factory):
+    check_workers(first, steps, tmp_path_factory)
+
+
+@pytest.mark.long
+@settings(max_examples=1000, derandomize=False, suppress_health_check=list(HealthCheck))
+@whatever
+def test_whatever_happens_the_workers_are_those_that_are_wanted_for_long(first, steps, tmp_path_factory):
+    check_workers(first, steps, tmp_path_factory)
+
+
+def check_workers(first, steps, tmp_path_factory):
     trio.run(live_through, tmp_path_factory.getbasetemp(), first, steps, clock=MockClock(autojump_threshold=0))

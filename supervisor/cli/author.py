@@ -111,6 +111,8 @@ def _when(spec: JobSpec) -> str:
         return f"at {shown(spec.cron)} ({shown(spec.timezone)})"
     if spec.every is not None:
         return f"every {duration(spec.every)}"
+    if spec.queue is not None:
+        return f"queue {spec.queue}"
     return "once" if spec.once else "service"
 
 

@@ -178,7 +178,8 @@ class Sender:
             return self._refused(error, chunk)
         for row in reply["result"]:
             self._became[row["what"]] = self._became.get(row["what"], 0) + 1
-            self._ids.append(row["id"]) if self._values["result"] else None
+            if self._values["result"] and row["what"] != "rejected":
+                self._ids.append(row["id"])
             if self._as_json and not self._values["result"]:
                 self._out.json({"id": row["id"], "what": row["what"]})
         self._last = reply["result"][-1]
@@ -216,6 +217,7 @@ class Sender:
         message, place = error["message"], ""
         if (bad := data.get("bad")) is not None and bad < len(chunk):
             message, place = message.removeprefix(f"item {bad + 1} of {len(chunk)}: "), chunk[bad].place
+        message = message.removesuffix(f"; {data.get('stored')} of {len(chunk)} are stored")  # we count those before them, too
         return self._stopped(place + message, exit_code(error))
 
     def _stopped(self, why: str, code: int) -> int:
@@ -247,13 +249,17 @@ class Sender:
                 complain(error["message"])
                 return exit_code(error)
             code = max(code, *(self._show(item) for item in reply["result"]))
+        if rejected := self._became.get("rejected"):
+            one = f"{self._last['id']}: {_SAYS['rejected']}"
+            complain(one if self._count == 1 else f"{self._values['queue']}: {rejected} rejected")
+            return REFUSED
         return code
 
     def _show(self, item: dict[str, Any]) -> int:
         done = item["state"] == "done"
         if self._as_json:
             self._out.json(item)
-        elif len(self._ids) > 1:
+        elif self._count > 1:
             self._out.line(render.ended(item, self._out.colour))
         elif not done:
             complain(f"{item['id']}: {item['state']}" + (f": {render.clean(item['error'])}" if item["error"] else ""))

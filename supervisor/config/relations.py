@@ -10,7 +10,7 @@ from itertools import pairwise
 from supervisor.config.reading import Reading, did_you_mean, quoted
 from supervisor.config.toml_places import Path
 from supervisor.kinds.job import JobSpec
-from supervisor.policies import LimitSpec
+from supervisor.policies import LimitSpec, RetrySpec
 from supervisor.queues import Scheme, scheme_of
 from supervisor.queues.spec import QueueSpec
 from supervisor.sockets import SocketSpec
@@ -233,13 +233,25 @@ def _queues(tree: Tree) -> None:
 
 
 def _in_step(tree: Tree, queue: str, names: list[str]) -> None:
-    """What is a group of items is true of a queue, whoever handles it."""
+    """What is a group of items is true of a queue, whoever handles it; how often one is tried had better be."""
     for name in names[1:]:
+        mine, theirs = _attempts(tree.jobs[name]), _attempts(tree.jobs[names[0]])
+        if mine != theirs:
+            message = (
+                f'an item has {mine} attempts here, and {theirs} with "{names[0]}" of the same queue: it is dead for whoever '
+            )
+            message += "has fewer"
+            tree.reading.warn(tree.path(name, "retry") if tree.jobs[name].retry is not None else tree.path(name), message)
         if tree.jobs[name].serialize_by != tree.jobs[names[0]].serialize_by:
             first, place = tree.jobs[names[0]].serialize_by, tree.where("jobs", names[0])
             says = f"serialize_by = {quoted(first)}" if first is not None else "no `serialize_by`"
             path = tree.path(name, "serialize_by") if tree.jobs[name].serialize_by is not None else tree.path(name)
             tree.reading.fault(path, f'"{names[0]}"{place} has {says}: the jobs of a queue ("{queue}") must agree')
+
+
+def _attempts(job: JobSpec) -> int:
+    """How often an item is tried."""
+    return (job.retry or RetrySpec()).attempts
 
 
 def _loses(tree: Tree, name: str, job: JobSpec) -> None:

@@ -82,8 +82,9 @@ async def submit(
     done = [Submitted(id=receipt.id, what=receipt.what) for receipt in receipts]
     if not result:
         return done
-    ended = await _ended(call, [(queue, each.id) for each in done], until)
-    return [msgspec.structs.replace(each, ended=item) for each, item in zip(done, ended, strict=True)]
+    there = [each for each in done if each.what != "rejected"]
+    ended = iter(await _ended(call, [(queue, each.id) for each in there], until))
+    return [each if each.what == "rejected" else msgspec.structs.replace(each, ended=next(ended)) for each in done]
 
 
 def _value(item: msgspec.Raw, at: int, items: Sequence[msgspec.Raw]) -> Any:

@@ -218,7 +218,7 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     what: Literal["stored", "known", "merged", "replaced", "rejected"]
     ended: ItemStatus | None = None
-    """With `result`: what came of it."""
+    """With `result`: what came of it; nothing has of what was rejected."""
 
 
 RESULTS: dict[str, Any] = {

@@ -613,7 +613,8 @@ async def _metrics(call: Call) -> str:
         from supervisor.metrics import exposition
     except ImportError as error:
         raise ControlError(f"metrics need the extra `metrics`: pip install 'trio-supervisor[metrics]' ({error})") from None
-    rows = call.tree.status(), call.tree.limit_status(), call.tree.queues.tallies()
+    stand = await items.queues(call, [])
+    rows = call.tree.status(), call.tree.limit_status(), call.tree.queues.tallies(), stand
     return await trio.to_thread.run_sync(exposition, *rows, limiter=trio.CapacityLimiter(1))
 
 

@@ -54,7 +54,8 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         Meta(
             description="how it runs; inferred from `command`, and for `call` from the function, unless you say. asyncio: an "
             "`async def` that needs asyncio, in an event loop and a thread of its own. process: a plain function in a Python "
-            "process of its own, for work that takes a processor or must be killable; it loads the code anew at each start",
+            "process of its own, for work that takes a processor or must be killable; it loads the code anew at each start; "
+            "a worker of a queue keeps it for all its items",
             extra=_RESTARTS,
         ),
     ] = None
@@ -72,7 +73,7 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
             le=MOST_WORKERS,
             description="how many of a service, or for a queue, run side by side: NAME:0, NAME:1 and so on. `{worker}` in any "
             "text of the job (but `call`, `args` and `description`) is the number; a function has `ctx.worker`. With a queue "
-            "also { min = 1, max = 8 }: as many as there is work for",
+            "also { min = 1, max = 8 }: as many as there is work for, until `scale` says how many",
         ),
     ] = 1
     description: Annotated[str, Meta(description="one line for people, shown by `status`")] = ""
@@ -107,7 +108,8 @@ class JobSpec(ChildSpec, frozen=True, kw_only=True):
         str | None,
         Meta(
             description="handle the items of this queue of [queues], one after another. Several jobs, and several daemons, may "
-            "handle the same. The function takes the item as its first parameter; a command reads it as JSON",
+            "handle the same. The function takes the item as its first parameter, converted to what that is annotated as; a "
+            "command reads it as JSON on its standard input, and prints its result",
             extra=_RESTARTS,
         ),
     ] = None

@@ -64,7 +64,7 @@ async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterat
     with Calls(spec, run, resources) as calls:
         with alone():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(calls.serve, nursery.cancel_scope)
+                nursery.start_soon(calls.keep, nursery.cancel_scope)
                 await calls.wait_started()
                 yield calls
                 calls.close()
@@ -114,7 +114,7 @@ class Calls(Channel):
 
     # ---- its process ----
 
-    async def serve(self, body: trio.CancelScope) -> None:
+    async def keep(self, body: trio.CancelScope) -> None:
         """Have the process, from start to end."""
         self.tell(self._order(), arguments(self._spec))
         process = Attempt(self._run, None, followed=False)  # it does not end when its worker is asked to

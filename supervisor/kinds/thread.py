@@ -88,13 +88,15 @@ class ThreadContext(RunFacts):
 
 async def _until_killed(run: Run, put: Callable[[], Awaitable[T]]) -> T:
     """Wait for a put. Raises QueueFull where the run is killed before, and its thread must not wait any longer."""
+    receipt: list[T] = []
     with alone():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_killed, run, nursery.cancel_scope)
-            receipt = await put()
+            receipt.append(await put())
             nursery.cancel_scope.cancel(reason="it is put")
-            return receipt
-    raise QueueFull("not put: the run is to end")
+    if not receipt:
+        raise QueueFull("not put: the run is to end")
+    return receipt[0]
 
 
 async def _cancel_when_killed(run: Run, scope: trio.CancelScope) -> None:

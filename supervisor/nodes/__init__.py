@@ -18,6 +18,7 @@
     room         how many runs may be in threads and in processes at the same time
     supervisor   a supervisor: its loop, its decisions, the stop ladder
     workers      the workers of a job with several: a supervisor of its own
+    autoscale    how many they are, where that goes by the work there is
     commands     what an operator may ask of a child
 
 A supervisor is one task with one inbox. What happens to its children (a run is ready, a run is over, a timer is due, an

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal as signals
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -227,12 +228,9 @@ def _resume(supervisor: SupervisorNode, child: Node, order: Order) -> None:
 def _have_claimed(child: Node, order: Order, claimed: bool) -> None:
     """Have the workers of a queue job claim items, or none any more."""
     assert isinstance(child.spec, JobSpec) and child.spec.queue is not None
-    try:
+    with suppress(QueueError, LookupError):  # where it is not open, workers will look when it is
         desk = child.tree.queues.desk(child.spec.queue)
-    except (QueueError, LookupError) as error:  # it is not open yet, or no more
-        order.resolve(False, str(error.args[0]))
-        return
-    (desk.resume if claimed else desk.pause)(child.name)
+        (desk.resume if claimed else desk.pause)(child.name)
     order.resolve(True, "resumed" if claimed else "paused: nothing is claimed; what is in hand goes on")
 
 
@@ -278,6 +276,8 @@ def _scale(supervisor: SupervisorNode, child: Node, order: Order, workers: int) 
         order.resolve(True, "1 worker")
     else:
         group = scale(child, workers)
+        if group.bounds is not None:
+            group.fix()
         group.answer(("scale",), False, "overtaken by scale" + (f" ({order.by})" if order.by else ""))
         if group.goal is Goal.UP and (group.life is not None or not group.finished):
             group.orders.append(order)

@@ -11,14 +11,18 @@ At least once: what becomes of an item is said to the desk in the moment in whic
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import outcome
 import structlog
 import trio
 
+import supervisor
 from supervisor import events
 from supervisor.errors import DeadlineExceeded, NotBegun, QueueError, Rejected, RunFailed, UnfitItem, WorkerLost
 from supervisor.kinds import KINDS, Handler, Outcome, Run, Work
@@ -135,6 +139,11 @@ class Worker:
         return not self._guarded and not self._batched and self.handler.room == 1
 
     # ---- when it is to end ----
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for items, and has none."""
+        return self.seat.wants > 0 and not self.seat.calls
 
     def leave(self) -> None:
         """Take nothing new. What is in hand goes on."""
@@ -255,7 +264,9 @@ class Worker:
         try:
             result = await self.handler.handle(work, self.payload(call.items))
         except BaseException as raised:
-            self._failed(call, work, self._fenced(call, raised))
+            failure = self._fenced(call, raised)
+            self._set_apart(call, failure)
+            self._failed(call, work, failure)
         else:
             await self._done(call, result)
 
@@ -267,10 +278,12 @@ class Worker:
             return
         try:
             result = await guard.run()
-        except Rejected as rejected:
-            self._turned_away(call, rejected)
         except Exception as failure:
+            if isinstance(failure, Rejected) and guard.work is None:  # else the function has met a limit of its own
+                self._turned_away(call, failure)
+                return
             failure = self._fenced(call, failure)
+            self._set_apart(call, failure)
             if not await self._fell_back(guard, call, failure):
                 self._failed(call, guard.work, failure)
         except BaseException as raised:
@@ -289,6 +302,13 @@ class Worker:
             return as_failure(own)
         self._end(call, back)
         raise passing if passing is not None else raised
+
+    def _set_apart(self, call: Call, failure: Exception) -> None:
+        """Of a batch in which some items do not fit, only those have failed: the others go back."""
+        if isinstance(failure, UnfitItem) and call.fates is None:
+            unfit = [call.items[at] for at in failure.positions if at < len(call.items)]
+            if unfit:
+                self.seat.keep_only(call, unfit)
 
     # ---- what became of it ----
 
@@ -316,11 +336,7 @@ class Worker:
         if isinstance(failure, NotBegun) or (isinstance(failure, WorkerLost) and (work is None or not work.begun)):
             self._end(call, back)
             return
-        if isinstance(failure, UnfitItem) and failure.positions:
-            unfit = {call.items[at].id for at in failure.positions if at < len(call.items)}
-            self._end(call, lambda item: self._failure(item, failure) if item.id in unfit else back(item))
-        else:
-            self._end(call, lambda item: self._failure(item, failure))
+        self._end(call, lambda item: self._failure(item, failure))
 
     def _failure(self, item: Item, failure: Exception) -> Ending:
         wait, reason, shown = self._wait(item, failure), in_one_line(failure), _shown(failure)
@@ -357,7 +373,12 @@ class Worker:
     async def _fell_back(self, guard: ItemCall, call: Call, failure: Exception) -> bool:
         """Where it has failed for good, answer it by the fallback, if there is one; whether that ended well."""
         final = self._spec.fallback is not None and not isinstance(failure, (NotBegun, WorkerLost))
-        if not final or self.run_.stopping or any(self._wait(item, failure) is not None for item in call.items):
+        if (
+            not final
+            or call.fates is not None
+            or self.run_.stopping
+            or any(self._wait(item, failure) is not None for item in call.items)
+        ):
             return False
         assert self._spec.fallback is not None
         item = msgspec.json.decode(self.payload(call.items))
@@ -391,7 +412,7 @@ class Worker:
         if call.fates is not None and (ladder := self._ladders.pop(call, None)) is not None:
             ladder.cancel(reason="the call has ended")
         if self._runs is not None:
-            self._handled += len(endings)
+            self._handled += sum(each.how != "back" for each in endings)
             if self._handled >= self._runs:
                 self.recycle(f"recycled: it has handled {self._handled} items")
 
@@ -468,7 +489,17 @@ def _shown(failure: Exception) -> str | None:
     if isinstance(failure, RunFailed) and failure.traceback:
         return failure.traceback[-LONGEST_TRACEBACK:]
     raised = foreign(failure)
-    return None if raised is None else "".join(traceback.format_exception(raised))[-LONGEST_TRACEBACK:]
+    if raised is None:
+        return None
+    frames = raised.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_NOT_THEIRS):
+        frames = frames.tb_next
+    lines = traceback.format_exception(type(raised), raised, frames or raised.__traceback__)
+    return "".join(lines)[-LONGEST_TRACEBACK:]
+
+
+_NOT_THEIRS = tuple(f"{Path(module.__file__ or '').parent}{os.sep}" for module in (supervisor, trio, outcome))
+"""The code that calls theirs: nobody looks for a mistake there, and to show it takes long."""
 
 
 def _attempts(count: int) -> str:

@@ -4,12 +4,16 @@ A job that runs once is a plain `JobNode`, and pays for none of this. One with s
 job's name, goal and row; its children `NAME:0`, `NAME:1` and so on are plain jobs again. To those above, the group is the
 job: what `give_up`, `essential` and `significant` say is said of it, and the failures of its workers stay in it.
 
+Where `workers` is a table, `autoscale.py` says how many there are; then numbers below the highest may be missing.
+
 With `overlap = "parallel"` the workers of a schedule are down until they are given a tick: each makes one run of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from itertools import count, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -21,10 +25,12 @@ from supervisor.nodes.job import JobNode, gave_up
 from supervisor.nodes.node import Ask, Life, Node, Order
 from supervisor.nodes.schedule import Due, Schedule, same_times
 from supervisor.nodes.supervisor import SupervisorNode, moments
+from supervisor.queues.spec import AutoscaleSpec
 from supervisor.spec import ChildSpec, RestartType, SupervisorSpec, split_name
 from supervisor.state import Goal, Why
 
 if TYPE_CHECKING:
+    from supervisor.nodes.autoscale import Autoscale
     from supervisor.tree import Supervisor
 
 
@@ -57,6 +63,9 @@ class WorkersNode(SupervisorNode):
         self._awaited: set[str] = set()
         """Workers that a `scale` has added and that are not ready yet."""
         self._told = ""
+        self._fixed = False
+        """Whether an operator has said how many there are, and not the work that there is."""
+        self._autoscale: Autoscale | None = None
         self.schedule = Schedule(self) if spec.scheduled else None
         self._shown: tuple[object, ...] = ()
         self._cancelled: list[Life] = []
@@ -109,7 +118,10 @@ class WorkersNode(SupervisorNode):
         for worker in self.workers:
             super().update(worker, self.spec, None)
         if old.workers != self.spec.workers:
-            scale(self, self.spec.first_workers)
+            self._fixed = False
+            self._fit()
+        if (old.workers, old.queue) != (self.spec.workers, self.spec.queue):
+            self._follow_work()
 
     def update(self, child: Node, spec: ChildSpec, again: str | None) -> None:
         """What was to change a plain job, which has become the first worker meanwhile, changes the whole."""
@@ -120,9 +132,13 @@ class WorkersNode(SupervisorNode):
 
     def scale(self, wanted: int) -> set[str]:
         """Have so many workers from now on, touching only the difference. Gives the names of those that it adds."""
+        return self._have(range(wanted))
+
+    def _have(self, numbers: Collection[int]) -> set[str]:
+        """Have the workers of these numbers."""
         added = set()
-        self.wanted = wanted
-        for at in range(wanted):
+        self.wanted = wanted = len(numbers)
+        for at in numbers:
             child = self.children.get(f"{self.name}:{at}")
             if child is None:
                 child = self._add(at)
@@ -133,12 +149,65 @@ class WorkersNode(SupervisorNode):
                 continue
             added.add(child.name)
         for child in list(self.children.values()):
-            if number(child) >= wanted and not child.removing:
+            if number(child) not in numbers and not child.removing:
                 child.removing = f"scaled to {wanted}"
                 self.post(self.reconsider, child)
         self._awaited = self._awaited & {child.name for child in self.workers} | added
         self.post(self.touch_all)
         return added
+
+    # how many, where that goes by the work that there is
+
+    @property
+    def bounds(self) -> AutoscaleSpec | None:
+        """The least and the most workers that there may be; None where it is not the work that decides."""
+        return self.spec.workers if isinstance(self.spec.workers, AutoscaleSpec) and not self._fixed else None
+
+    def fix(self) -> None:
+        """An operator says how many there are, until `workers` changes."""
+        self._fixed = True
+        self._follow_work()
+
+    def _follow_work(self) -> None:
+        """Have somebody keep the number, or nobody, as is said now."""
+        if self._autoscale is not None:
+            self._autoscale.stop()
+            self._autoscale = None
+        if (bounds := self.bounds) is not None and self._nursery is not None and self.closing is None:
+            from supervisor.nodes.autoscale import Autoscale  # loaded only where it is asked for
+
+            assert self.spec.queue is not None
+            self._autoscale = Autoscale(self, bounds, self.spec.queue)
+            self._nursery.start_soon(self._autoscale.run, name=f"{self.name}: autoscale")
+
+    def _fit(self) -> None:
+        """Have as many as the new `workers` says."""
+        bounds = self.bounds
+        wanted = self.spec.first_workers if bounds is None else max(bounds.min, min(self.wanted, bounds.max))
+        if bounds is None or wanted != self.wanted:
+            scale(self, wanted)
+
+    def grow(self, wanted: int) -> None:
+        """Have so many, with the lowest numbers that are free for the new ones."""
+        numbers = [number(worker) for worker in self.workers]
+        free = (at for at in count() if at not in numbers)
+        self._have([*numbers, *islice(free, wanted - len(numbers))])
+        self.rearrange()
+
+    def part_with(self, worker: Node) -> None:
+        """Have one fewer: this one leaves."""
+        self._have([number(each) for each in self.workers if each is not worker])
+        self.rearrange()
+
+    def rearrange(self) -> None:
+        """Have the tree know who there is, and in which order."""
+        self.tree.arrange()
+        self.tree.look_after_jobs()
+
+    @property
+    def size(self) -> str:
+        """How many there are, in words, and what that means for the work's own say."""
+        return plural(self.wanted) + (", whatever there is to do, until `workers` changes in the file" if self._fixed else "")
 
     @property
     def _goal(self) -> Goal:
@@ -174,6 +243,7 @@ class WorkersNode(SupervisorNode):
         super()._begin(run, nursery)
         self._gave_up = None
         self._told = ""
+        self._follow_work()
         for child in self.children.values():
             if child.life is not None:  # it was a plain job: its timers were another's
                 for when in moments(child):
@@ -207,6 +277,7 @@ class WorkersNode(SupervisorNode):
     def close(self, cause: str, outcome: Outcome) -> None:
         self._roll = None
         super().close(cause, outcome)
+        self._follow_work()
 
     def _give_up(self, child: Node, reason: str) -> None:
         assert self.spec.give_up is not None
@@ -295,7 +366,7 @@ class WorkersNode(SupervisorNode):
         if any(order.verb == "scale" for order in self.orders):
             self._awaited = {child.name for child in self.workers if child.name in self._awaited and _awaited(child)}
             if not self._awaited and not any(child.removing for child in self.children.values()):
-                self.answer(("scale",), True, plural(self.wanted))
+                self.answer(("scale",), True, self.size)
 
     def _look_whether_completed(self) -> None:
         """The job ends when none of its workers is to run again, and not all were stopped by hand."""
@@ -310,6 +381,9 @@ class WorkersNode(SupervisorNode):
         if self.schedule is not None:
             return self.schedule.rhythm
         ready = sum(worker.satisfied for worker in self.workers)
+        if (bounds := self.bounds) is not None:
+            all_ready = f"{plural(self.wanted)} of {bounds.min} to {bounds.max}"
+            return all_ready if ready == self.wanted else f"{ready} ready of {all_ready}"
         if self.wanted == 1:
             return "its one worker is ready" if ready else "its one worker is not ready"
         if ready == self.wanted:
@@ -413,8 +487,7 @@ def scale(child: Node, wanted: int) -> WorkersNode:
         group = WorkersNode(child.tree, child.name, child.tree.config.jobs[child.name], child.goal)
         group.take_over(child)
     group.scale(wanted)
-    group.tree.arrange()
-    group.tree.look_after_jobs()
+    group.rearrange()
     return group
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -17,8 +17,8 @@ import trio
 
 from supervisor import events
 from supervisor.queues.leases import AWAY, Leases
-from supervisor.queues.protocol import Claimed, Ending, Engine, Item, Notice, QueueError, Record, Settings
-from supervisor.queues.seat import Call, Cut, Seat, Tally, Whose, back
+from supervisor.queues.protocol import Claimed, Counts, Ending, Engine, Item, Notice, QueueError, Record, Settings
+from supervisor.queues.seat import Call, Crew, Cut, Seat, Tally, Whose, back
 from supervisor.restart import Delays
 from supervisor.spec import split_name
 from supervisor.state import Why
@@ -61,6 +61,8 @@ class Desk:
         self._now = now
         self._spread = spread
         self._waiting: dict[Seat, None] = {}
+        self._crews: dict[str, Crew] = {}
+        """By job: those who are told when its workers take items, and wait for them."""
         self._paused: set[str] = set()
         self._called = trio.Event()
         """Whether there may be something to claim for."""
@@ -107,6 +109,8 @@ class Desk:
         """A worker waits for items."""
         self._waiting[seat] = None
         self._called.set()
+        if self._crews and (crew := self._crews.get(seat.job)) is not None:
+            crew.freed()
 
     def waits_no_more(self, seat: Seat) -> None:
         """It has got some, or does not want any."""
@@ -122,18 +126,48 @@ class Desk:
         """Store what is true of the queue, as soon as the engine lets it be stored."""
         await self._patiently("store its settings", partial(self.engine.declare, settings))
 
+    # ---- what those see who decide how many workers there are ----
+
+    @contextmanager
+    def watched(self, job: str, crew: Crew) -> Iterator[None]:
+        """Tell somebody when the workers of a job take items, and wait for them."""
+        self._crews[job] = crew
+        try:
+            yield
+        finally:
+            if self._crews.get(job) is crew:
+                del self._crews[job]
+
+    def has_free(self, job: str) -> bool:
+        """Whether a worker of this job waits for items, and would get some."""
+        return any(seat.job == job and not self.paused(seat) for seat in self._waiting)
+
+    def seated(self, job: str) -> int:
+        """How many workers of this job are there, and stay."""
+        return sum(seat.job == job and not seat.left for seat in self.seats)
+
+    async def work_waits(self) -> Counts:
+        """Wait until a claim may bring something, and give the queue in numbers; however long the engine is away."""
+        await self._patiently("look for work", self.engine.wait_for_work)
+        return await self._patiently("count what waits", self.engine.counts) or Counts()
+
+    def _have_crews_look(self) -> None:
+        for crew in self._crews.values():
+            crew.look()
+
     # ---- what an operator sees ----
 
     def pause(self, name: str) -> None:
         """Claim nothing for this job, or this worker, until `resume`."""
         self._paused.add(name)
-        self._news.set()
+        self._show_those_of(name)
 
     def resume(self, name: str) -> None:
         """Claim for it again."""
         self._paused.discard(name)
         self._called.set()
-        self._news.set()
+        self._show_those_of(name)
+        self._have_crews_look()
 
     def paused(self, seat: Seat) -> bool:
         """Whether nothing is claimed for a worker."""
@@ -224,11 +258,12 @@ class Desk:
         if at < len(items):
             self.store([back(item) for item in items[at:]])
         self._news.set()
+        self._have_crews_look()
 
     def _bury(self, record: Record) -> None:
         """An item has used up its attempts without anybody hearing of its end."""
         reason = record.error or "its worker died each time"
-        cause = f"item {record.id} is dead: claimed {record.attempts} times, and never came to an end: {reason}"
+        cause = f"item {record.id} is dead: it has been claimed {record.attempts} times, the last one: {reason}"
         self._journal.emit(
             events.ItemDead, queue=self.name, item=record.id, attempt=record.attempts, reason=reason, cause=cause
         )
@@ -265,25 +300,29 @@ class Desk:
             for ending in bulk:
                 self.leases.drop(ending.id, ending.token)
 
-    async def settle(self, until: float) -> None:
-        """Wait until nothing is claimed, or waits to be stored, any more; at most until that moment."""
-        with trio.move_on_at(until):
-            while not self._settled:
-                self._idle = trio.Event()
-                await self._idle.wait()
+    async def settle(self, patience: Callable[[], float]) -> None:
+        """Wait until its workers are gone, however long they have; then until nothing waits to be stored any more, at most
+        until the moment that `patience` gives then."""
+        await self._wait_until(lambda: not self.seats)
+        with trio.move_on_at(patience()):
+            await self._wait_until(lambda: self._settled)
             return
         if self.unsaved:
             text = f"queue {self.name}: what became of {self.unsaved} items could not be stored: they will be handled again"
             self._journal.emit(events.Warned, text=text)
 
+    async def _wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._idle = trio.Event()
+            await self._idle.wait()
+
     @property
     def _settled(self) -> bool:
-        return not self.seats and not self._claiming and not self.unsaved
+        return not self._claiming and not self.unsaved
 
     def look_whether_idle(self) -> None:
-        """Tell who waits for it that there is nothing to do, if so."""
-        if self._settled:
-            self._idle.set()
+        """Tell who waits for it that there is less to do."""
+        self._idle.set()
 
     # ---- what is lost ----
 
@@ -377,6 +416,12 @@ class Desk:
             why = Why.DEGRADED if self.trouble else Why.PLAIN
             self._say(job, self._trouble or "its queue answers again", why, next_at)
 
+    def _show_those_of(self, name: str) -> None:
+        """Have the workers of a job, or the one of this name, say what they do now."""
+        for seat in self.seats:
+            if name in (seat.who.job, split_name(seat.who.job)[0]):
+                self._show(seat, self._doing(seat))
+
     def _doing(self, seat: Seat) -> str:
         """What a worker does, or what keeps it from it."""
         if self.trouble:
@@ -454,14 +499,14 @@ async def open_desk(
 ) -> AsyncIterator[Desk]:
     """A desk for as long as the block lasts. `owner` is this daemon's name for others; `now` the wall clock.
 
-    At the end it waits until its workers are gone and everything is stored, at most until the moment (of Trio's clock) that
-    `patience` gives.
+    At the end it waits until its workers are gone, and then until everything is stored, at most until the moment (of Trio's
+    clock) that `patience` gives.
     """
     desk = Desk(engine, owner, journal, now, spread)
     async with trio.open_nursery() as nursery:
         for task in (desk.claim_for_all, desk.store_endings, desk.tell, *([desk.leases.renew] if engine.shared else ())):
             nursery.start_soon(task, name=f"queue {engine.name}: {task.__name__}")
         yield desk
-        await desk.settle(patience())
+        await desk.settle(patience)
         desk.tell_counts()
         nursery.cancel_scope.cancel(reason="the desk is closed")

@@ -272,12 +272,16 @@ class MemoryQueue:
 
     def _put(self, draft: Draft, now: float, moment: float) -> Receipt:
         if draft.id in self._entries:
+            self._keep_as(draft, self._entries[draft.id])
             return Receipt(id=draft.id, what="known")
         unique = self._settings.spec.unique
         holder = None if unique is None or draft.key is None else self._keys.get(draft.key)
         if unique is not None and holder is not None:
             if unique.on_conflict != "replace" or holder.state is not State.WAITING:
-                return Receipt(id=holder.draft.id, what="merged" if unique.on_conflict == "merge" else "rejected")
+                if unique.on_conflict != "merge":
+                    return Receipt(id=holder.draft.id, what="rejected")
+                self._keep_as(draft, holder)
+                return Receipt(id=holder.draft.id, what="merged")
             self._replace(holder)
         wait = draft.delay if draft.at is None else max(draft.delay, draft.at - moment)
         entry = _Entry(draft, next(self._count), now, now + wait, moment, moment + wait)
@@ -285,10 +289,17 @@ class MemoryQueue:
         self._wait(entry, now)
         return Receipt(id=draft.id, what="stored" if holder is None else "replaced")
 
+    def _keep_as(self, draft: Draft, entry: _Entry) -> None:
+        """Whoever put this waits for the end of that."""
+        if draft.keep and not entry.draft.keep:
+            entry.draft = msgspec.structs.replace(entry.draft, keep=True)
+
     def _replace(self, holder: _Entry) -> None:
         self._withdraw(holder)
         holder.state = State.CANCELLED
         del self._entries[holder.draft.id], self._keys[holder.draft.key or ""]
+        if holder.draft.keep:
+            self._place.listen(Notice(what="ended", id=holder.draft.id))
         self._timed_keys.left()
 
     # ---- keys ----
@@ -416,7 +427,7 @@ class MemoryQueue:
                 elif entry.draft.group is None or not self._park(entry, entry.draft.group):
                     items.append(begin(entry))
         self._throttled = self._bucket is not None and not self._bucket.has_one(now)
-        self._news = self._paused or (len(items) >= limit and not self._throttled)
+        self._news = self._paused or (len(items) >= limit and not self._throttled and self._waiting > self._delayed_ones)
         self._have_room()
         expired, self._expired = self._expired, 0
         return Claimed(items=items, dead=dead, expired=expired)

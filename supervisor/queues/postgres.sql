@@ -198,6 +198,7 @@ END $$;
 CREATE FUNCTION supervisor.take_key(s supervisor.queues, k text, me text, OUT what text, OUT who text) LANGUAGE plpgsql AS $$
 DECLARE
   held supervisor.keys;
+  kept boolean;
   digest uuid := md5(k)::uuid;
   t float8 := supervisor.now();
 BEGIN
@@ -212,9 +213,12 @@ BEGIN
       what := CASE s.on_conflict WHEN 'merge' THEN 'merged' ELSE 'rejected' END;
       who := held.id;
       EXIT WHEN s.on_conflict <> 'replace';
-      DELETE FROM supervisor.items WHERE queue = s.name AND id = held.id AND state = 'waiting';
+      DELETE FROM supervisor.items WHERE queue = s.name AND id = held.id AND state = 'waiting' RETURNING keep INTO kept;
       EXIT WHEN NOT FOUND;
       PERFORM supervisor.count(s.name, -1);
+      IF kept THEN
+        PERFORM supervisor.tell_of(s.name, 'ended', ARRAY[held.id]);
+      END IF;
       what := 'replaced';
       who := me;
     END IF;
@@ -253,6 +257,14 @@ BEGIN
   RETURN came;
 END $$;
 
+-- Somebody waits for the end of these items, though nobody did who put them first.
+CREATE FUNCTION supervisor.keep(q text, those text[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  IF those <> '{}' THEN
+    UPDATE supervisor.items SET keep = true WHERE queue = q AND id = ANY (those) AND NOT keep;
+  END IF;
+END $$;
+
 -- Store all, and give a receipt for each; or raise SVQ01, since they do not all fit.
 CREATE FUNCTION supervisor.put_all(
   q text, ids text[], payloads text[], priorities int[], delays float8[], ats float8[], expires float8[], keys text[],
@@ -267,6 +279,7 @@ BEGIN
   IF s.on_conflict IS NULL OR array_remove(keys, NULL) = '{}' THEN
     came := supervisor.store(q, ids, payloads, priorities, delays, ats, expires, keys, groups, keeps);
     more := cardinality(came);
+    PERFORM supervisor.keep(q, ARRAY(SELECT id FROM unnest(ids, keeps) AS each (id, keep) WHERE keep AND id <> ALL (came)));
     RETURN QUERY
       SELECT CASE WHEN d.nth = 1 AND new.id IS NOT NULL THEN 'stored' ELSE 'known' END, d.id
       FROM (
@@ -293,6 +306,9 @@ BEGIN
         ELSIF what = 'stored' THEN
           more := more + 1;
         END IF;
+      END IF;
+      IF what IN ('known', 'merged') AND keeps[i] THEN
+        PERFORM supervisor.keep(q, ARRAY[who]);
       END IF;
       RETURN NEXT;
     END LOOP;

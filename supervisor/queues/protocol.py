@@ -92,7 +92,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None
     """What `serialize_by` found in it: at most `per_key` of one group run at once, in the order they were put."""
     keep: bool = False
-    """Whether its end is kept for `keep_results` even if there is no result: somebody will ask."""
+    """Whether its end is kept for `keep_results` even if there is no result: somebody will ask. Of an item that is known, or
+    merged with this one, so is the end."""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,8 +196,9 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):
     """What a daemon is told without asking: that an item it has is to be cancelled, or that it has lost it; that an item has
-    ended (one with `keep`, told to all who have the queue: somebody waits for it); that the queue was paused or resumed (told
-    to all). Told once the engine has stored it. What happens while the engine is away may go untold: look, when it is back."""
+    ended, or was replaced (one with `keep`, told to all who have the queue: somebody waits for it); that the queue was paused
+    or resumed (told to all). Told once the engine has stored it. What happens while the engine is away may go untold: look,
+    when it is back."""
 
     what: Literal["cancel", "lost", "ended", "paused", "resumed"]
     id: str = ""

@@ -292,6 +292,7 @@ local function store(draft)
   if old then
     unplace(draft.instead, old)
     forget({ draft.instead })
+    if old.keep then over[#over + 1] = draft.instead end
     item.seq = old.seq
     if item.ready <= NOW and item.prio == old.prio then item.ready = math.min(old.ready, NOW) end
   else
@@ -316,8 +317,17 @@ function verbs.put(drafts)
     control.need = control.need > 0 and math.min(control.need, fresh) or fresh
     return { encode(false) }
   end
-  for _, draft in ipairs(drafts) do
-    if not draft.nothing then store(draft) end
+  for at, draft in ipairs(drafts) do
+    if not draft.nothing then
+      store(draft)
+    elseif draft.keep and receipts[at][2] ~= 'rejected' then -- who put it waits for the end of the other
+      local id = receipts[at][1]
+      local item = load(id)
+      if item and not item.keep then
+        item.keep = true
+        save(id, item)
+      end
+    end
   end
   return { encode(receipts) }
 end

@@ -17,7 +17,6 @@ these keys, all with the same hash tag: a queue is on one node of a cluster.
 Why no streams: a stream gives what was put first, and that is all it can. Here an item comes first for being urgent, or once
 its time has come, or because the one before it of the same group is done; one that was given back goes to the front, one that
 is cancelled leaves the middle, and a late worker is told by its token that it is late: a consumer group knows none of that.
-A sorted set is as fast (see docs/queues.md).
 
 Nobody asks again and again. A claim that gets less than it wanted leaves a mark, and whoever brings something then tells all;
 what the clock alone will bring, the claim has told. A daemon that was away asks at once for what it has missed: which of its

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
+from msgspec.structs import replace
 
 from supervisor import events
 from supervisor.errors import QueueError
@@ -45,6 +46,14 @@ class OpenQueue:
         self.dropped = trio.Event()
         """Set when no configuration names it any more."""
         self.closed = trio.Event()
+
+    def change(self, settings: Settings) -> None:
+        """Have these settings; what keeps it stays what it was opened with."""
+        spec = replace(settings.spec, backend=self.settings.spec.backend)
+        settings = replace(settings, spec=spec)
+        if settings != self.settings:
+            self.settings = settings
+            self.changed.set()
 
     def heard(self, notice: Notice) -> None:
         """The engine has something to say."""
@@ -135,9 +144,14 @@ class Queues:
             if name not in self._queues:
                 queue = self._queues[name] = OpenQueue(name, settings)
                 self._nursery.start_soon(self._keep, queue, self._dropped.get(name), name=f"queue {name}")
-            elif settings != self._queues[name].settings:
-                self._queues[name].settings = settings
-                self._queues[name].changed.set()
+            else:
+                self._queues[name].change(settings)
+
+    def forget(self, job: str) -> None:
+        """A job, or a worker of one, is no more: one of that name may come again, and is not paused then."""
+        for queue in self._queues.values():
+            if queue.there.is_set() and not queue.fault:
+                queue.desk.resume(job)
 
     def end_by(self, until: float) -> None:
         """Take no longer than until this moment, of Trio's clock, for what is still to be stored at the end."""

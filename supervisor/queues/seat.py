@@ -32,6 +32,16 @@ class Whose(Protocol):
     """The name of its row."""
 
 
+class Crew(Protocol):
+    """Who wants to know whether the workers of one job have their hands full. What is called must not block or raise."""
+
+    def look(self) -> None:
+        """Items were handed out, to whomever, or the job was resumed."""
+
+    def freed(self) -> None:
+        """A worker of the job waits for items."""
+
+
 class Call:
     """The items of one call in the hands of a worker."""
 
@@ -63,13 +73,19 @@ class Tally:
 class Seat:
     """A worker's place at a desk, for as long as it lives: a context manager. What it still has at the end is given back."""
 
-    __slots__ = ("_cut", "_desk", "_task", "attempts", "calls", "left", "note", "shown", "tally", "wants", "who")
+    __slots__ = (
+        "_cut", "_desk", "_gathers", "_task", "attempts", "calls", "job", "left", "note", "shown", "tally", "wants", "who",
+    )  # fmt: skip
 
     def __init__(self, desk: Desk, who: Whose, attempts: int, cut: Cut) -> None:
         self._desk = desk
         self._cut = cut
         self._task: trio.lowlevel.Task
+        self._gathers: Call | None = None
+        """The batch that waits for more."""
         self.who = who
+        self.job = split_name(who.job)[0]
+        """The job whose worker it is."""
         self.attempts = attempts
         self.calls: dict[Call, None] = {}
         """What is in its hands."""
@@ -80,7 +96,7 @@ class Seat:
         """What it does, where it neither handles anything nor waits for items."""
         self.shown = ""
         """What people have been told that it does."""
-        self.tally = desk.tally(split_name(who.job)[0])
+        self.tally = desk.tally(self.job)
 
     def __enter__(self) -> Seat:
         self._desk.sit_down(self)
@@ -109,14 +125,16 @@ class Seat:
         call = await self.take(size)
         if call is None or not within:
             return call
+        self._gathers = call
         with trio.move_on_after(within):
             while len(call.items) < size and call.fates is None:
                 more = await self.take(size - len(call.items))
                 if more is None:
                     break
                 call.items = [*call.items, *more.items]
-                call.fates = more.fates or call.fates
+                call.fates = {**(more.fates or {}), **(call.fates or {})} or None
                 del self.calls[more]
+        self._gathers = None
         return call
 
     def leave(self) -> None:
@@ -138,6 +156,8 @@ class Seat:
         call.fates = {id: fate} if call.fates is None else {id: fate, **call.fates}
         if first:
             self._cut(call, why)
+        if call is self._gathers and self.wants:
+            self._wake(None)  # nobody waits for more
 
     def progress(self, call: Call, done: float, total: float | None) -> None:
         """Note how far a call is; stored within a second or so."""
@@ -154,6 +174,14 @@ class Seat:
             each.fates = call.fates
         self.calls.update(dict.fromkeys(calls))
         return calls
+
+    def keep_only(self, call: Call, items: Sequence[Item]) -> None:
+        """Go on with these items of a call: of the others it is said that they were not begun."""
+        kept = {item.id for item in items}
+        others = [item for item in call.items if item.id not in kept]
+        call.items = items
+        self.tally.back += len(others)
+        self._desk.store([back(item) for item in others])
 
     def end(self, call: Call, endings: Iterable[Ending]) -> None:
         """Say what became of the items of a call: each has one ending, but for those that were lost."""

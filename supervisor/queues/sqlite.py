@@ -128,6 +128,7 @@ class SqliteQueue:
                 raise BadItem(f"queue {self.name}: item {draft.id!r} {fault}")
         plan = await self._write(lambda rows: rows.put(drafts))
         self._wake(work=bool(plan.drafts))
+        self._tell_ended(plan.gone)
         return plan.receipts
 
     async def wait_for_room(self) -> None:

@@ -126,6 +126,8 @@ class Plan:
     """Those that are to be stored, in their order."""
     gone: set[str] = field(default_factory=set)
     """The ids of those that were there, and make room."""
+    kept: set[str] = field(default_factory=set)
+    """The ids of those whose end somebody else waits for, too."""
 
     @property
     def grows(self) -> int:
@@ -148,6 +150,8 @@ def plan_put(drafts: Iterable[Draft], known: Collection[str], holders: Mapping[s
             _store(plan, draft, holders, "replaced")
         else:
             plan.receipts.append(Receipt(id=holder.id, what="merged" if unique.on_conflict == "merge" else "rejected"))
+        if draft.keep and plan.receipts[-1].what in ("known", "merged"):
+            plan.kept.add(plan.receipts[-1].id)
     return plan
 
 
@@ -559,6 +563,8 @@ class Rows:
             self._make_sure_of_room(plan.grows)
         self._remove(plan.gone)
         self._insert(plan.drafts.values())
+        if plan.kept:
+            self._do(f"UPDATE items SET keep = 1 WHERE queue = :queue AND id IN {_AMONG}", rows=_json(plan.kept))
         self._take_keys(plan.drafts)
         self._more_wait(plan.grows)
         self._forget()
