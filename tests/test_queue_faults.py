@@ -50,6 +50,12 @@ async def work(ctx: "Context", item):
     say("end", item, os.getpid(), ctx.attempt)
 
 
+async def slow(ctx: "Context", item):
+    say("begin", item, os.getpid(), ctx.attempt)
+    await trio.sleep(0.1)
+    say("end", item, os.getpid(), ctx.attempt)
+
+
 def compute(ctx: "Context", item):
     say("begin", item, os.getpid(), ctx.attempt)
     time.sleep(0.0005)
@@ -184,7 +190,7 @@ async def all_end(url: str, ids: list[str]) -> list[Record]:
 
 
 @pytest.mark.parametrize(
-    ("count", "kills"), [(150, 2), pytest.param(20_000, 60, marks=[pytest.mark.long, pytest.mark.limit(900)])]
+    ("count", "kills"), [(100, 2), pytest.param(5000, 60, marks=[pytest.mark.long, pytest.mark.limit(900)])]
 )
 async def test_two_daemons_drain_a_queue_while_each_is_killed_in_turn(server, log, count, kills):
     """Each item ends. One that began twice was in the hands of a daemon that was killed, or that has said that it lost it."""
@@ -198,7 +204,7 @@ async def test_two_daemons_drain_a_queue_while_each_is_killed_in_turn(server, lo
         for number in range(kills):
             begun = len(log.lines("begin"))
             await log.until(lambda begun=begun: len(log.lines("begin")) >= min(begun + count // (kills + 2), count))
-            await trio.sleep(chance.uniform(0.01, 0.03))  # at any moment of an item, not only when it begins
+            await trio.sleep(chance.uniform(0, 0.1))  # at any moment of an item, not only when it begins
             await hosts[number % 2].kill()
         records = await all_end(server.url, [receipt.id for receipt in put])
         lost = {line["item"] for host in hosts for line in host.said("item_lost")}
@@ -373,7 +379,7 @@ async def test_a_replica_that_may_only_be_read_degrades_a_daemon_until_it_is_the
     try:
         ids = await put(redis_alone.url, 1, 2, 3)
         redis_cli(replica, "REPLICAOF", "127.0.0.1", str(redis_alone.port))
-        while "master_link_status:up" not in redis_cli(replica, "INFO", "replication"):
+        while "master_link_status:up" not in redis_cli(replica, "INFO", "replication"):  # noqa: ASYNC110 (it tells nobody)
             await trio.sleep(0.05)
         host = Host(log, "a", file(replica.url, 'call = "items:work"\nworkers = 2'))
         async with alive(host):
