@@ -1,0 +1,642 @@
+"""Queues under fire: real daemons as users have them, on real engines, that are killed, cut off, frozen and poisoned.
+
+What an engine alone bears is tested beside it; here it is the whole of it: engine, desk, worker, command line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from running import MODULE, Running, clean_environ, command, running
+from servers import PATIENCE, RedisServer, Server, missing
+
+from supervisor import open_queue
+from supervisor.inotify import MODIFY, Inotify
+from supervisor.queues import Place, scheme_of
+from supervisor.queues.protocol import Draft, Ending, Engine, Record, Settings, State
+from supervisor.queues.spec import QueueSpec
+from supervisor.spec import Seconds
+from supervisor.wall import WallClock
+
+WORKERS = 4
+wall_now = WallClock().now
+
+CODE = """
+import os, signal, time
+import trio
+
+log = os.open({log!r}, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
+
+def say(*words):
+    os.write(log, (" ".join(map(str, words)) + "\\n").encode())
+
+
+async def work(ctx: "Context", item):
+    say("begin", item, os.getpid(), ctx.attempt)
+    await trio.sleep(0.02)
+    say("end", item, os.getpid(), ctx.attempt)
+
+
+async def slow(ctx: "Context", item):
+    say("begin", item, os.getpid(), ctx.attempt)
+    await trio.sleep(0.1)
+    say("end", item, os.getpid(), ctx.attempt)
+
+
+def compute(ctx: "Context", item):
+    say("begin", item, os.getpid(), ctx.attempt)
+    time.sleep(0.0005)
+    say("end", item, os.getpid(), ctx.attempt)
+
+
+async def hold(ctx: "Context", item):
+    say("begin", item, os.getpid(), ctx.attempt)
+    try:
+        while item == "ever" or not os.path.exists("go"):
+            await trio.sleep(0.02)
+    except trio.Cancelled:
+        say("stopped", item, os.getpid(), ctx.attempt)
+        raise
+    say("end", item, os.getpid(), ctx.attempt)
+
+
+async def poison(item):
+    if item == "poison":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+async def put(ctx: "Context"):
+    for number in range({items}):
+        await ctx.put("q", number, id=f"n{{number}}", keep=True)
+"""
+
+
+class Log:
+    """What the functions of all daemons of a test say: one line for each beginning and end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def lines(self, word: str = "") -> list[list[str]]:
+        """The lines that begin with this word."""
+        text = self.path.read_text()
+        found = [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [line for line in found if word in ("", line[0])]
+
+    def items(self, word: str) -> set[str]:
+        return {line[1] for line in self.lines(word)}
+
+    async def until(self, enough: Callable[[], bool], patience: float = PATIENCE) -> None:
+        """Wait until what is said is enough."""
+        with trio.fail_after(patience), Inotify() as inotify:
+            inotify.watch(self.path, MODIFY)
+            while not enough():
+                await inotify.wait()
+
+    async def says(self, word: str, count: int = 1) -> None:
+        await self.until(lambda: len(self.lines(word)) >= count)
+
+
+class Host:
+    """A daemon in a directory of its own, which comes up again whenever it is killed."""
+
+    def __init__(self, log: Log, name: str, file: str, program: tuple[str, ...] = MODULE, items: int = 0) -> None:
+        self.directory = log.path.parent / name
+        self.directory.mkdir()
+        (self.directory / "supervisor.toml").write_text(file)
+        (self.directory / "items.py").write_text(CODE.format(log=str(log.path), items=items))
+        self.program = program
+        self.daemon: Running
+        self.up = trio.Event()
+        self.killed: list[int] = []
+        self.past: list[dict[str, Any]] = []
+        """What those that were killed have said."""
+
+    async def live(self) -> None:
+        """Run it, for ever."""
+        while True:
+            async with running(self.directory, program=self.program) as self.daemon:
+                self.up.set()
+                await self.daemon.process.wait()
+                self.past += self.daemon.log
+
+    async def kill(self) -> None:
+        """`kill -9`; returns when the next one runs."""
+        self.up = trio.Event()
+        self.killed.append(self.daemon.process.pid)
+        self.daemon.process.kill()
+        await self.up.wait()
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """All lines of this event that it has said so far."""
+        return [line for line in [*self.past, *self.daemon.log] if line["event"] == event]
+
+
+@asynccontextmanager
+async def alive(*hosts: Host) -> AsyncIterator[None]:
+    """All of these up, as long as the block lasts."""
+    with trio.fail_after(10 * PATIENCE):
+        async with trio.open_nursery() as nursery:
+            for host in hosts:
+                nursery.start_soon(host.live)
+            for host in hosts:
+                await host.up.wait()
+            yield
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+def file(url: str, job: str, queue: str = "") -> str:
+    """A queue `q` and a job on it."""
+    return f'[queues.q]\nbackend = "{url}"\n{queue}\n\n[jobs.work]\nqueue = "q"\n{job}\n'
+
+
+@pytest.fixture
+def log(tmp_path) -> Log:
+    return Log(tmp_path / "log")
+
+
+BOTH = ["postgres_alone", "redis_alone"]
+REDIS = [pytest.param("postgres_alone", marks=pytest.mark.long), "redis_alone"]
+"""Redis usually, and PostgreSQL too where there is time."""
+
+
+@pytest.fixture(params=BOTH)
+def server(request) -> Server:
+    """Each of the shared engines, for one test alone."""
+    return request.getfixturevalue(request.param)
+
+
+async def all_end(url: str, ids: list[str]) -> list[Record]:
+    """These items, which were put to be kept, when they have ended."""
+    async with open_queue(url, "q") as queue:
+        return [await queue.wait(id, PATIENCE) for id in ids]
+
+
+# ---- kills ----
+
+
+@pytest.mark.parametrize(
+    ("count", "kills"), [(100, 2), pytest.param(5000, 60, marks=[pytest.mark.long, pytest.mark.limit(900)])]
+)
+async def test_two_daemons_drain_a_queue_while_each_is_killed_in_turn(server, log, count, kills):
+    """Each item ends. One that began twice was in the hands of a daemon that was killed, or that has said that it lost it."""
+    text = file(
+        server.url, f'call = "items:work"\nworkers = {WORKERS}\nretry = {{ attempts = 1000 }}', 'lease = "1s"\nsize = 20000'
+    )
+    hosts, chance = [Host(log, name, text) for name in "ab"], random.Random(1)
+    async with alive(*hosts):
+        async with open_queue(server.url, "q") as queue:
+            put = await queue.put_many(range(count), keep=True)
+        for number in range(kills):
+            begun = len(log.lines("begin"))
+            await log.until(lambda begun=begun: len(log.lines("begin")) >= min(begun + count // (kills + 2), count))
+            await trio.sleep(chance.uniform(0, 0.1))  # at any moment of an item, not only when it begins
+            await hosts[number % 2].kill()
+        records = await all_end(server.url, [receipt.id for receipt in put])
+        lost = {line["item"] for host in hosts for line in host.said("item_lost")}
+    assert {record.state for record in records} == {State.DONE}
+    assert log.items("begin") == log.items("end") == set(map(str, range(count)))
+    begun = defaultdict(list)
+    for _, item, pid, _ in log.lines("begin"):
+        begun[item].append(int(pid))
+    killed = [pid for host in hosts for pid in host.killed]
+    numbers = {record.payload.decode(): record.id for record in records}
+    again = Counter(pid for item, pids in begun.items() if numbers[item] not in lost for pid in pids[:-1])
+    assert set(again) <= set(killed)
+    assert all(times <= 2 * WORKERS for times in again.values())  # in hand, and just ended
+
+
+@pytest.mark.parametrize(
+    ("count", "kills"), [(2000, 1), pytest.param(100_000, 50, marks=[pytest.mark.long, pytest.mark.limit(1800)])]
+)
+async def test_many_items_on_disk_outlive_kills_of_the_daemon_and_of_its_worker_processes(log, count, kills):
+    chance = random.Random(1)
+    job = 'kind = "process"\ncall = "items:compute"\nworkers = 2\nretry = { attempts = 1000 }'
+    host = Host(log, "a", file("sqlite", f'{job}\nbackoff = {{ initial = "10ms", max = "50ms" }}', f"size = {count}"))
+    (host.directory / "items.jsonl").write_text("\n".join(map(str, range(count))) + "\n")
+    async with alive(host), trio.open_nursery() as nursery:
+        nursery.start_soon(submit_all, host)
+        for _ in range(kills):
+            for killing in (None, None, host.kill):
+                begun = len(log.lines("begin"))
+                more = begun + chance.randint(1, count // (4 * kills))
+                await log.until(lambda more=more: len(log.lines("begin")) >= min(more, count))
+                if killing is not None:
+                    await killing()
+                elif (pid := int(log.lines("begin")[-1][2])) in host.daemon.family():
+                    os.kill(pid, signal.SIGKILL)
+        await log.until(lambda: len(log.items("end")) == count, 10 * PATIENCE)
+        await quiet(host.daemon)
+        assert not host.said("item_dead")
+    again = Counter(item for _, item, *_ in log.lines("begin"))
+    assert again.total() - count <= kills * 100  # a process has a few short items in hand at a time
+
+
+async def submit_all(host: Host) -> None:
+    """Put what is in items.jsonl, again and again until it is told that all are stored: the daemon may die meanwhile."""
+    words = [*MODULE, "submit", "q", "@items.jsonl", "--id", "n", "--keep"]  # what is kept is not stored a second time
+    while (await trio.run_process(words, cwd=host.directory, env=clean_environ(), check=False, capture_stderr=True)).returncode:
+        await host.up.wait()
+
+
+async def quiet(daemon: Running) -> None:
+    """Wait until nothing waits or runs in its queue any more, and nothing has died."""
+    while True:
+        (row,) = json.loads(await daemon("queue", "ls", "--json"))
+        if not row["waiting"] and not row["running"] and not row["delayed"]:
+            assert row["dead"] == 0
+            return
+
+
+STRACE = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"]
+CALLS = "pwrite64,fdatasync,ftruncate,fcntl,pread64"
+
+
+@pytest.mark.parametrize(
+    "points", [[97], pytest.param(range(1, 400, 3), marks=[pytest.mark.long, pytest.mark.limit(1800)])], ids=["one", "many"]
+)
+async def test_a_daemon_that_is_killed_at_a_system_call_of_put_claim_or_ack_loses_nothing(log, points):
+    """The daemon as a whole, killed by the kernel in the writer of its queue; the next one goes on with what it finds."""
+    items = 30
+    putting = '\n[jobs.put]\ncall = "items:put"\nonce = true\n'
+    host = Host(log, "a", file("sqlite", 'call = "items:work"\nretry = { attempts = 1000 }') + putting, items=items)
+    paths = [str(host.directory / ".supervisor" / name) for name in ("queues.db", "queues.db-wal")]
+    traced = [word for path in paths for word in ("-P", path)]
+    for point in points:
+        log.path.write_text("")
+        for path in [*paths, paths[0] + "-shm"]:
+            Path(path).unlink(missing_ok=True)
+        words = [*STRACE, *traced, "-e", f"inject={CALLS}:signal=KILL:when={point}", *MODULE, "run"]
+        killed = await trio.run_process(
+            words, cwd=host.directory, env=clean_environ(), stdin=subprocess.DEVNULL, capture_stderr=True, check=False
+        )
+        assert killed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), killed.stderr.decode()
+        async with running(host.directory) as daemon:
+            await log.until(lambda: log.items("end") == set(map(str, range(items))))
+            await quiet(daemon)
+            await daemon("shutdown")
+        ends = Counter(item for _, item, *_ in log.lines("end"))
+        assert ends.total() - items <= 1  # the one whose end was not stored yet
+
+
+# ---- servers that are away ----
+
+AWAY = [pytest.param(0, marks=pytest.mark.long), 2, pytest.param(30, marks=[pytest.mark.long, pytest.mark.limit(180)])]
+
+
+@pytest.mark.parametrize("server", REDIS, indirect=True)
+@pytest.mark.parametrize("seconds", AWAY)
+async def test_a_server_is_killed_under_a_daemon_and_what_ended_meanwhile_is_stored_later(server, log, seconds):
+    host = Host(log, "a", file(server.url, 'call = "items:hold"\nworkers = 2'))
+    async with alive(host):
+        (item,) = await put(server.url, "one")
+        await log.says("begin")
+        server.kill()
+        await end_while_away(host, log, seconds)
+        server.start()
+        await goes_on(host, log, server.url, item)
+
+
+@pytest.mark.long
+async def test_a_server_that_is_frozen_under_a_daemon_is_as_one_that_is_away(server, log):
+    host = Host(log, "a", file(server.url, 'call = "items:hold"\nworkers = 2'))
+    async with alive(host):
+        (item,) = await put(server.url, "one")
+        await log.says("begin")
+        server.stop()
+        await end_while_away(host, log, 1)
+        server.cont()
+        await goes_on(host, log, server.url, item)
+
+
+async def put(url: str, *values: object) -> list[str]:
+    async with open_queue(url, "q") as queue:
+        return [receipt.id for receipt in await queue.put_many(values, keep=True)]
+
+
+async def end_while_away(host: Host, log: Log, seconds: float) -> None:
+    """What is in hand ends while nobody can be told, and the daemon says what is the matter; it stays so for a while."""
+    (host.directory / "go").touch()
+    await log.says("end")
+    if seconds:
+        table = await host.daemon.until(lambda rows: rows["work"].word == "degraded")
+        assert table["work"].ready, "a worker whose engine is away is no failure"
+        assert "queue q: cannot" in await host.daemon("status")
+        (row,) = json.loads(await host.daemon("queue", "ls", "--json", code=1))
+        assert host_of(row["backend"]) in row["trouble"]
+        await trio.sleep(seconds)
+
+
+def host_of(url: str) -> str:
+    """The address in a URL, without what goes before and after."""
+    return url.partition("://")[2].rpartition("@")[2].partition(":")[0]
+
+
+async def goes_on(host: Host, log: Log, url: str, item: str) -> None:
+    """Its end is stored, once and for all, and new items are handled."""
+    (record,) = await all_end(url, [item])
+    assert (record.state, record.attempts) == (State.DONE, 1)
+    (later,) = await all_end(url, await put(url, "two"))
+    assert later.state is State.DONE
+    await host.daemon.until(lambda rows: rows["work"].word == "running")
+    assert [line[1] for line in log.lines("begin")] == ["one", "two"]
+    assert not host.said("item_lost")
+
+
+async def test_a_flush_under_a_daemon_loses_what_was_there_and_says_so(redis_alone, log):
+    host = Host(log, "a", file(redis_alone.url, 'call = "items:hold"\ngrace = "100ms"', 'lease = "1s"'))
+    async with alive(host):
+        (item,) = await put(redis_alone.url, "one")
+        await log.says("begin")
+        redis_cli(redis_alone, "FLUSHALL")
+        await host.daemon.said("item_lost", item=item)
+        await log.says("stopped")
+        (host.directory / "go").touch()
+        (record,) = await all_end(redis_alone.url, await put(redis_alone.url, "two"))
+        assert record.state is State.DONE
+        assert log.items("end") == {"two"}
+        async with open_queue(redis_alone.url, "q") as queue:
+            assert queue._engine.settings.spec.lease == 1  # what is true of the queue is there again
+
+
+async def test_a_replica_that_may_only_be_read_degrades_a_daemon_until_it_is_the_first(redis_alone, log, tmp_path):
+    replica = RedisServer(tmp_path)
+    replica.start()
+    try:
+        ids = await put(redis_alone.url, 1, 2, 3)
+        redis_cli(replica, "REPLICAOF", "127.0.0.1", str(redis_alone.port))
+        while "link_status:up" not in (said := redis_cli(replica, "INFO", "replication")):
+            assert "role:slave" in said
+            await trio.sleep(0.05)
+        host = Host(log, "a", file(replica.url, 'call = "items:work"\nworkers = 2'))
+        async with alive(host):
+            table = await host.daemon.until(lambda rows: rows["work"].word == "degraded")
+            assert "read only" in table["work"].cause.replace("-", " ").lower()
+            assert not log.lines()
+            redis_cli(replica, "REPLICAOF", "NO", "ONE")
+            records = await all_end(replica.url, ids)
+            assert {record.state for record in records} == {State.DONE}
+            await host.daemon.until(lambda rows: rows["work"].word == "running")
+    finally:
+        replica.kill()
+
+
+def redis_cli(server: RedisServer, *words: str) -> str:
+    return subprocess.run(
+        ["redis-cli", "-p", str(server.port), *words], check=True, capture_output=True, text=True, timeout=PATIENCE
+    ).stdout
+
+
+# ---- hosts that are cut off ----
+
+
+class Network:
+    """Hosts with a network of their own each, and a switch between them, which is in the network of the server (10.77.0.1).
+
+    They have no names, and are gone with the processes that hold them.
+    """
+
+    def __init__(self) -> None:
+        self._holders: list[subprocess.Popen[bytes]] = []
+        self.switch = self.host()
+
+    def host(self) -> list[str]:
+        """A new network; the words that run a program in it."""
+        holder = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._holders.append(holder)
+        if not holder.stdout.readline():
+            missing("no network namespaces are to be had here")
+        return ["nsenter", "--target", str(holder.pid), "--net"]
+
+    def make_switch(self) -> None:
+        ip(self.switch, "link add name switch0 type bridge")
+        ip(self.switch, "address add 10.77.0.1/24 dev switch0")
+        ip(self.switch, "link set dev switch0 up")
+
+    def plug_in(self, number: int) -> list[str]:
+        """A host with the address 10.77.0.`number`."""
+        host = self.host()
+        ip(self.switch, f"link add name port{number} type veth peer name eth0 netns {self._holders[-1].pid}")
+        ip(self.switch, f"link set dev port{number} master switch0 up")
+        ip(host, f"address add 10.77.0.{number}/24 dev eth0")
+        ip(host, "link set dev eth0 up")
+        return host
+
+    def cut(self, number: int) -> None:
+        """Nothing passes any more, either way, and nobody is told."""
+        ip(self.switch, f"link set dev port{number} down")
+
+    def mend(self, number: int) -> None:
+        ip(self.switch, f"link set dev port{number} up")
+
+    def close(self) -> None:
+        for holder in self._holders:
+            holder.stdin.close()
+            holder.wait()
+            holder.stdout.close()
+
+
+def ip(host: list[str], words: str) -> None:
+    done = subprocess.run([*host, "ip", *words.split()], capture_output=True, text=True)
+    if done.returncode:
+        missing(f"no network to be made here: ip {words}: {done.stderr.strip()}")
+
+
+@contextmanager
+def network() -> Iterator[Network]:
+    made = Network()
+    try:
+        made.make_switch()
+        yield made
+    finally:
+        made.close()
+
+
+class FarRedis(RedisServer):
+    """A Redis in a network of its own, to be reached by its address there, or, from here, by its socket."""
+
+    def __init__(self, directory: Path, host: list[str]) -> None:
+        super().__init__(directory)
+        self._host = host
+
+    def command(self) -> list[str]:
+        return [*self._host, *super().command(), "--bind", "0.0.0.0", "--protected-mode", "no"]
+
+
+@pytest.mark.limit(120)
+async def test_what_a_host_has_that_is_cut_off_is_taken_over_and_it_learns_that_it_has_lost_it(redis_alone, log):
+    """Both hosts run all the time. The cut is as that of a cable: no reset, no answer."""
+    redis_alone.kill()
+    with network() as net:
+        server = FarRedis(redis_alone.directory, net.switch)
+        server.start()
+        try:
+            text = file(f"redis://10.77.0.1:{server.port}/0", 'call = "items:hold"\ngrace = "100ms"', 'lease = "2s"')
+            one, other = (Host(log, name, text, (*net.plug_in(number), *MODULE)) for number, name in ((2, "a"), (3, "b")))
+            here = f"redis+unix://{server.path}"
+            async with alive(one):
+                (item,) = await put(here, "one")
+                await log.says("begin")
+                async with alive(other):
+                    net.cut(2)
+                    await log.says("begin", 2)  # the other has it
+                    await one.daemon.said("queue_degraded")
+                    await one.daemon.said("item_lost", item=item)
+                    await log.says("stopped")
+                    (other.directory / "go").touch()
+                    (record,) = await all_end(here, [item])
+                    assert (record.state, record.attempts) == (State.DONE, 2)
+                    net.mend(2)
+                    await one.daemon.said("queue_recovered")
+                    (one.directory / "go").touch()
+                    await other.daemon("stop", "work")
+                    (later,) = await all_end(here, await put(here, "two"))  # it is one of them again
+                    assert later.state is State.DONE
+            a, b = str(one.daemon.process.pid), str(other.daemon.process.pid)
+            assert log.lines("begin") == [["begin", "one", a, "1"], ["begin", "one", b, "2"], ["begin", "two", a, "1"]]
+            assert log.lines("stopped") == [["stopped", "one", a, "1"]]
+        finally:
+            server.kill()
+
+
+# ---- clocks ----
+
+
+@asynccontextmanager
+async def skewed(url: str, hours: float, **spec: Any) -> AsyncIterator[Engine]:
+    """The queue, as one has it whose clock is so many hours ahead."""
+    place = Place(directory=Path(), now=lambda: wall_now() + 3600 * hours, listen=lambda notice: None, warn=print)
+    settings = Settings(spec=QueueSpec(backend=url, **spec))
+    async with scheme_of(url).open("skewed", settings, place) as engine:
+        yield engine
+
+
+async def claim_one(queue: Engine) -> Any:
+    while not (items := (await queue.claim(1, owner="tests", attempts=100)).items):
+        await queue.wait_for_work()
+    return items[0]
+
+
+@pytest.mark.parametrize("engine", ["postgres", "redis"])
+async def test_the_clocks_of_the_hosts_do_not_matter(request, engine):
+    """One is an hour ahead, the other an hour behind: moments, leases, rates and ages are those of the server."""
+    url = request.getfixturevalue(engine).url
+    spec = {"lease": Seconds(1), "keep_results": Seconds(600)}
+    async with skewed(url, +1, **spec) as ahead, skewed(url, -1, **spec) as behind:
+        for producer, worker in ((ahead, behind), (behind, ahead)):
+            begun = wall_now()
+            usual = {"payload": b"1", "expire": 600.0, "keep": True}
+            await producer.put([Draft(id="at", at=begun + 0.6, **usual), Draft(id="later", delay=0.3, **usual)])
+            await producer.put([Draft(id="now", **usual)])
+            claimed = {}
+            for _ in range(3):
+                item = await claim_one(worker)
+                assert begun - 0.1 < item.put_at <= item.ready_at < wall_now() + 0.1  # the server's, and it was waited for
+                assert await worker.finish([Ending(id=item.id, token=item.token, how="done")]) == [True]
+                claimed[item.id] = item.ready_at - item.put_at if item.id != "at" else item.ready_at - begun
+            assert claimed == {"now": pytest.approx(0, abs=0.01), "later": pytest.approx(0.3), "at": pytest.approx(0.6)}
+            assert (await producer.counts()).done == 3  # kept, whoever's clock says that this is over
+            assert await worker.purge(State.DONE) == 3
+        await behind.put([Draft(id="held", payload=b"1")])
+        for first, second in ((ahead, behind), (behind, ahead)):
+            mine = await claim_one(first)
+            assert not (await second.claim(1, owner="other", attempts=100)).items
+            assert await first.renew([mine]) == [True]
+            theirs = await claim_one(second)  # its lease is over
+            assert theirs.attempt == mine.attempt + 1
+            assert await first.renew([mine]) == [False]
+            assert await second.finish([Ending(id="held", token=theirs.token, how="retry")]) == [True]
+
+
+# ---- poison ----
+
+
+@pytest.mark.parametrize("engine", ["sqlite", *(pytest.param(name, marks=pytest.mark.long) for name in BOTH)])
+async def test_an_item_that_kills_its_daemon_each_time_is_dead_in_the_end_and_said_to_be(request, engine, log):
+    """Nobody lives to say that it failed: its attempts were counted when it was claimed."""
+    url, lease = ("sqlite", "") if engine == "sqlite" else (request.getfixturevalue(engine).url, 'lease = "1s"')
+    host = Host(log, "a", file(url, 'call = "items:poison"\nretry = { attempts = 2 }', lease))
+    async with running(host.directory) as daemon, trio.open_nursery() as nursery:
+        words = ("submit", "q", '"poison"', "--id", "bad")
+        nursery.start_soon(partial(command, MODULE, *words, directory=host.directory))  # it may hear of it or not
+        assert await daemon.ended() == -signal.SIGKILL
+    again = await command(MODULE, "run", directory=host.directory)
+    assert again.returncode == -signal.SIGKILL
+    async with running(host.directory) as daemon:
+        dead = await daemon.said("item_dead")
+        assert (dead["item"], dead["attempt"]) == ("bad", 2) and "its daemon died" in dead["reason"]
+        (row,) = json.loads(await daemon("queue", "dead", "q", "--json"))
+        assert row["id"] == "bad"
+        await daemon("submit", "q", '"good"', "--keep", "--result")
+
+
+@pytest.mark.long
+async def test_fifty_megabytes_go_through_submit_and_come_to_the_function(log):
+    host = Host(log, "a", file("sqlite", 'call = "large:length"'))
+    (host.directory / "large.py").write_text("def length(item):\n    return len(item)\n")
+    (host.directory / "large.json").write_text(json.dumps("x" * (50 << 20)))
+    async with alive(host):
+        await host.daemon("submit", "q", "@large.json", "--id", "large")
+        assert "52428800" in await host.daemon("queue", "wait", "large")
+
+
+async def test_what_is_no_json_is_refused_by_submit_and_kills_nobody(log):
+    host = Host(log, "a", file("sqlite", 'call = "items:work"'))
+    async with alive(host):
+        for item in ('{"a":' * 10_000 + "1" + "}" * 10_000, "{", "1e999", "nothing"):
+            said = await host.daemon("submit", "q", item, code=1)
+            assert said.endswith("; nothing is stored\n") and said.count("\n") == 1 and len(said) < 200
+        await host.daemon("submit", "q", "1", "--id", "one", "--keep", "--result")
+    assert log.items("end") == {"1"}
+
+
+# ---- daemons that are not alike ----
+
+
+@pytest.mark.parametrize("server", REDIS, indirect=True)
+async def test_a_daemon_without_the_handler_leaves_the_items_to_the_others(server, log):
+    """One has no job for the queue, one has a module that is not there: neither burns an attempt of any item."""
+    lease = 'lease = "60s"'
+    good = Host(log, "good", file(server.url, 'call = "items:work"', lease))
+    without = Host(log, "without", f'[queues.q]\nbackend = "{server.url}"\n{lease}\n[jobs.idle]\ncommand = ["sleep", "1000"]\n')
+    process = '\n[jobs.more]\ncall = "nowhere:work"\nkind = "process"\nqueue = "q"\n'
+    broken = Host(log, "broken", file(server.url, 'call = "nowhere:work"', lease) + process)
+    async with alive(without, broken):
+        ids = await put(server.url, *range(20))
+        for name in ("work", "more"):
+            await broken.daemon.until(lambda rows, name=name: rows[name].word in ("backoff", "failed"))
+        async with alive(good):
+            records = await all_end(server.url, ids)
+    assert {(record.state, record.attempts) for record in records} == {(State.DONE, 1)}
+
+
+@pytest.mark.parametrize("server", REDIS, indirect=True)
+async def test_what_a_stop_cuts_short_is_given_back_at_once(server, log):
+    """Long before its lease is over another daemon has it, and no attempt is counted."""
+    text = file(server.url, 'call = "items:hold"\ngrace = "100ms"', 'lease = "1h"')
+    one, other = Host(log, "a", text), Host(log, "b", text)
+    async with alive(one):
+        (item,) = await put(server.url, "ever")
+        await log.says("begin")
+        async with alive(other):
+            await one.daemon("stop", "work")
+            await log.says("begin", 2)
+            pids = [line[2:] for line in log.lines("begin")]
+            assert pids == [[str(one.daemon.process.pid), "1"], [str(other.daemon.process.pid), "1"]]
+            await other.daemon("cancel", item)
