@@ -185,6 +185,24 @@ async def test_fair_queues_let_each_priority_come_first_twice_as_often_as_the_ne
         assert seen == {b"0": 40, b"1": 20, b"2": 10}
 
 
+async def test_fair_queues_share_out_among_many_that_are_free_too(autojump_clock, tmp_path):
+    seen: Counter[bytes] = Counter()
+    async with bench(tmp_path, fair=True) as b, trio.open_nursery() as nursery:
+
+        async def work() -> None:
+            with b.seat() as seat:
+                call = await seat.take()
+                assert call is not None
+                seen[call.items[0].payload] += 1
+                seat.end(call, ended(call))
+
+        for priority in range(3):
+            await b.engine.put_all(*[b"%d" % priority] * 70, priority=priority)
+        for _ in range(70):
+            nursery.start_soon(work)
+    assert seen == {b"0": 40, b"1": 20, b"2": 10}
+
+
 async def test_an_item_that_comes_dead_from_the_claim_is_said_to_be(autojump_clock, tmp_path):
     async with bench(tmp_path) as b:
         await b.engine.put_all(b"1")

@@ -234,7 +234,7 @@ class Desk:
                 attempts = free[0].attempts if free else self._ahead_for
                 wants = sum(seat.wants for seat in free if seat.attempts == attempts)
                 if (limit := wants + max(self._ahead(attempts) - len(self.stock.items), 0)) > 0:
-                    return min(limit, BULK), attempts
+                    return self._one_turn(min(limit, BULK)), attempts
             self.look_whether_idle()
             self._called = trio.Event()
             await self._called.wait()
@@ -264,13 +264,20 @@ class Desk:
             self._claiming = False
             self.look_whether_idle()  # who waits looks again when what was claimed is handed out, or given back
 
+    def _weights(self) -> list[int]:
+        """How often each priority comes first, where they are fair; none where they are strict."""
+        spec = self.engine.settings.spec
+        return [2**at for at in reversed(range(len(spec.priorities)))] if spec.fair else []
+
+    def _one_turn(self, limit: int) -> int:
+        """How much of so many one claim takes: all, or, where priorities take turns, so little that each has its own."""
+        return -(-limit // sum(self._weights() or [1]))
+
     def _order(self) -> Sequence[int]:
         """Whose turn it is, where the priorities are fair: each comes first twice as often as the next (a smooth weighted
         round robin)."""
-        spec = self.engine.settings.spec
-        if not spec.fair:
+        if not (weights := self._weights()):
             return ()
-        weights = [2**at for at in reversed(range(len(spec.priorities)))]
         if len(self._credit) != len(weights):
             self._credit = [0] * len(weights)
         self._credit = [credit + weight for credit, weight in zip(self._credit, weights, strict=True)]
