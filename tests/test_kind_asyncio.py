@@ -48,8 +48,9 @@ def said():
 @pytest.fixture
 def reaped():
     """The processes of a job leave orphans, which come to us. Our reaper leaves alone what it did not start; here we know."""
+    before = set(children_of(os.getpid()))  # servers of other tests, say
     yield
-    for pid in children_of(os.getpid()):
+    for pid in set(children_of(os.getpid())) - before:
         with suppress(ChildProcessError):  # a thread of asyncio was faster
             os.waitpid(pid, 0)
 
