@@ -1,7 +1,7 @@
 """The default engine: queues in one SQLite file, `queues.db` in the state directory. What was put outlives a power cut.
 
     open           a queue in the file, which all sqlite queues of a daemon share
-    SqliteQueue    the engine: asks the store's thread, and wakes those who wait; `sqlite_rows.py` is what is asked
+    SqliteQueue    the engine: asks the store's thread, and wakes those who wait; `sqlite_rows.py` and its like are asked
 
 One process has the file, and nobody else may open it: so a claim needs no lease. What a daemon that died had claimed waits
 again when the next one opens the queue.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import trio
 
-from supervisor.queues import Place
+from supervisor.queues import Place, sqlite_claim, sqlite_finish, sqlite_people, sqlite_put
 from supervisor.queues.protocol import (
     BadItem,
     Claimed,
@@ -34,7 +34,8 @@ from supervisor.queues.protocol import (
     Settings,
     State,
 )
-from supervisor.queues.sqlite_rows import DIGITS, SCHEMA, Rows
+from supervisor.queues.sqlite_rows import DIGITS, Rows
+from supervisor.queues.sqlite_schema import SCHEMA
 from supervisor.store import Store, StoreError, open_store
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ class SqliteQueue:
 
     async def declare(self, settings: Settings) -> None:
         self.use(settings)
-        await self._write(Rows.declare)
+        await self._write(sqlite_people.declare)
 
     async def declared(self) -> Settings | None:
-        return await self._read(Rows.declared)
+        return await self._read(sqlite_people.declared)
 
     # -- producers
 
@@ -126,49 +127,49 @@ class SqliteQueue:
         for draft in drafts:
             if fault := _fault(draft.payload) or _fault_of_words(draft):
                 raise BadItem(f"queue {self.name}: item {draft.id!r} {fault}")
-        plan = await self._write(lambda rows: rows.put(drafts))
+        plan = await self._write(lambda rows: sqlite_put.put(rows, drafts))
         self._wake(work=bool(plan.drafts))
         self._tell_ended(plan.gone)
         return plan.receipts
 
     async def wait_for_room(self) -> None:
         room = self._room
-        if await self._read_when_there(Rows.is_full):
+        if await self._read_when_there(sqlite_put.is_full):
             await room.wait()
 
     # -- workers
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
-        claimed, told = await self._write(lambda rows: rows.claim(limit, owner, attempts, order))
+        claimed, told = await self._write(lambda rows: sqlite_claim.claim(rows, limit, owner, attempts, order))
         self._wake(room=bool(claimed.items or claimed.dead or claimed.expired))
         self._tell_ended(told)
         return claimed
 
     async def wait_for_work(self, demand: object = None) -> None:
         work = self._work
-        due = await self._read_when_there(Rows.due)
+        due = await self._read_when_there(sqlite_claim.due)
         with trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0)):
             await work.wait()
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
-        held = {(each.id, each.token) for each in await self._read(lambda rows: rows.held(items))}
+        held = {(each.id, each.token) for each in await self._read(lambda rows: sqlite_finish.held(rows, items))}
         return [(item.id, item.token) in held for item in items]
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         storable = [_storable(ending) for ending in endings]
-        done = await self._write(lambda rows: rows.finish(storable))
+        done = await self._write(lambda rows: sqlite_finish.finish(rows, storable))
         limited = self.settings.spec.concurrency is not None or self.settings.group_by is not None
         self._wake(work=bool(done.retried or done.back or (limited and any(done.answers))))
         self._tell_ended(done.told)
         return done.answers
 
     async def progress(self, item: Item, done: float, total: float | None) -> None:
-        await self._write(lambda rows: rows.progress(item, done, total))
+        await self._write(lambda rows: sqlite_finish.progress(rows, item, done, total))
 
     # -- people
 
     async def cancel(self, id: str) -> Literal["cancelled", "running", "ended", "unknown"]:
-        found, told = await self._write(lambda rows: rows.cancel(id))
+        found, told = await self._write(lambda rows: sqlite_people.cancel(rows, id))
         self._wake(room=found == "cancelled")
         self._tell_ended([id] if told else [])
         if found == "running":
@@ -178,10 +179,10 @@ class SqliteQueue:
     async def requeue(self, ids: Sequence[str] | None = None) -> int:
         again = 0
         if ids is not None:
-            again = await self._write(lambda rows: rows.requeue(ids))
+            again = await self._write(lambda rows: sqlite_people.requeue(rows, ids))
         else:
             before = self._now()
-            while some := await self._write(lambda rows: rows.requeue_some(before)):
+            while some := await self._write(lambda rows: sqlite_people.requeue_some(rows, before)):
                 again += some
         self._wake(work=again > 0)
         return again
@@ -190,25 +191,25 @@ class SqliteQueue:
         if state is State.RUNNING:
             raise ValueError("what runs cannot be purged: cancel it")
         purged, before = 0, self._now()
-        while some := await self._write(lambda rows: rows.purge_some(state, before)):
+        while some := await self._write(lambda rows: sqlite_people.purge_some(rows, state, before)):
             purged += len(some)
             self._wake(room=state is State.WAITING)
             self._tell_ended(each.id for each in some if each.keep and state is State.WAITING)
         return purged
 
     async def pause(self, paused: bool) -> None:
-        await self._write(lambda rows: rows.pause(paused))
+        await self._write(lambda rows: sqlite_people.pause(rows, paused))
         self._wake(work=not paused)
         self._place.listen(Notice(what="paused" if paused else "resumed"))
 
     async def counts(self) -> Counts:
-        return await self._read(Rows.counts)
+        return await self._read(sqlite_people.counts)
 
     async def peek(self, state: State, limit: int) -> list[Record]:
-        return await self._read(lambda rows: rows.peek(state, limit))
+        return await self._read(lambda rows: sqlite_people.peek(rows, state, limit))
 
     async def show(self, id: str) -> Record | None:
-        return await self._read(lambda rows: rows.show(id))
+        return await self._read(lambda rows: sqlite_people.show(rows, id))
 
     # -- asking the store
 
@@ -231,7 +232,7 @@ class SqliteQueue:
         """What the daemon before this one had claimed is given back, before anything else is done."""
         async with self._beginning:
             if not self._begun:
-                await self._store.write(self._in_thread(Rows.begin))
+                await self._store.write(self._in_thread(sqlite_people.begin))
                 self._begun = True
 
     def _in_thread(self, operation: Callable[[Rows], T]) -> Callable[[Connection], T]:
