@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from supervisor.queues import Place, sqlite_claim, sqlite_finish, sqlite_people, sqlite_put
 from supervisor.queues.protocol import (
     BadItem,
+    Demand,
     Draft,
     Ending,
     Engine,
@@ -380,14 +381,18 @@ STEPS_OF_PLANS = re.compile(
 """What a plan may consist of: nothing goes through all items, or sorts them."""
 
 
+def demand(limit: int, order: Sequence[int] = (), attempts: int = 5) -> Demand:
+    return Demand(limit=limit, owner="tests", attempts=attempts, order=order)
+
+
 def use_all(rows: Rows) -> None:
     """Each operation there is."""
     sqlite_people.begin(rows)
     sqlite_people.declare(rows)
     sqlite_people.declared(rows)
     sqlite_put.put(rows, [*drafts(2), *drafts(2, key="k", group="g", delay=1.0, expire=5.0, keep=True)])
-    claimed, _ = sqlite_claim.claim(rows, 30, "tests", 5, [2])
-    sqlite_claim.claim(rows, 1, "tests", 0, ())
+    claimed = sqlite_claim.claim(rows, demand(30, [2])).claimed
+    sqlite_claim.claim(rows, demand(1, attempts=0))
     sqlite_claim.due(rows)
     sqlite_put.is_full(rows)
     sqlite_finish.progress(rows, claimed.items[0], 1, 2)
@@ -441,7 +446,7 @@ def test_a_million_of_each_state_make_nothing_slow(tmp_path):
             return result
 
         timed("put", sqlite_put.put, rows, drafts(250))
-        claimed, _ = timed("claim", sqlite_claim.claim, rows, 250, "tests", 5, ())
+        claimed = timed("claim", sqlite_claim.claim, rows, demand(250)).claimed
         timed(
             "finish", sqlite_finish.finish, rows, [Ending(id=item.id, token=item.token, how="done") for item in claimed.items]
         )

@@ -10,8 +10,8 @@ again when the next one opens the queue.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -23,6 +23,7 @@ from supervisor.queues.protocol import (
     BadItem,
     Claimed,
     Counts,
+    Demand,
     Draft,
     Ending,
     Engine,
@@ -34,6 +35,8 @@ from supervisor.queues.protocol import (
     Settings,
     State,
 )
+from supervisor.queues.sqlite_claim import Taken
+from supervisor.queues.sqlite_put import Plan
 from supervisor.queues.sqlite_rows import DIGITS, Rows
 from supervisor.queues.sqlite_schema import SCHEMA
 from supervisor.store import Store, StoreError, open_store
@@ -106,7 +109,11 @@ class SqliteQueue:
         self._store = store
         self._begun = False
         self._beginning = trio.Lock()
-        self._work = trio.Event()
+        self._waiting: dict[_Hand, None] = {}
+        self._news = 0
+        """Raised whenever a claim may bring more than it would have before."""
+        self._outlook: tuple[int, float | None] | None = None
+        """When another claim may bring something by itself, as the last one told: true as long as there are no more news."""
         self._room = trio.Event()
         self._away_until = -1.0
 
@@ -127,8 +134,12 @@ class SqliteQueue:
         for draft in drafts:
             if fault := _fault(draft.payload) or _fault_of_words(draft):
                 raise BadItem(f"queue {self.name}: item {draft.id!r} {fault}")
-        plan = await self._write(lambda rows: sqlite_put.put(rows, drafts))
-        self._wake(work=bool(plan.drafts))
+        with self._next_hand() as hand:
+            news = self._news
+            plan, taken = await self._write(lambda rows: _put_and_claim(rows, drafts, hand.demand))
+            self._wake(work=bool(plan.drafts))
+            if taken is not None:
+                hand.claimed = self._claimed(taken, news + bool(plan.drafts))
         self._tell_ended(plan.gone)
         return plan.receipts
 
@@ -140,16 +151,41 @@ class SqliteQueue:
     # -- workers
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
-        claimed, told = await self._write(lambda rows: sqlite_claim.claim(rows, limit, owner, attempts, order))
+        demand, news = Demand(limit=limit, owner=owner, attempts=attempts, order=order), self._news
+        taken = await self._write(lambda rows: sqlite_claim.claim(rows, demand))
+        return self._claimed(taken, news)
+
+    def _claimed(self, taken: Taken, news: int) -> Claimed:
+        """What was taken; so much was known when it was asked for."""
+        self._outlook = (news, taken.due)
+        claimed = taken.claimed
         self._wake(room=bool(claimed.items or claimed.dead or claimed.expired))
-        self._tell_ended(told)
+        self._tell_ended(taken.told)
         return claimed
 
-    async def wait_for_work(self, demand: object = None) -> None:
-        work = self._work
-        due = await self._read_when_there(sqlite_claim.due)
-        with trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0)):
-            await work.wait()
+    async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
+        news, due = self._outlook or (-1, None)
+        if news != self._news:
+            news, due = self._news, await self._read_when_there(sqlite_claim.due)
+        hand = _Hand(demand)
+        if news == self._news:
+            self._waiting[hand] = None
+            try:
+                with trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0)):
+                    await hand.wait()
+            finally:
+                self._waiting.pop(hand, None)
+        return hand.claimed
+
+    @contextmanager
+    def _next_hand(self) -> Iterator[_Hand]:
+        """Somebody who waits and would claim something now; who it is, is told how that went."""
+        hand = next((hand for hand in self._waiting if hand.is_free()), None) or _Hand(None)
+        self._waiting.pop(hand, None)
+        try:
+            yield hand
+        finally:
+            hand.wake()
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         held = {(each.id, each.token) for each in await self._read(lambda rows: sqlite_finish.held(rows, items))}
@@ -226,6 +262,7 @@ class SqliteQueue:
             return await ask(self._in_thread(operation))
         except StoreError as error:
             self._away_until = trio.current_time() + PAUSE
+            self._outlook = None
             raise QueueUnavailable(f"queue {self.name}: {error}") from error
 
     async def _begin(self) -> None:
@@ -255,8 +292,10 @@ class SqliteQueue:
     def _wake(self, *, work: bool = False, room: bool = False) -> None:
         """Those who wait for it look again."""
         if work:
-            self._work.set()
-            self._work = trio.Event()
+            self._news += 1
+            for hand in list(self._waiting):
+                hand.wake()
+            self._waiting.clear()
         if room:
             self._room.set()
             self._room = trio.Event()
@@ -264,6 +303,45 @@ class SqliteQueue:
     def _tell_ended(self, ids: Iterable[str]) -> None:
         for id in ids:
             self._place.listen(Notice(what="ended", id=id))
+
+
+class _Hand:
+    """Somebody who waits for work. A put may claim for it what it brings."""
+
+    def __init__(self, ask: Callable[[], Demand | None] | None) -> None:
+        self._ask = ask
+        self._task: trio.lowlevel.Task | None = None
+        self.demand: Demand | None = None
+        """What is being claimed for it."""
+        self.claimed: Claimed | None = None
+
+    def is_free(self) -> bool:
+        """Whether it would claim something; then that is to be done, and it is woken."""
+        if self._ask is not None:
+            self.demand = self._ask()
+        return self.demand is not None
+
+    async def wait(self) -> None:
+        """Wait until it is woken. Where something is claimed for it, a cancellation comes too late."""
+
+        def give_up(_: object) -> trio.lowlevel.Abort:
+            if self.demand is not None:
+                return trio.lowlevel.Abort.FAILED
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(give_up)
+
+    def wake(self) -> None:
+        if self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+            self._task = None
+
+
+def _put_and_claim(rows: Rows, drafts: Sequence[Draft], demand: Demand | None) -> tuple[Plan, Taken | None]:
+    plan = sqlite_put.put(rows, drafts)
+    return plan, None if demand is None else sqlite_claim.claim(rows, demand)
 
 
 def _storable(ending: Ending) -> Ending:

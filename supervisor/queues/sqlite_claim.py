@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from supervisor.policies.rate import ROUNDING, Bucket
-from supervisor.queues.protocol import Claimed, Item, Record, State
+from supervisor.queues.protocol import Claimed, Demand, Item, Record, State
 from supervisor.queues.sqlite_rows import AMONG, PAYLOAD, RECORD, RUNNING, SOME, WAITING, Head, Id, Rows, Some, as_json
 
 WHOLE = 1 << 20
@@ -44,23 +44,37 @@ _TAKEN = f"""
 """
 
 
-def claim(rows: Rows, limit: int, owner: str, attempts: int, order: Sequence[int]) -> tuple[Claimed, list[str]]:
-    """What is claimed, and the ids of those that have ended and that somebody waits for."""
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a claim has come to."""
+
+    claimed: Claimed
+    told: list[str]
+    """The ids of those that have ended, and that somebody waits for."""
+    due: float | None
+    """When another claim may bring something, if nothing else happens."""
+
+
+def claim(rows: Rows, demand: Demand) -> Taken:
+    """Take items that may run."""
     expired = rows.find(Some, f"SELECT seq, id, keep FROM items WHERE {WAITING} AND expires_at <= :now LIMIT {SOME}")
     rows.end([each.seq for each in expired], State.EXPIRED)
     head, groups = rows.head(), _groups(rows)
     choice = Choice(
-        limit=min(limit, _allowed(rows, head)), attempts=attempts, per_key=rows.spec.per_key, groups=groups
+        limit=min(demand.limit, _allowed(rows, head)), attempts=demand.attempts, per_key=rows.spec.per_key, groups=groups
     )  # fmt: skip
     items: list[Item] = []
     dead: list[Record] = []
     told = [each.id for each in expired if each.keep]
     if choice.limit > 0:
-        for priority in sorted((priority for priority, _, _ in rows.levels()), key=_Order(order).place):
-            _claim_from(rows, priority, choice, owner, items, dead, told)
+        for priority in sorted((priority for priority, _, _ in rows.levels()), key=_Order(demand.order).place):
+            _claim_from(rows, priority, choice, demand.owner, items, dead, told)
     _spend(rows, head, len(items))
     rows.more_wait(-len(items) - len(dead) - len(expired))
-    return Claimed(items=items, dead=dead, expired=len(expired)), told
+    return Taken(
+        claimed=Claimed(items=items, dead=dead, expired=len(expired)), told=told,
+        due=rows.now if len(items) >= demand.limit else due(rows),
+    )  # fmt: skip
 
 
 @dataclass(kw_only=True)
