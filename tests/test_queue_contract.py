@@ -351,6 +351,37 @@ async def test_what_has_waited_too_long_expires(backend):
         assert await queue.show(short.id) is None
 
 
+async def test_what_has_expired_takes_no_room_though_nobody_claims(backend):
+    async with backend.open(size=2) as queue:
+        await queue.put(old := drafts(2, expire=SOON))
+        expires_at = (await queue.show(old[1].id)).expires_at
+        await until(lambda: past(expires_at + 0.1))
+        counts = await queue.counts()
+        assert (counts.waiting, counts.expired, counts.oldest) == (0, 2, None)
+        assert await queue.peek(State.WAITING, 10) == []
+        assert await put(queue, *(new := drafts(2))) == ["stored"] * 2
+        claimed = await queue.claim(10, owner="tests", attempts=MANY)
+        assert (ids(claimed.items), claimed.expired) == (ids(new), 2)
+        assert (await queue.counts()).expired == 2
+
+
+async def test_there_is_room_when_something_has_expired(backend):
+    async with backend.open(size=1) as queue:
+        await queue.put([draft(expire=SOON)])
+        with pytest.raises(QueueFull):
+            await queue.put([draft()])
+        await queue.wait_for_room()
+
+        async def fits() -> bool:
+            try:
+                return await put(queue, draft()) == ["stored"]
+            except QueueFull:
+                await queue.wait_for_room()
+                return False
+
+        await until(fits)
+
+
 async def past(moment: float) -> bool:
     return now() > moment
 
@@ -754,6 +785,21 @@ async def test_all_who_wait_for_work_are_woken(backend):
                 nursery.start_soon(worker)
             await queue.put(drafts(5))
         assert len(set(ids(got))) == 5
+
+
+async def test_who_has_got_all_there_was_waits_for_more(backend):
+    async with backend.open() as queue:
+        await queue.put([draft(), draft(delay=LONG)])
+        assert len(await claim(queue, 5)) == 1
+        woken = 0
+        with trio.move_on_after(6 * LATE):
+            while True:
+                await queue.wait_for_work()
+                woken += 1
+        assert woken <= 3
+        async with waiting_for_work(queue):
+            await queue.put([more := draft()])
+        assert ids(await claim(queue)) == [more.id]
 
 
 async def test_nobody_is_woken_without_a_reason(backend):

@@ -86,7 +86,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     at: float | None = None
     """Not before this moment of the wall clock (Unix time); with a `delay`, the later of both."""
     expire: float | None = None
-    """Seconds from when it may be claimed after which it is *expired* instead; None: never. A Producer says the queue's own."""
+    """Seconds from when it may be claimed after which it is *expired* instead; None: never. A Producer says the queue's own.
+    From then on it takes no room, and is counted as expired, whether a claim has met it or not."""
     key: str | None = None
     """What `unique` compares; None: it is like no other."""
     group: str | None = None
