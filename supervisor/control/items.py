@@ -30,7 +30,7 @@ from supervisor.state import Answer
 from supervisor.wall import written
 
 if TYPE_CHECKING:
-    from supervisor.control.server import Call
+    from supervisor.control.call import Call
     from supervisor.events import Subscription
     from supervisor.kinds.job import JobSpec
     from supervisor.queues.protocol import Engine
