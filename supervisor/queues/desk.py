@@ -20,6 +20,7 @@ import trio
 from supervisor import events
 from supervisor.queues.leases import AWAY, Leases
 from supervisor.queues.protocol import Claimed, Counts, Ending, Engine, Item, Notice, QueueError, Record, Settings
+from supervisor.queues.reports import Reports
 from supervisor.queues.seat import Call, Crew, Cut, Seat, Tally, Whose, back
 from supervisor.queues.stock import Stock
 from supervisor.restart import Delays
@@ -59,6 +60,7 @@ class Desk:
         """What the engine does not do at the moment, and why; empty while all is well."""
         self.tallies: dict[str, Tally] = {}
         """By job."""
+        self.reports = Reports(engine.name, journal)
         self._owner = owner
         self._journal = journal
         self._now = now
@@ -220,7 +222,8 @@ class Desk:
             for record in claimed.dead:
                 self._bury(record)
             if claimed.expired:
-                self._journal.emit(events.ItemsExpired, queue=self.name, count=claimed.expired)
+                self.reports.expired(claimed.expired)
+                self._news.set()
             if claimed.items:
                 self._hand_out(claimed.items, attempts)
             elif not claimed.dead:
@@ -319,9 +322,8 @@ class Desk:
         """An item has used up its attempts without anybody hearing of its end."""
         reason = record.error or "its worker died each time"
         cause = f"item {record.id} is dead: it has been claimed {record.attempts} times, the last one: {reason}"
-        self._journal.emit(
-            events.ItemDead, queue=self.name, item=record.id, attempt=record.attempts, reason=reason, cause=cause
-        )
+        self.reports.tell(events.ItemDead, record.id, cause, attempt=record.attempts, reason=reason)
+        self._news.set()
 
     # ---- storing what became of items ----
 
@@ -392,7 +394,8 @@ class Desk:
         self.stock.remove(item.id)
 
     def _tell_lost(self, id: str, why: str) -> None:
-        self._journal.emit(events.ItemLost, queue=self.name, item=id, cause=f"item {id}: {why}")
+        self.reports.tell(events.ItemLost, id, f"item {id}: {why}")
+        self._news.set()
 
     # ---- what is in hand ----
 
@@ -515,6 +518,7 @@ class Desk:
             self._news = trio.Event()
             await trio.sleep(TELL_EVERY)
             self.tell_counts()
+            self.reports.tell_rest()
             with suppress(QueueError):  # which is said elsewhere
                 await self._store_progress()
                 await self._look_for_cancels()
@@ -574,4 +578,5 @@ async def open_desk(
         yield desk
         await desk.settle(patience)
         desk.tell_counts()
+        desk.reports.tell_rest()
         nursery.cancel_scope.cancel(reason="the desk is closed")
