@@ -415,6 +415,27 @@ async def test_a_paused_job_claims_nothing_until_it_is_resumed(autojump_clock, t
         assert f.words("a:0", "a:1") == "a:0:running a:1:running"
 
 
+async def test_the_workers_of_a_queue_that_is_paused_say_so_and_what_is_in_hand_goes_on(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(taking(5)), "b": handling(taking(5), start="manual")}) as f:
+        await f.put("1")
+        await trio.sleep(3)
+        await f.engine.pause(True)
+        await trio.sleep(1)
+        assert (f.word("a"), f.tree.journal.table["a"].cause) == ("running", "handles i1")
+        await trio.sleep(4)
+        assert (f.word("a"), f.tree.journal.table["a"].cause) == ("paused", "the queue is paused")
+        await f.tree.start("b")
+        await trio.sleep(2)
+        assert f.words("a", "b") == "a:paused b:paused"
+        await f.tree.pause("a")
+        assert f.tree.journal.table["a"].cause == "paused"
+        await f.tree.resume("a")
+        assert f.tree.journal.table["a"].cause == "the queue is paused"
+        await f.engine.pause(False)
+        assert f.words("a", "b") == "a:running b:running"  # at once
+        assert f.tree.journal.table["a"].cause == "idle"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_paused_job_stays_paused_at_another_queue(autojump_clock, tmp_path, workers):
     work = taking(1)
