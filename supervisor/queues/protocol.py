@@ -100,8 +100,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a draft.
 
     stored: as its id says. known: an item of this id was there already. merged, rejected: `id` is the item whose key it has.
-    replaced: it is stored in the place of an item that waited, which is gone. Drafts of one call come one after another: the
-    second of a key meets the first.
+    replaced: it is stored in the place of an item that waited, which is gone. It stands in line where that stood, unless it
+    is of another priority or for a later time: so what is replaced again and again comes to its turn all the same. Drafts of
+    one call come one after another: the second of a key meets the first.
     """
 
     id: str
