@@ -9,8 +9,9 @@ An item waits, runs and ends: *done*, *dead* (no attempt is left, or none is wor
 are counted when it is claimed and stored before its handler begins, so that an item which kills its worker each time is dead
 in the end. A claim has a `token` that no earlier claim of the item had: who comes with an old one has lost the item.
 
-How long an item is known when it has ended: a dead one until somebody requeues or purges it (in memory: the last 10 000). A cancelled or expired one for
-`keep_results`, and a done one too if it has a result or was put with `keep`; else it is gone at once.
+How long an item is known when it has ended: a dead one until somebody requeues or purges it (in memory only the last 10 000
+are kept). A cancelled or expired one for `keep_results`, and a done one too if it has a result or was put with `keep`; else it
+is gone at once.
 
 Everything is at least once: see `docs/queues.md` for exactly what that means.
 """
