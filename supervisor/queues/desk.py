@@ -19,7 +19,7 @@ import trio
 
 from supervisor import events
 from supervisor.queues.leases import AWAY, Leases
-from supervisor.queues.protocol import Claimed, Counts, Ending, Engine, Item, Notice, QueueError, Record, Settings
+from supervisor.queues.protocol import Claimed, Counts, Demand, Ending, Engine, Item, Notice, QueueError, Record, Settings
 from supervisor.queues.reports import Reports
 from supervisor.queues.seat import Call, Crew, Cut, Seat, Tally, Whose, back
 from supervisor.queues.stock import Stock
@@ -38,8 +38,6 @@ BULK = 1000
 
 TELL_EVERY = 1.0
 """Seconds between two reports of how many items were handled."""
-
-NOTHING = Claimed()
 
 
 class Desk:
@@ -75,6 +73,8 @@ class Desk:
         """Whether there may be something to claim for."""
         self._ahead_for = 0
         """Items that are claimed ahead are dead after so many attempts."""
+        self._asked: Demand
+        """What was claimed last, or is being claimed."""
         self._claiming = False
         self._cancelled_early: set[str] = set()
         """Items that were cancelled while a claim was under way that may bring them."""
@@ -227,30 +227,41 @@ class Desk:
     async def claim_for_all(self) -> None:
         """Claim for whoever is free, for ever."""
         while True:
-            limit, attempts = await self._demand()
-            claimed = await self._patiently("claim", partial(self._claim, limit, attempts), self._is_wanted) or NOTHING
-            for record in claimed.dead:
-                self._bury(record)
-            if claimed.expired:
-                self.reports.expired(claimed.expired)
-                self._news.set()
-            if claimed.items:
-                self._hand_out(claimed.items, attempts)
-            elif not claimed.dead:
-                await self._patiently("claim", self.engine.wait_for_work, self._is_wanted)
+            demand = await self._wanted()
+            claimed = await self._patiently("claim", partial(self._claim, demand), self._is_wanted)
+            while claimed is not None:
+                self._take(claimed)
+                more = claimed.dead or len(claimed.items) >= self._asked.limit
+                claimed = None if more else await self._patiently("claim", self._wait_for_work, self._is_wanted)
 
-    async def _demand(self) -> tuple[int, int]:
-        """Wait until a claim is to be made: for so many items, which are dead after so many attempts."""
-        while True:
-            free = [seat for seat in self._waiting if not self.paused(seat)] if self._paused else list(self._waiting)
-            if (free or self.stock.low) and self.unsaved < MOST_UNSAVED:
-                attempts = free[0].attempts if free else self._ahead_for
-                wants = sum(seat.wants for seat in free if seat.attempts == attempts)
-                if (limit := wants + max(self._ahead(attempts) - len(self.stock.items), 0)) > 0:
-                    return self._one_turn(min(limit, BULK)), attempts
+    def _take(self, claimed: Claimed) -> None:
+        for record in claimed.dead:
+            self._bury(record)
+        if claimed.expired:
+            self.reports.expired(claimed.expired)
+            self._news.set()
+        if claimed.items:
+            self._hand_out(claimed.items, self._asked.attempts)
+
+    async def _wanted(self) -> Demand:
+        """Wait until a claim is to be made, and say which."""
+        while (demand := self._demand()) is None:
             self.look_whether_idle()
             self._called = trio.Event()
             await self._called.wait()
+        return demand
+
+    def _demand(self) -> Demand | None:
+        """The claim that is to be made now, for those who are free, and for what is to be had ahead."""
+        free = [seat for seat in self._waiting if not self.paused(seat)] if self._paused else list(self._waiting)
+        if not (free or self.stock.low) or self.unsaved >= MOST_UNSAVED:
+            return None
+        attempts = free[0].attempts if free else self._ahead_for
+        wants = sum(seat.wants for seat in free if seat.attempts == attempts)
+        limit = wants + max(self._ahead(attempts) - len(self.stock.items), 0)
+        if limit <= 0:
+            return None
+        return Demand(limit=self._one_turn(min(limit, BULK)), owner=self._owner, attempts=attempts, order=self._order())
 
     def _ahead(self, attempts: int) -> int:
         """How many items are to be claimed ahead. None where that would be felt: what is held here counts as running, and
@@ -268,11 +279,27 @@ class Desk:
         """Whether it is worth asking the engine again."""
         return bool(self._waiting)
 
-    async def _claim(self, limit: int, attempts: int) -> Claimed:
-        self._claiming, self._asked_at = True, trio.current_time()
-        self._cancelled_early.clear()
+    async def _claim(self, demand: Demand) -> Claimed:
+        with self._may_bring_items():
+            self._asks(demand)
+            return await self.engine.claim(demand.limit, owner=demand.owner, attempts=demand.attempts, order=demand.order)
+
+    async def _wait_for_work(self) -> Claimed | None:
+        """Wait until another claim may bring something; what it has brought, where the engine has made it itself."""
+        with self._may_bring_items():
+            return await self.engine.wait_for_work(lambda: self._asks(self._demand()))
+
+    def _asks(self, demand: Demand | None) -> Demand | None:
+        """Note what is being claimed from now on."""
+        if demand is not None:
+            self._asked, self._claiming, self._asked_at = demand, True, trio.current_time()
+            self._cancelled_early.clear()
+        return demand
+
+    @contextmanager
+    def _may_bring_items(self) -> Iterator[None]:
         try:
-            return await self.engine.claim(limit, owner=self._owner, attempts=attempts, order=self._order())
+            yield
         finally:
             self._claiming = False
             self.look_whether_idle()  # who waits looks again when what was claimed is handed out, or given back

@@ -514,7 +514,7 @@ class MemoryQueue:
         expired, self._expired = self._expired, 0
         return Claimed(items=items, dead=dead, expired=expired)
 
-    async def wait_for_work(self) -> None:
+    async def wait_for_work(self, demand: object = None) -> None:
         await trio.lowlevel.checkpoint()
         while not self._look_for_work():
             with trio.move_on_at(self._next_work()):

@@ -126,6 +126,15 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     ready_at: float
 
 
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody would claim: see `Engine.claim`."""
+
+    limit: int
+    owner: str
+    attempts: int
+    order: Sequence[int] = ()
+
+
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     """What a claim brought: items to run, and those that turned out to be `dead` (their attempts are used up) or `expired`."""
 
@@ -294,12 +303,17 @@ class Engine(Protocol):
 
         Respects pauses, `concurrency`, `per_key` and `rate`, over all who share the queue. A rate lets through at once what
         comes in a second, or one, where that is less; more than that does not gather. Each item's attempt is stored when this
-        returns. Items whose lease has run out are among those that may run. An empty answer: `wait_for_work`.
+        returns. Items whose lease has run out are among those that may run. Less than `limit`, or nothing: `wait_for_work`.
         """
 
-    async def wait_for_work(self) -> None:
-        """Wait until a claim may bring something: one was put, given back or resumed, its time has come, a lease ran out, a
-        limit lets more through, the engine is there again. May return for nothing, but not again and again."""
+    async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
+        """Wait until a claim may bring something, or more than the last one: one was put, given back or resumed, its time
+        has come, a lease ran out, a limit lets more through, the engine is there again. May return for nothing, but not
+        again and again.
+
+        `demand` says what the caller would claim at this moment; None: nothing. An engine that can claim together with the
+        very put that brings the work, sooner than a claim after it, asks for that, and gives what it has claimed; else None.
+        """
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         """Prolong the leases of these by `lease` from now; False: it was lost."""
