@@ -154,7 +154,7 @@ class PostgresQueue:
             endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
             self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
 
-    async def wait_for_work(self) -> None:
+    async def wait_for_work(self, demand: object = None) -> None:
         while True:
             self._work = work = self._work if not self._work.is_set() else trio.Event()
             due, asked = _AGAIN, False

@@ -371,7 +371,7 @@ class RedisQueue:
         if taken := reply[0][0]:
             self._link.post(_any, "finish", [_Ending(id=each.id, token=each.token, how="back", delay=0.0) for each in taken])
 
-    async def wait_for_work(self) -> None:
+    async def wait_for_work(self, demand: object = None) -> None:
         self._link.wake()
         await self._work.wait()
 

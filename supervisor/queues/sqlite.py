@@ -144,7 +144,7 @@ class SqliteQueue:
         self._tell_ended(told)
         return claimed
 
-    async def wait_for_work(self) -> None:
+    async def wait_for_work(self, demand: object = None) -> None:
         work = self._work
         due = await self._read_when_there(Rows.due)
         with trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0)):
