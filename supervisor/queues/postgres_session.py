@@ -61,6 +61,7 @@ _SETTINGS = """
     SET statement_timeout = '4s';
     SET lock_timeout = '1s';  -- an application that keeps a unique key in an open transaction
     SET idle_in_transaction_session_timeout = '5s';
+    SET plan_cache_mode = force_generic_plan;  -- or they are made anew at each call, for the sake of how long an array is
     SET enable_seqscan = off;  -- plans are made while the tables are still empty, and kept
     SET enable_bitmapscan = off;
     SET jit = off;
