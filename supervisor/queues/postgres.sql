@@ -139,20 +139,23 @@ END $$;
 CREATE FUNCTION supervisor.want_room(q text, needed bigint) RETURNS float8 LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('supervisor room ' || q, 0));
-  IF supervisor.waiting(q) + needed <= (SELECT size FROM supervisor.queues WHERE name = q) THEN
-    RETURN 0;
-  END IF;
+  LOOP
+    IF supervisor.waiting(q) + needed <= (SELECT size FROM supervisor.queues WHERE name = q) THEN
+      RETURN 0;
+    END IF;
+    EXIT WHEN supervisor.expire(q) = 0;
+  END LOOP;
   UPDATE supervisor.queues SET room_wanted = true WHERE name = q;
-  RETURN greatest(0, (
+  RETURN greatest(0.01, (
     SELECT expires_at FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL
     ORDER BY expires_at LIMIT 1
   ) - supervisor.now());
 END $$;
 
+-- Now and then: to look whether it is worth while would cost more than it saves.
 CREATE FUNCTION supervisor.sum_up(q text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-  PERFORM FROM supervisor.tally WHERE queue = q OFFSET 50 LIMIT 1;
-  IF FOUND THEN
+  IF random() < 0.03 THEN
     WITH gone AS (
       DELETE FROM supervisor.tally
       WHERE ctid = ANY (ARRAY(SELECT ctid FROM supervisor.tally WHERE queue = q FOR UPDATE SKIP LOCKED))
@@ -302,16 +305,16 @@ BEGIN
     more := cardinality(came);
     IF more = cardinality(ids) THEN
       RETURN QUERY SELECT 'stored', id FROM unnest(ids) AS id;
-      ids := '{}';
+    ELSE
+      PERFORM supervisor.keep(q, ARRAY(SELECT id FROM unnest(ids, keeps) AS each (id, keep) WHERE keep AND id <> ALL (came)));
+      RETURN QUERY
+        SELECT CASE WHEN d.nth = 1 AND new.id IS NOT NULL THEN 'stored' ELSE 'known' END, d.id
+        FROM (
+          SELECT id, n, row_number() OVER (PARTITION BY id ORDER BY n) AS nth FROM unnest(ids) WITH ORDINALITY AS each (id, n)
+        ) AS d
+        LEFT JOIN unnest(came) AS new (id) USING (id)
+        ORDER BY d.n;
     END IF;
-    PERFORM supervisor.keep(q, ARRAY(SELECT id FROM unnest(ids, keeps) AS each (id, keep) WHERE keep AND id <> ALL (came)));
-    RETURN QUERY
-      SELECT CASE WHEN d.nth = 1 AND new.id IS NOT NULL THEN 'stored' ELSE 'known' END, d.id
-      FROM (
-        SELECT id, n, row_number() OVER (PARTITION BY id ORDER BY n) AS nth FROM unnest(ids) WITH ORDINALITY AS each (id, n)
-      ) AS d
-      LEFT JOIN unnest(came) AS new (id) USING (id)
-      ORDER BY d.n;
   ELSE
     FOR i IN 1 .. cardinality(ids) LOOP -- one after another: the second of a key meets the first
       what := 'stored';
@@ -701,8 +704,9 @@ CREATE FUNCTION supervisor.claim(
 DECLARE
   s supervisor.queues;
   places tid[];
+  picked int;
   t float8;
-  begun bigint := 0;
+  begun bigint;
   late supervisor.items[] := '{}';
 BEGIN
   IF lazily THEN
@@ -710,8 +714,12 @@ BEGIN
   END IF;
   PERFORM supervisor.tidy(q, most, why_lost);
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  places := supervisor.trimmed(supervisor.pick(s, most, first));
-  IF places <> '{}' THEN
+  places := supervisor.pick(s, most, first);
+  picked := cardinality(places);
+  IF picked > 1 THEN
+    places := supervisor.trimmed(places);
+  END IF;
+  IF picked > 0 THEN
     t := supervisor.now();
     IF EXISTS (SELECT FROM supervisor.items WHERE ctid = ANY (places) AND attempts >= allowed) THEN
       WITH done AS (
@@ -750,11 +758,12 @@ BEGIN
     END IF;
     PERFORM supervisor.count(q, -(begun + cardinality(late))), supervisor.sum_up(q);
   END IF;
-  due := CASE WHEN begun < most THEN supervisor.due(q) ELSE 0 END;
-  UPDATE supervisor.queues AS it SET expired = 0 FROM supervisor.queues AS was
-  WHERE it.name = q AND was.name = q AND was.expired > 0 RETURNING was.expired INTO expired;
+  IF s.expired > 0 THEN
+    UPDATE supervisor.queues AS it SET expired = it.expired - s.expired WHERE name = q;
+  END IF;
   id := NULL;
-  expired := coalesce(expired, 0);
+  expired := s.expired;
+  due := CASE WHEN picked >= most OR picked > cardinality(places) THEN 0 ELSE supervisor.next_moment(q) END;
   RETURN NEXT;
 END $$;
 
@@ -762,14 +771,20 @@ END $$;
 CREATE FUNCTION supervisor.due(q text) RETURNS float8 LANGUAGE plpgsql AS $$
 DECLARE
   s supervisor.queues;
+BEGIN
+  SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
+  RETURN CASE WHEN supervisor.pick(s, 1, '{}') = '{}' THEN supervisor.next_moment(q) ELSE 0 END;
+END $$;
+
+-- The same, where a claim brings nothing now.
+CREATE FUNCTION supervisor.next_moment(q text) RETURNS float8 LANGUAGE plpgsql AS $$
+DECLARE
+  s supervisor.queues;
   t float8 := supervisor.now();
   level int;
   moment float8;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  IF supervisor.pick(s, 1, '{}') <> '{}' THEN
-    RETURN 0;
-  END IF;
   SELECT least(
     (SELECT lease_until FROM supervisor.items WHERE queue = q AND state = 'running' ORDER BY lease_until LIMIT 1),
     (SELECT expires_at FROM supervisor.items
