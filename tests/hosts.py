@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -101,6 +102,14 @@ class Log:
         self._look()
         return self._moments[word]
 
+    @property
+    def attempts_are_counted(self) -> bool:
+        """Whether each beginning of an item knew of those before it: a claim is stored before the function runs."""
+        begun = defaultdict[str, list[int]](list)
+        for _, item, _, attempt in self.lines("begin"):
+            begun[item].append(int(attempt))
+        return all(attempts == sorted(set(attempts)) for attempts in begun.values())
+
     def _look(self) -> None:
         with self.path.open("rb") as file:
             file.seek(self._seen)
@@ -187,3 +196,12 @@ async def put(url: str, *values: object) -> list[str]:
     """Put these, to be kept; their ids."""
     async with open_queue(url, "q") as queue:
         return [receipt.id for receipt in await queue.put_many(values, keep=True)]
+
+
+async def quiet(daemon: Running) -> None:
+    """Wait until nothing waits or runs in its queue any more, and nothing has died."""
+    while True:
+        (row,) = json.loads(await daemon("queue", "ls", "--json"))
+        if not row["waiting"] and not row["running"] and not row["delayed"]:
+            assert row["dead"] == 0
+            return

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 import trio
-from hosts import Host, Log, alive, all_end, file, put
-from running import MODULE, Running, clean_environ, command, running
+from hosts import Host, Log, alive, all_end, file, put, quiet
+from running import MODULE, clean_environ, command, running
 from servers import PATIENCE, RedisServer, Server, missing
 
 from supervisor import open_queue
@@ -75,6 +75,7 @@ async def test_two_daemons_drain_a_queue_while_each_is_killed_in_turn(server, lo
         lost = {line["item"] for host in hosts for line in host.said("item_lost")}
     assert {record.state for record in records} == {State.DONE}
     assert log.items("begin") == log.items("end") == set(map(str, range(count)))
+    assert log.attempts_are_counted
     begun = defaultdict(list)
     for _, item, pid, _ in log.lines("begin"):
         begun[item].append(int(pid))
@@ -107,6 +108,7 @@ async def test_many_items_on_disk_outlive_kills_of_the_daemon_and_of_its_worker_
         await log.until(lambda: len(log.items("end")) == count, 10 * PATIENCE)
         await quiet(host.daemon)
         assert not host.said("item_dead")
+    assert log.attempts_are_counted
     again = Counter(item for _, item, *_ in log.lines("begin"))
     assert again.total() - count <= kills * 100  # a process has a few short items in hand at a time
 
@@ -116,46 +118,6 @@ async def submit_all(host: Host) -> None:
     words = [*MODULE, "submit", "q", "@items.jsonl", "--id", "n", "--keep"]  # what is kept is not stored a second time
     while (await trio.run_process(words, cwd=host.directory, env=clean_environ(), check=False, capture_stderr=True)).returncode:
         await host.up.wait()
-
-
-async def quiet(daemon: Running) -> None:
-    """Wait until nothing waits or runs in its queue any more, and nothing has died."""
-    while True:
-        (row,) = json.loads(await daemon("queue", "ls", "--json"))
-        if not row["waiting"] and not row["running"] and not row["delayed"]:
-            assert row["dead"] == 0
-            return
-
-
-STRACE = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null"]
-CALLS = "pwrite64,fdatasync,ftruncate,fcntl,pread64"
-
-
-@pytest.mark.parametrize(
-    "points", [[97], pytest.param(range(1, 400, 3), marks=[pytest.mark.long, pytest.mark.limit(1800)])], ids=["one", "many"]
-)
-async def test_a_daemon_that_is_killed_at_a_system_call_of_put_claim_or_ack_loses_nothing(log, points):
-    """The daemon as a whole, killed by the kernel in the writer of its queue; the next one goes on with what it finds."""
-    items = 30
-    putting = '\n[jobs.put]\ncall = "items:put"\nonce = true\n'
-    host = Host(log, "a", file("sqlite", 'call = "items:work"\nretry = { attempts = 1000 }') + putting, items=items)
-    paths = [str(host.directory / ".supervisor" / name) for name in ("queues.db", "queues.db-wal")]
-    traced = [word for path in paths for word in ("-P", path)]
-    for point in points:
-        log.clear()
-        for path in [*paths, paths[0] + "-shm"]:
-            Path(path).unlink(missing_ok=True)
-        words = [*STRACE, *traced, "-e", f"inject={CALLS}:signal=KILL:when={point}", *MODULE, "run"]
-        killed = await trio.run_process(
-            words, cwd=host.directory, env=clean_environ(), stdin=subprocess.DEVNULL, capture_stderr=True, check=False
-        )
-        assert killed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), killed.stderr.decode()
-        async with running(host.directory) as daemon:
-            await log.until(lambda: log.items("end") == set(map(str, range(items))))
-            await quiet(daemon)
-            await daemon("shutdown")
-        ends = Counter(item for _, item, *_ in log.lines("end"))
-        assert ends.total() - items <= 1  # the one whose end was not stored yet
 
 
 # ---- servers that are away ----
