@@ -141,6 +141,7 @@ class Host:
         self.directory.mkdir()
         (self.directory / "supervisor.toml").write_text(file)
         (self.directory / "items.py").write_text(CODE.format(log=str(log.path), items=items))
+        self.log = log
         self.program = program
         self.daemon: Running
         self.up = trio.Event()
@@ -154,11 +155,22 @@ class Host:
             async with running(self.directory, program=self.program) as self.daemon:
                 self.up.set()
                 await self.daemon.process.wait()
+                self._is_down()
                 self.past += self.daemon.log
+
+    def _is_down(self) -> None:
+        if self.up.is_set():
+            self.up = trio.Event()
+
+    async def is_up(self) -> None:
+        """Wait until it runs, whoever may have killed it."""
+        if self.daemon.process.returncode is not None:
+            self._is_down()
+        await self.up.wait()
 
     async def kill(self) -> None:
         """`kill -9`; returns when the next one runs."""
-        self.up = trio.Event()
+        self._is_down()
         self.killed.append(self.daemon.process.pid)
         self.daemon.process.kill()
         await self.up.wait()

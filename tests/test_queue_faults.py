@@ -117,7 +117,7 @@ async def submit_all(host: Host) -> None:
     """Put what is in items.jsonl, again and again until it is told that all are stored: the daemon may die meanwhile."""
     words = [*MODULE, "submit", "q", "@items.jsonl", "--id", "n", "--keep"]  # what is kept is not stored a second time
     while (await trio.run_process(words, cwd=host.directory, env=clean_environ(), check=False, capture_stderr=True)).returncode:
-        await host.up.wait()
+        await host.is_up()
 
 
 # ---- servers that are away ----
