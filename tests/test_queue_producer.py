@@ -279,10 +279,11 @@ async def test_ids_of_many(tmp_path):
 # ---- ends ----
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("how", ["done", "dead", "cancelled"])
-async def test_an_end_is_waited_for(tmp_path, autojump_clock, how):
+async def test_an_end_is_waited_for(tmp_path, autojump_clock, how, keep):
     async with producing(tmp_path) as (engine, producer):
-        receipt = await producer.put(1, keep=True)
+        receipt = await producer.put(1, keep=keep)
         records = []
 
         async def wait() -> None:
@@ -300,14 +301,15 @@ async def test_an_end_is_waited_for(tmp_path, autojump_clock, how):
         assert not producer._awaited
 
 
-async def test_an_end_that_nobody_tells_is_seen_all_the_same(tmp_path, autojump_clock):
+async def test_an_end_that_nobody_tells_is_seen_all_the_same(tmp_path, autojump_clock, monkeypatch):
     async with producing(tmp_path) as (engine, producer):
-        receipt = await producer.put(1)  # without `keep` nobody is told
+        receipt = await producer.put(1)
+        monkeypatch.setattr(producer, "heard", lambda notice: None)  # as if the engine were away in that moment
         start = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(producer.wait, receipt.id)
             await trio.testing.wait_all_tasks_blocked()
-            await end_all(engine, "done", result=b"1")
+            await end_all(engine)
         assert trio.current_time() == start + LOOK_AGAIN
 
 
@@ -335,10 +337,10 @@ async def test_an_engine_that_is_away_is_waited_for_by_who_waits_for_an_end(tmp_
         receipt = await producer.put(1, keep=True)
         back, show = trio.current_time() + 60, engine.show
 
-        async def away(id: str) -> Any:
+        async def away(id: str, keep: bool) -> Any:
             if trio.current_time() < back:
                 raise QueueUnavailable("the server is away")
-            return await show(id)
+            return await show(id, keep=keep)
 
         monkeypatch.setattr(engine, "show", away)
         await end_all(engine)

@@ -27,7 +27,7 @@ LONGEST_KEY = 128
 """Characters of a key or a group; a longer one is known by its hash."""
 
 LOOK_AGAIN = 30.0
-"""Seconds after which one who waits for an end looks by itself: an engine that was away may not have told it."""
+"""Seconds after which one who waits for an end looks by itself: an engine that was away meanwhile may not have told it."""
 
 TRY_AGAIN = 1.0
 """Seconds between looks while the engine is away."""
@@ -116,8 +116,8 @@ class Producer:
     async def wait(self, id: str, timeout: float | None = None) -> Record:  # noqa: ASYNC109 (TimeoutError says it better)
         """Wait until an item has ended; gives it, with its state, result or error.
 
-        An item is known when it has ended if it has a result, or was put with `keep`, and then for the queue's `keep_results`.
-        Raises QueueError for one that is not known, and TimeoutError where it has not ended in so many seconds. An engine that
+        An item is known when it has ended if it has a result, was put with `keep`, or somebody waited for it, and then for the
+        queue's `keep_results`. Raises QueueError for one that is not known, and TimeoutError where it has not ended in so many seconds. An engine that
         is away is waited for.
         """
         with trio.move_on_after(math.inf if timeout is None else timeout):
@@ -125,7 +125,7 @@ class Producer:
                 with self._listening(id) as ended:
                     patience = LOOK_AGAIN
                     try:
-                        record = await self._engine.show(id)
+                        record = await self._engine.show(id, keep=True)
                     except QueueUnavailable:
                         patience = TRY_AGAIN
                     else:

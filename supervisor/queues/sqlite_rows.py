@@ -564,11 +564,15 @@ class Rows:
         self._remove(plan.gone)
         self._insert(plan.drafts.values())
         if plan.kept:
-            self._do(f"UPDATE items SET keep = 1 WHERE queue = :queue AND id IN {_AMONG}", rows=_json(plan.kept))
+            self.keep(plan.kept)
         self._take_keys(plan.drafts)
         self._more_wait(plan.grows)
         self._forget()
         return plan
+
+    def keep(self, ids: Iterable[str]) -> None:
+        """Somebody waits for the end of these."""
+        self._do(f"UPDATE items SET keep = 1 WHERE queue = :queue AND id IN {_AMONG} AND NOT keep", rows=_json(ids))
 
     def _known(self, drafts: Sequence[Draft]) -> set[str]:
         """The ids of these that there are. Those that should be forgotten by now are."""
@@ -835,7 +839,9 @@ class Rows:
     def peek(self, state: State, limit: int) -> list[Record]:
         return self._records(_PEEK[state], limit=limit)
 
-    def show(self, id: str) -> Record | None:
+    def show(self, id: str, *, keep: bool = False) -> Record | None:
+        if keep:
+            self.keep([id])
         found = self._records(f"SELECT {_RECORD} FROM items WHERE queue = :queue AND id = :id AND {_KNOWN}", id=id)
         return found[0] if found else None
 
