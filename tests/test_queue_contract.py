@@ -879,10 +879,10 @@ async def test_who_comes_later_to_wait_for_an_end_is_told_too(backend):
             for _ in range(2):
                 assert (await queue.show(each.id, keep=True)).state is state
         assert (await queue.counts()).waiting == 1
-        for item in (item, *await claim(queue)):
-            assert await finish(queue, item, "done")
-            await ear.wait_for("ended", item.id)
-            assert (await queue.show(item.id, keep=True)).state is State.DONE
+        for each in (item, *await claim(queue)):
+            assert await finish(queue, each, "done")
+            await ear.wait_for("ended", each.id)
+            assert (await queue.show(each.id, keep=True)).state is State.DONE
 
 
 async def test_who_waits_for_the_end_of_what_is_replaced_is_told(backend):

@@ -113,8 +113,6 @@ class Server:
         self.history = history
         self.table = Table(tree.journal)
         self.version = __version__
-        self.checks: dict[str, Callable[[Any], None]] = {}
-        """By function: what says of an item whether it takes that."""
         self._place = place
         self._allowed: dict[int, str] = {}
         self._clients = 0
