@@ -137,7 +137,6 @@ class _Process(Channel):
         facts = {"job": run.job, "worker": run.worker, "run": run.id}
         asked = {"batch": spec.batch is not None, "into": run.chain is not None}
         self.tell({"is": "serve", "call": named(spec.call), "facts": facts, **asked}, arguments(spec))
-        self._killed.deadline = trio.current_time() + IDLE
         await self.live(run)
 
     async def _have_process(self, program: JobSpec, run: Run) -> None:
@@ -158,13 +157,13 @@ class _Process(Channel):
 
         While the code takes long to load, nothing is known to be wrong.
         """
+        self._stay()
         with trio.move_on_at(self._patience):
             await self._loaded.wait()
         if self.lost is not None:
             raise self.lost
         if self.loading:
             return None
-        self._killed.deadline = trio.current_time() + IDLE
         number = next(self._numbers)
         pieces = [b"[%b]" % item for item in items] if self._spec.batch is not None else items
         self.tell({"is": "check", "number": number, "sizes": [*map(len, pieces)]}, b"".join(pieces))
@@ -177,10 +176,16 @@ class _Process(Channel):
         bad: UnfitItem | None = await trio.lowlevel.wait_task_rescheduled(leave)
         return bad
 
+    def _stay(self) -> None:
+        """Be there for a while, from now on."""
+        if not self.loading:
+            self._killed.deadline = trio.current_time() + IDLE
+
     def _take(self, message: Message, body: bytes) -> None:
         match message:
             case Started():
                 self._loaded.set()
+                self._stay()
             case Checked(number, position, text):
                 self._answer(number, outcome.Value(None if position is None else _unfit(position, text)))
             case Failed():
