@@ -43,7 +43,7 @@ def put(rows: Rows, drafts: Sequence[Draft]) -> Plan:
     rows.remove(plan.gone)
     _insert(rows, plan.drafts.values())
     if plan.kept:
-        rows.do(f"UPDATE items SET keep = 1 WHERE queue = :queue AND id IN {AMONG}", rows=as_json(plan.kept))
+        rows.keep(plan.kept)
     rows.take_keys(plan.drafts)
     rows.more_wait(plan.grows)
     rows.forget()
