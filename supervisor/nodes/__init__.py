@@ -16,7 +16,11 @@
     hearing      what a child says of itself over its NOTIFY_SOCKET
     recycling    what runs hold in memory
     room         how many runs may be in threads and in processes at the same time
-    supervisor   a supervisor: its loop, its decisions, the stop ladder
+    supervisor   a supervisor: the books of its children, and the loop that keeps them as they should be
+    inbox        what that loop waits for: messages and timers
+    reasons      what a child should be doing, and why
+    restarts     how failures are answered: strategy, group operation, intensity
+    ladder       how a run is stopped: ask, wait for its grace, kill
     workers      the workers of a job with several: a supervisor of its own
     autoscale    how many they are, where that goes by the work there is
     commands     what an operator may ask of a child

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 STARTS = ("start", "restart", "reload", "run-now", "scale")
 """What asks for a new run, or for a run to be there."""
 
-STUCK_AFTER = 5.0
-"""Seconds after a kill at which what is still there is called stuck."""
-
 
 class Order:
     """One command on one name. `wait` gives what it came to; the command itself has already been obeyed."""
