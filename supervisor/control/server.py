@@ -16,9 +16,9 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
@@ -80,8 +80,6 @@ class Server:
         self.history = history
         self.table = Table(tree.journal)
         self.version = __version__
-        self.checks: dict[str, Callable[[Any], None]] = {}
-        """By function: what says of an item whether it takes that."""
         self._place = place
         self._allowed: dict[int, str] = {}
         self._clients = 0

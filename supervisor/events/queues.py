@@ -107,6 +107,34 @@ class ItemLost(ItemEvent, frozen=True, kw_only=True):
     level = "warning"
 
 
+class ItemsEvent(Event, frozen=True, kw_only=True):
+    """So many more items of a queue, in the hands of `job`, had the same happen to them: too many to tell of each. What is
+    known of each is in the queue."""
+
+    queue: str
+    count: int
+    cause: str
+    job: str | None = None
+
+
+class ItemsRetrying(ItemsEvent, frozen=True, kw_only=True):
+    """So many more items failed, and may be tried again (`ItemRetrying`)."""
+
+    level = "warning"
+
+
+class ItemsDead(ItemsEvent, frozen=True, kw_only=True):
+    """So many more items failed for good (`ItemDead`)."""
+
+    level = "error"
+
+
+class ItemsLost(ItemsEvent, frozen=True, kw_only=True):
+    """So many more leases were lost (`ItemLost`)."""
+
+    level = "warning"
+
+
 class ItemsExpired(Event, frozen=True, kw_only=True):
     """So many items of a queue were not worth doing any more when their turn came."""
 
@@ -133,5 +161,6 @@ class QueueRecovered(Event, frozen=True, kw_only=True):
 
 QueueEvent = (
     Working | ItemsHandled | Scaled | WaitingForRoom | RoomFound
-    | ItemRetrying | ItemDead | ItemCancelled | ItemLost | ItemsExpired | QueueDegraded | QueueRecovered
+    | ItemRetrying | ItemDead | ItemCancelled | ItemLost
+    | ItemsRetrying | ItemsDead | ItemsLost | ItemsExpired | QueueDegraded | QueueRecovered
 )  # fmt: skip
