@@ -378,7 +378,7 @@ async def test_what_cannot_be_cancelled_is_stuck_as_a_thread_and_no_other_starts
 
 async def test_the_end_of_the_tree_does_not_wait_for_what_cannot_be_cancelled(tmp_path, go, said, monkeypatch):
     monkeypatch.setattr(ladder, "STUCK_AFTER", 0.05)
-    monkeypatch.setattr("supervisor.tree.KILL_LIMIT", 0.2)
+    monkeypatch.setattr("supervisor.tree.phases.KILL_LIMIT", 0.2)
     async with forest(tmp_path, {"a": hosted(partial(blocking, said, go), grace=0)}) as f:
         await said.wait()
     assert f.tree.survivors == ("a (thread a#1 does not end, and a thread cannot be killed)",)

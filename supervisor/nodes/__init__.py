@@ -1,4 +1,4 @@
-"""The nodes of the tree: a supervisor, and the children it keeps. Only `tree.py` knows them.
+"""The nodes of the tree: a supervisor, and the children it keeps. Only `tree` knows them.
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and its runs

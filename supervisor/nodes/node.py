@@ -319,8 +319,8 @@ class Node:
     def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
         """See `Reporter`."""
         self.emit(events.Stuck, run=run.id, cause=cause, pids=pids, followed=run.followed)
-        self.tree.stuck = True
-        self.tree.look_whether_only_stuck()
+        self.tree.phases.stuck = True
+        self.tree.phases.look_whether_only_stuck()
 
     def progress(self, run: Run, done: float, total: float | None) -> None:
         """See `Reporter`."""

@@ -383,7 +383,7 @@ class SupervisorNode(Node):
             self._decide(child, outcome, failure, restart.NEVER_READY if life.ready_at is None else now - life.ready_at, now)
         elif verdict is not None and child.schedule is None:
             child.finished = True  # cancelled: no failure, and not tried again
-        self.tree.look_whether_only_stuck()
+        self.tree.phases.look_whether_only_stuck()
         self.touch(child)
         if self.precedence.orders and (self.closing is not None or self.restarts.group is not None or child.removing):
             self.touch_all()
