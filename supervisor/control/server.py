@@ -25,8 +25,9 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -50,10 +51,16 @@ if TYPE_CHECKING:
     from supervisor.history import History
     from supervisor.tree import Order, Supervisor
 
+T = TypeVar("T")
+Json = TypeVar("Json", bytes, msgspec.Raw, msgspec.Raw | msgspec.UnsetType)
+
 SUPERVISOR = "supervisor"
 MAX_REQUEST = 1 << 20
 MAX_SUBMIT = 1 << 26
 """Bytes of a `submit`: what it carries is not ours to judge."""
+
+LARGE = 1 << 18
+"""Bytes of a request from which on it is read beside the loop."""
 
 MAX_CLIENTS = 1024
 MAX_UNDER_WAY = 1024
@@ -334,8 +341,7 @@ class Connection:
             limits = f"{MAX_REQUEST} bytes ({MAX_SUBMIT} for a submit that names its method before its params)"
             return _failure(b"null", Fault(messages.INVALID_REQUEST, f"request is over {limits}"))
         try:
-            line.decode()  # msgspec does not look into what it hands on raw
-            batch = msgspec.json.decode(line, type=list[msgspec.Raw]) if line[:1] == b"[" else None
+            batch = await _aside(line, _batch)
         except (ValueError, RecursionError) as problem:
             return _failure(b"null", Fault(messages.PARSE_ERROR, _sentence(problem)))
         if batch is None:
@@ -358,7 +364,7 @@ class Connection:
 
     async def _reply_one(self, raw: msgspec.Raw, in_batch: bool = False) -> bytes:
         try:
-            request = msgspec.json.decode(raw, type=Envelope)
+            request = await _aside(raw, _envelope)
             identity = _identity(request)
             if request.jsonrpc != "2.0":
                 raise msgspec.ValidationError('`jsonrpc` must be "2.0"')
@@ -378,7 +384,7 @@ class Connection:
         if verb.streams and (in_batch or not identity):
             raise Refused(messages.INVALID_REQUEST, f"{verb.name} answers with a stream: ask for it alone, with an id")
         try:
-            params = messages.read_params(verb, request.params)
+            params = await _aside(request.params, partial(messages.read_params, verb))
         except (ValueError, RecursionError) as problem:
             raise Refused(messages.INVALID_PARAMS, f"{verb.name}: {_sentence(problem)}") from None
         try:
@@ -443,6 +449,23 @@ class Requests:
             return bytes(await self._stream.receive_some(_CHUNK))
         except trio.BrokenResourceError:
             return b""
+
+
+async def _aside(given: Json, read: Callable[[Json], T]) -> T:
+    """Read JSON; in a thread where there is much of it, so that everybody else has a turn between one step and the next."""
+    if isinstance(given, msgspec.UnsetType) or memoryview(given).nbytes <= LARGE:
+        return read(given)
+    return await trio.to_thread.run_sync(read, given)
+
+
+def _batch(line: bytes) -> list[msgspec.Raw] | None:
+    """The requests of a batch; None where it is no batch."""
+    line.decode()  # msgspec does not look into what it hands on raw
+    return msgspec.json.decode(line, type=list[msgspec.Raw]) if line[:1] == b"[" else None
+
+
+def _envelope(raw: msgspec.Raw) -> Envelope:
+    return msgspec.json.decode(raw, type=Envelope)
 
 
 _SUBMIT = re.compile(rb'\s*\{[^{}\[\]]*"method"\s*:\s*"submit"')
