@@ -138,7 +138,7 @@ class Ticker:
             self._nursery.start_soon(self._put_all, name=f"{self.name}: ticks")
 
     def _leave_out(self) -> None:
-        """Let go of the oldest that wait, of more than may wait. The one in hand is among them if the queue does not take it."""
+        """Let go of the oldest, where more wait than may. The one in hand is among them if the queue does not take it."""
         most = MOST if self.spec.catch_up == "all" else 1
         if (surplus := len(self._left) + bool(self._held) - most) <= 0:
             return
