@@ -521,7 +521,7 @@ def _sentence(problem: Exception) -> str:
     if isinstance(problem, UnicodeDecodeError):
         return f"not UTF-8 (byte {problem.start})"
     text = str(problem)
-    return text[:1].lower() + text[1:]
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _find_verb(method: str) -> Verb:
