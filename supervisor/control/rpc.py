@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Json = TypeVar("Json", bytes, msgspec.Raw, msgspec.Raw | msgspec.UnsetType)
 
-LARGE = 1 << 18
-"""Bytes of a request from which on it is read beside the loop."""
+LARGE = 1 << 20
+"""Bytes of a request from which on it is read beside the loop. Only a `submit` may be longer; others begin in their order."""
 
 _log = structlog.get_logger("control")
 
@@ -162,4 +162,4 @@ def _sentence(problem: Exception) -> str:
     if isinstance(problem, UnicodeDecodeError):
         return f"not UTF-8 (byte {problem.start})"
     text = str(problem)
-    return text[:1].lower() + text[1:]
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]

@@ -303,7 +303,12 @@ def encoded(payload: Any) -> tuple[Any, bytes]:
     except RecursionError:
         raise BadItem(_TOO_DEEP) from None
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise BadItem(f"no JSON: {str(error)[:1].lower()}{str(error)[1:]}") from None
+        raise BadItem(f"no JSON: {_lower(str(error))}") from None
+
+
+def _lower(text: str) -> str:
+    """What an exception says, as the middle of a sentence."""
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 _TOO_DEEP = f"nested too deeply: an item may have {DEPTH} levels"
