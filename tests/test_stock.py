@@ -6,7 +6,7 @@ import pytest
 import trio
 from msgspec import structs
 
-from supervisor.queues.protocol import Settings
+from supervisor.queues.protocol import Ending, Settings
 from supervisor.queues.seat import Seat
 from supervisor.queues.stock import HELD
 from supervisor.spec import Rate
@@ -159,6 +159,37 @@ async def test_none_for_batches(autojump_clock, tmp_path):
                 call = await seat.take_batch(2, 0)
                 assert call is not None
                 seat.end(call, ended(call))
+            assert not b.desk.stock.items
+
+
+async def test_nothing_is_held_on_its_last_attempt(autojump_clock, tmp_path):
+    """A daemon that is killed may bring an item nearer to death that nobody has begun with, but not kill it."""
+    async with bench(tmp_path) as b:
+        last = await b.engine.put_all(*[b"1"] * 40, delay=0.5)
+        for _ in range(2):  # twice a daemon has claimed them, and was killed
+            await trio.sleep(1)
+            lost = await b.engine._queue.claim(40, owner="other", attempts=3)
+            await b.engine._queue.finish([Ending(id=item.id, token=item.token, how="retry", delay=0.7) for item in lost.items])
+        with b.seat(attempts=3) as seat:
+            await b.engine.put_all(*[b"1"] * MANY)
+            begun, held = set(), False
+            for _ in range(MANY + 40):
+                call = await seat.take()
+                assert call is not None
+                begun.update(item.id for item in call.items if item.attempt == 3)
+                assert all(item.attempt < 3 for item in b.desk.stock.items)
+                held |= bool(b.desk.stock.items)
+                await trio.sleep(0.001)
+                seat.end(call, ended(call))
+        assert held
+        assert begun == set(last)
+
+
+async def test_none_where_there_is_one_attempt(autojump_clock, tmp_path):
+    async with bench(tmp_path) as b:
+        with b.seat(attempts=1) as seat:
+            await b.engine.put_all(*[b"1"] * MANY)
+            await short_calls(seat, USUAL)
             assert not b.desk.stock.items
 
 
