@@ -360,7 +360,11 @@ class MemoryQueue:
 
     def _keep_as(self, draft: Draft, entry: _Entry) -> None:
         """Whoever put this waits for the end of that."""
-        if draft.keep and not entry.draft.keep:
+        if draft.keep:
+            self._keep(entry)
+
+    def _keep(self, entry: _Entry) -> None:
+        if not entry.draft.keep:
             entry.draft = msgspec.structs.replace(entry.draft, keep=True)
 
     def _replace(self, holder: _Entry) -> None:
@@ -733,10 +737,14 @@ class MemoryQueue:
             first = heapq.nlargest(limit, those, key=lambda entry: (entry.ended_at or entry.started_at or 0.0, entry.ending))
         return [entry.record(self.name) for entry in first]
 
-    async def show(self, id: str) -> Record | None:
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
         await trio.lowlevel.checkpoint()
         self._tick()
-        return entry.record(self.name) if (entry := self._entries.get(id)) is not None else None
+        if (entry := self._entries.get(id)) is None:
+            return None
+        if keep:
+            self._keep(entry)
+        return entry.record(self.name)
 
 
 _ENDS = {"done": State.DONE, "dead": State.DEAD, "cancelled": State.CANCELLED}

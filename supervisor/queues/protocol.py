@@ -344,5 +344,6 @@ class Engine(Protocol):
     async def peek(self, state: State, limit: int) -> list[Record]:
         """The next items of a state: of those that wait, in the order of claims; of others, the latest first."""
 
-    async def show(self, id: str) -> Record | None:
-        """An item, whatever its state; None where it is not known (any more)."""
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        """An item, whatever its state; None where it is not known (any more). With `keep`, somebody waits for its end, as if
+        it had been put with that: in the same step, so that none is told of its end before and forgotten."""
