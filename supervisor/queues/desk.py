@@ -129,7 +129,7 @@ class Desk:
 
     def at_hand(self, seat: Seat, most: int) -> list[Item]:
         """What is there for a worker that was claimed ahead."""
-        if not self._may_have(seat, self._ahead_for) or self.unsaved >= MOST_UNSAVED:
+        if not self.stock.items or not self._may_have(seat, self._ahead_for) or self.unsaved >= MOST_UNSAVED:
             return []
         items = self.stock.take(most)
         if self.stock.low:
@@ -376,6 +376,7 @@ class Desk:
                 await self._ended.wait()
             bulk, self._endings = self._endings[:BULK], self._endings[BULK:]
             self._storing = len(bulk)
+            self.stock.learn(sum(ending.how != "back" for ending in bulk))
             await self._store(bulk)
             self._storing = 0
             if self._waiting:
