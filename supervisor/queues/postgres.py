@@ -27,7 +27,7 @@ import trio
 
 from supervisor.queues import Place
 from supervisor.queues.lookout import Lookout
-from supervisor.queues.postgres_session import Operation, Rows, Session, Statement
+from supervisor.queues.postgres_session import Operation, Rows, Session, Statement, parameters
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
@@ -65,6 +65,15 @@ async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Eng
         yield queue
     finally:
         await queue.close()
+
+
+def refusal(backend: str) -> str:
+    """Why this URL is of no use; empty where it is."""
+    try:
+        parameters(backend)
+    except QueueError as error:
+        return str(error)
+    return ""
 
 
 def schema() -> str:
@@ -400,11 +409,13 @@ _COUNTS = """
       by_state.state, by_state.number,
       (SELECT count(*) FROM supervisor.items WHERE queue = q.name AND state = 'waiting' AND ready_at > supervisor.now()),
       supervisor.now() - (SELECT min(ready_at) FROM supervisor.items
-        WHERE queue = q.name AND state = 'waiting' AND ready_at <= supervisor.now()),
+        WHERE queue = q.name AND state = 'waiting' AND ready_at <= supervisor.now()
+          AND (expires_at IS NULL OR expires_at > supervisor.now())),
       q.paused
     FROM supervisor.queues AS q LEFT JOIN LATERAL (
-      SELECT state, count(*) AS number FROM supervisor.items
-      WHERE queue = q.name AND (forget_at IS NULL OR forget_at > supervisor.now()) GROUP BY state
+      SELECT CASE WHEN state = 'waiting' AND expires_at <= supervisor.now() THEN 'expired' ELSE state END AS state,
+        count(*) AS number
+      FROM supervisor.items WHERE queue = q.name AND (forget_at IS NULL OR forget_at > supervisor.now()) GROUP BY 1
     ) AS by_state ON true
     WHERE q.name = %s
 """

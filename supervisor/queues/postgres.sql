@@ -763,7 +763,11 @@ BEGIN
   END IF;
   id := NULL;
   expired := s.expired;
-  due := CASE WHEN picked >= most OR picked > cardinality(places) THEN 0 ELSE supervisor.next_moment(q) END;
+  due := CASE
+    WHEN picked > cardinality(places) THEN 0
+    WHEN picked >= most THEN supervisor.due(q)
+    ELSE supervisor.next_moment(q)
+  END;
   RETURN NEXT;
 END $$;
 
@@ -771,9 +775,22 @@ END $$;
 CREATE FUNCTION supervisor.due(q text) RETURNS float8 LANGUAGE plpgsql AS $$
 DECLARE
   s supervisor.queues;
+  level int;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  RETURN CASE WHEN supervisor.pick(s, 1, '{}') = '{}' THEN supervisor.next_moment(q) ELSE 0 END;
+  IF s.concurrency IS NOT NULL OR s.rate IS NOT NULL OR s.group_by IS NOT NULL THEN
+    RETURN CASE WHEN supervisor.pick(s, 1, '{}') = '{}' THEN supervisor.next_moment(q) ELSE 0 END;
+  END IF;
+  FOREACH level IN ARRAY CASE WHEN s.paused THEN '{}' ELSE supervisor.levels(q, '{}') END LOOP
+    IF EXISTS ( -- without a lock: others would pass over what nobody takes
+      SELECT FROM supervisor.items
+      WHERE queue = q AND state = 'waiting' AND NOT parked AND priority = level AND ready_at <= supervisor.now()
+      ORDER BY ready_at LIMIT 1
+    ) THEN
+      RETURN 0;
+    END IF;
+  END LOOP;
+  RETURN supervisor.next_moment(q);
 END $$;
 
 -- The same, where a claim brings nothing now.

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import psycopg
 import trio
 
-from supervisor.queues import shown_backend
+from supervisor.queues import shown_backend, unknown_parameter
 from supervisor.queues.protocol import QueueError, QueueUnavailable
 
 PATIENCE = 5.0
@@ -419,6 +419,8 @@ def parameters(url: str) -> dict[str, Any]:
     try:
         return _DEFAULTS | psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:
+        if unknown := unknown_parameter(url, [each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults()]):
+            raise QueueError(f"{unknown} (libpq has a list of them: \"parameter key words\")") from None
         raise QueueError(
             "this is no URL of a PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for each"
             " character of the password that is no letter or digit"
