@@ -890,6 +890,24 @@ async def test_who_waits_for_an_end_is_told(backend):
             await ear.wait_for("ended", item.id)
 
 
+async def test_who_comes_later_to_wait_for_an_end_is_told_too(backend):
+    ear = Ear()
+    async with backend.open(listen=ear) as queue:
+        waits, runs, unknown = drafts(3)
+        await queue.put([runs])
+        (item,) = await claim(queue)
+        await queue.put([waits])
+        assert await queue.show(unknown.id, keep=True) is None
+        for each, state in ((waits, State.WAITING), (runs, State.RUNNING)):
+            for _ in range(2):
+                assert (await queue.show(each.id, keep=True)).state is state
+        assert (await queue.counts()).waiting == 1
+        for each in (item, *await claim(queue)):
+            assert await finish(queue, each, "done")
+            await ear.wait_for("ended", each.id)
+            assert (await queue.show(each.id, keep=True)).state is State.DONE
+
+
 async def test_who_waits_for_the_end_of_what_is_replaced_is_told(backend):
     ear = Ear()
     async with backend.open(listen=ear, unique=unique("running", "replace")) as queue:

@@ -258,8 +258,9 @@ class PostgresQueue:
         select = f"{_RECORDS} AND state = %s {ended} ORDER BY {order} LIMIT %s"
         return [record(row) for row in await self._ask(select, state.value, limit)]
 
-    async def show(self, id: str) -> Record | None:
-        found = await self._ask(f"{_RECORDS} AND id = %s", id)
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        marked = [Statement("SELECT supervisor.keep(%s, %s)", (self.name, [id]))] if keep else []
+        *_, found = await self._session.ask(*marked, Statement(f"{_RECORDS} AND id = %s", (self.name, id)))
         return record(found[0]) if found else None
 
     # ---- the connection ----

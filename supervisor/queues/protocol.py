@@ -9,8 +9,9 @@ An item waits, runs and ends: *done*, *dead* (no attempt is left, or none is wor
 are counted when it is claimed and stored before its handler begins, so that an item which kills its worker each time is dead
 in the end. A claim has a `token` that no earlier claim of the item had: who comes with an old one has lost the item.
 
-How long an item is known when it has ended: a dead one until somebody requeues or purges it. A cancelled or expired one for
-`keep_results`, and a done one too if it has a result or was put with `keep`; else it is gone at once.
+How long an item is known when it has ended: a dead one until somebody requeues or purges it (in memory only the last 10 000
+are kept). A cancelled or expired one for `keep_results`, and a done one too if it has a result or was put with `keep`; else it
+is gone at once.
 
 Everything is at least once: see `docs/queues.md` for exactly what that means.
 """
@@ -343,5 +344,6 @@ class Engine(Protocol):
     async def peek(self, state: State, limit: int) -> list[Record]:
         """The next items of a state: of those that wait, in the order of claims; of others, the latest first."""
 
-    async def show(self, id: str) -> Record | None:
-        """An item, whatever its state; None where it is not known (any more)."""
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        """An item, whatever its state; None where it is not known (any more). With `keep`, somebody waits for its end, as if
+        it had been put with that: in the same step, so that none is told of its end before and forgotten."""

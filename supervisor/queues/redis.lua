@@ -74,6 +74,15 @@ local function save(id, item)
   call('HSET', ITEMS, id, encode(item))
 end
 
+-- Somebody waits for its end.
+local function awaited(id)
+  local item = load(id)
+  if item and not item.keep then
+    item.keep = true
+    save(id, item)
+  end
+end
+
 local function ready(prio)
   return PREFIX .. 'ready:' .. prio
 end
@@ -336,12 +345,7 @@ function verbs.put(drafts)
     if not draft.nothing then
       store(draft)
     elseif draft.keep and receipts[at][2] ~= 'rejected' then -- who put it waits for the end of the other
-      local id = receipts[at][1]
-      local item = load(id)
-      if item and not item.keep then
-        item.keep = true
-        save(id, item)
-      end
+      awaited(receipts[at][1])
     end
   end
   return { encode(receipts) }
@@ -633,8 +637,9 @@ function verbs.peek(state, most)
   return records(call('ZREVRANGE', PREFIX .. state, 0, most - 1))
 end
 
-function verbs.show(id)
+function verbs.show(id, keep)
   tidy()
+  if keep then awaited(id) end
   return records({ id })
 end
 

@@ -469,8 +469,8 @@ class RedisQueue:
             found.sort(key=lambda each: (each[0].began, each[0].seq), reverse=True)
         return [record for _, record in found][:limit]
 
-    async def show(self, id: str) -> Record | None:
-        return next(self._records(*await self._link.ask(_rows, "show", id)), None)
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        return next(self._records(*await self._link.ask(_rows, "show", id, keep)), None)
 
     def _records(self, rows: Sequence[_Row], blobs: Sequence[bytes]) -> Iterator[Record]:
         """Each with its three blobs: payload, result, error."""
