@@ -130,9 +130,10 @@ class PostgresQueue:
             (d.id, d.payload.decode(), d.priority, d.delay, d.at, d.expire, d.key, d.group, d.keep) for d in drafts
         ]  # fmt: skip
         await trio.lowlevel.checkpoint_if_cancelled()
-        put = Operation([Statement(_PUT, (self.name, *map(list, zip(*rows, strict=True))))])
-        along = self._work.claim_along(self._operation)
-        self._session.send(put, *([along] if along else ()))
+        values = (self.name, *map(list, zip(*rows, strict=True)))
+        along = self._work.claim_along(self._operation) if self._unlimited else None
+        put = Operation([Statement(_PUT, values)]) if along is None else self._together(values, along)
+        self._session.send(put)
         (found,) = await self._session.result(put, size=sum(len(draft.payload) for draft in drafts))
         if found[0][0] == "full":
             self._refused = len(drafts)
@@ -166,7 +167,7 @@ class PostgresQueue:
         values = (
             self.name, demand.limit, demand.owner, demand.attempts, list(demand.order), WORKER_LOST, NO_ATTEMPT_LEFT,
         )  # fmt: skip
-        claim = Statement(_CLAIM.format(""), values, alone=_CLAIM.format(", lazily => true"))
+        claim = Statement(f"SELECT {_BROUGHT} FROM {_CLAIM}", values, alone=f"SELECT {_BROUGHT} FROM {_CLAIM_ALONE}")
         return Operation([claim], heed=self._hold, late=self._give_back, sees="work")
 
     async def _brought_by(self, claim: Operation) -> Claimed:
@@ -181,6 +182,17 @@ class PostgresQueue:
             self._work.set(due)
         dead = [record([row[_DEAD][column] for column in COLUMNS]) for row in rows if row[_DEAD] is not None]
         return Claimed(items=_items(rows), dead=dead, expired=expired)
+
+    def _together(self, values: Sequence[object], claim: Operation) -> Operation:
+        """A put with a claim of what it brings: in one statement, which is much sooner done than two."""
+        ((_, more, _),) = claim.statements
+        return Operation([Statement(_PUT_AND_CLAIM, (*values, *more))], sees=claim.sees, carries=(claim, _apart))
+
+    @property
+    def _unlimited(self) -> bool:
+        """Whether claims wait for no other claim: else a put would, too."""
+        spec = self._settings.spec
+        return spec.concurrency is None and spec.rate is None and self._settings.group_by is None
 
     def _hold(self, found: Sequence[Rows]) -> None:
         """These are ours from now on."""
@@ -370,14 +382,22 @@ def _version(db: psycopg.Connection) -> int:
 _AGAIN = 5.0
 """Seconds until what could not be asked is asked again, if nothing is heard before."""
 
-_PUT = (
-    "SELECT * FROM supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[],"
-    " %s::text[], %s::text[], %s::boolean[])"
+_OFFER = (
+    "supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[], %s::text[], %s::text[],"
+    " %s::boolean[])"
 )
-_CLAIM = (
-    "SELECT id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead, expired, due"
-    " FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s{})"
+_PUT = f"SELECT * FROM {_OFFER}"
+_BROUGHT = "id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead, expired, due"
+_CLAIM = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s)"
+_CLAIM_ALONE = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s, lazily => true)"
+_NOTHING = (
+    "NULL::text, NULL::bigint, NULL::bytea, NULL::int, NULL::int, NULL::text, NULL::float8, NULL::float8, NULL::json,"
+    " NULL::bigint, NULL::float8"
 )
+"""In place of what a claim brought."""
+
+_PUT_AND_CLAIM = f"SELECT what, who, {_NOTHING} FROM {_OFFER} UNION ALL SELECT NULL, NULL, {_BROUGHT} FROM {_CLAIM}"
+
 _ITEM = ("id", "token", "payload", "attempt", "priority", "group", "put_at", "ready_at")
 """What the fields of an item are called, in this order."""
 
@@ -420,6 +440,11 @@ _COUNTS = """
     ) AS by_state ON true
     WHERE q.name = %s
 """
+
+
+def _apart(rows: Rows) -> tuple[Rows, Rows]:
+    """The rows of `_PUT_AND_CLAIM`, each kind by itself."""
+    return [row[:2] for row in rows if row[0] is not None], [row[2:] for row in rows if row[0] is None]
 
 
 def _items(rows: Rows) -> list[Item]:

@@ -154,7 +154,7 @@ class Operation:
     nobody waits for it, or no more.
     """
 
-    __slots__ = ("_awaited", "_heed", "_late", "_over", "error", "found", "sees", "statements", "wanted")
+    __slots__ = ("_awaited", "_carries", "_heed", "_late", "_over", "error", "found", "sees", "statements", "wanted")
 
     def __init__(
         self,
@@ -163,12 +163,15 @@ class Operation:
         heed: Callable[[list[Rows]], object] | None = None,
         late: Callable[[list[Rows]], object] | None = None,
         sees: str = "",
+        carries: tuple[Operation, Callable[[Rows], tuple[Rows, Rows]]] | None = None,
         awaited: bool = True,
     ) -> None:
         self.statements = statements
         self.sees = sees
         """It is done after what comes with it, and what this connection itself has notified until then is not handed on, where
         it is this: it has seen what that tells of."""
+        self._carries = carries
+        """Another one that is done by the same statement, and how to tell what each of them finds."""
         self.wanted = True
         """False: whoever asked has gone away. If it has not begun, it never will."""
         self.found: list[Rows] = []
@@ -191,15 +194,24 @@ class Operation:
 
     def abandon(self) -> None:
         """Nobody waits for it any more."""
-        self.wanted = self._awaited = False
+        self.wanted, self._awaited = self._carries is not None, False
         self._tell_late()
 
     def finish(self) -> None:
         """It is over."""
+        if self._carries is not None:
+            self._hand_over(*self._carries)
         self._over.set()
         if self._heed is not None and self._awaited and self.found:
             self._heed(self.found)
         self._tell_late()
+
+    def _hand_over(self, other: Operation, divide: Callable[[Rows], tuple[Rows, Rows]]) -> None:
+        if self.found:
+            mine, its = divide(self.found[0])
+            self.found, other.found = [mine], [its]
+        other.error = self.error and type(self.error)(*self.error.args)
+        other.finish()
 
     def _tell_late(self) -> None:
         if self._late is not None and not self._awaited and self.found:
@@ -420,7 +432,7 @@ def parameters(url: str) -> dict[str, Any]:
         return _DEFAULTS | psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:
         if unknown := unknown_parameter(url, [each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults()]):
-            raise QueueError(f"{unknown} (libpq has a list of them: \"parameter key words\")") from None
+            raise QueueError(f'{unknown} (libpq has a list of them: "parameter key words")') from None
         raise QueueError(
             "this is no URL of a PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for each"
             " character of the password that is no letter or digit"
