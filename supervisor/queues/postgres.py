@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,7 +27,7 @@ import trio
 
 from supervisor.queues import Place
 from supervisor.queues.lookout import Lookout
-from supervisor.queues.postgres_session import Operation, Rows, Session, Statement, parameters
+from supervisor.queues.postgres_session import LARGE, Operation, Rows, Session, Statement, parameters
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
@@ -132,9 +132,10 @@ class PostgresQueue:
         await trio.lowlevel.checkpoint_if_cancelled()
         values = (self.name, *map(list, zip(*rows, strict=True)))
         along = self._work.claim_along(self._operation) if self._unlimited else None
-        put = Operation([Statement(_PUT, values)]) if along is None else self._together(values, along)
+        size = sum(len(draft.payload) for draft in drafts)
+        put = Operation([Statement(_PUT, values)], size=size) if along is None else self._together(values, size, along)
         self._session.send(put)
-        (found,) = await self._session.result(put, size=sum(len(draft.payload) for draft in drafts))
+        (found,) = await self._session.result(put)
         if found[0][0] == "full":
             self._refused = len(drafts)
             raise QueueFull(f"queue {self.name} is full")
@@ -181,12 +182,30 @@ class PostgresQueue:
         if due is not None:
             self._work.set(due)
         dead = [record([row[_DEAD][column] for column in COLUMNS]) for row in rows if row[_DEAD] is not None]
-        return Claimed(items=_items(rows), dead=dead, expired=expired)
+        items = _items(rows)
+        if large := {row[0]: row[_SIZE] for row in rows if row[_SIZE] is not None}:
+            items = await self._filled(items, large)
+        return Claimed(items=items, dead=dead, expired=expired)
 
-    def _together(self, values: Sequence[object], claim: Operation) -> Operation:
+    async def _filled(self, items: Sequence[Item], large: Mapping[str, int]) -> list[Item]:
+        """With the payloads of those that are so large: it takes its time, in which nobody is locked out."""
+        filled = []
+        try:
+            for item in items:
+                if item.id in large:
+                    ((payload,),) = await self._ask(_PAYLOAD, item.id, item.token, size=large[item.id]) or [(b"null",)]
+                    item = msgspec.structs.replace(item, payload=payload)
+                filled.append(item)
+        except (trio.Cancelled, QueueError):
+            self._give_all_back(items)
+            raise
+        return filled
+
+    def _together(self, values: Sequence[object], size: int, claim: Operation) -> Operation:
         """A put with a claim of what it brings: in one statement, which is much sooner done than two."""
         ((_, more, _),) = claim.statements
-        return Operation([Statement(_PUT_AND_CLAIM, (*values, *more))], sees=claim.sees, carries=(claim, _apart))
+        claim.size = size
+        return Operation([Statement(_PUT_AND_CLAIM, (*values, *more))], size=size, sees=claim.sees, carries=(claim, _apart))
 
     @property
     def _unlimited(self) -> bool:
@@ -201,9 +220,12 @@ class PostgresQueue:
     def _give_back(self, found: Sequence[Rows]) -> None:
         """Nobody waits for these any more: others may have them."""
         if items := _items(found[0]):
-            self._forget((item.id, item.token) for item in items)
-            endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
-            self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
+            self._give_all_back(items)
+
+    def _give_all_back(self, items: Sequence[Item]) -> None:
+        self._forget((item.id, item.token) for item in items)
+        endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
+        self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
 
     async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
         if not self._looked:
@@ -387,12 +409,16 @@ _OFFER = (
     " %s::boolean[])"
 )
 _PUT = f"SELECT * FROM {_OFFER}"
-_BROUGHT = "id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead, expired, due"
+_BROUGHT = (
+    f"id, token, CASE WHEN octet_length(payload) <= {LARGE} THEN convert_to(payload, 'utf8') ELSE '' END, attempts, priority,"
+    f" in_group, put_at, ready_at, dead, CASE WHEN octet_length(payload) > {LARGE} THEN octet_length(payload) END, expired, due"
+)
+_PAYLOAD = "SELECT convert_to(payload, 'utf8') FROM supervisor.items WHERE queue = %s AND id = %s AND token = %s"
 _CLAIM = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s)"
 _CLAIM_ALONE = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s, lazily => true)"
 _NOTHING = (
     "NULL::text, NULL::bigint, NULL::bytea, NULL::int, NULL::int, NULL::text, NULL::float8, NULL::float8, NULL::json,"
-    " NULL::bigint, NULL::float8"
+    " NULL::int, NULL::bigint, NULL::float8"
 )
 """In place of what a claim brought."""
 
@@ -403,6 +429,9 @@ _ITEM = ("id", "token", "payload", "attempt", "priority", "group", "put_at", "re
 
 _DEAD = len(_ITEM)
 """The column of a claim's answer that has an item which is dead, and none of one that runs."""
+
+_SIZE = _DEAD + 1
+"""The one that has the size of a payload that is too large to come along."""
 
 _FINISH = "SELECT supervisor.finish(%s, %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])"
 _PROGRESS = (

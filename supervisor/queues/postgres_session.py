@@ -38,6 +38,12 @@ PATIENCE = 5.0
 PACE = 1_000_000
 """Bytes a second that a connection carries at least: large operations may take longer."""
 
+STATEMENT = 4.0
+"""Seconds that the server gives a statement: less than we do, so that nobody is locked out who waits for what we gave up."""
+
+LARGE = 1_000_000
+"""Bytes above which these limits are as much longer as that takes."""
+
 TOGETHER = 64
 """Operations in one transaction at most."""
 
@@ -56,9 +62,9 @@ _DEFAULTS = {
     "keepalives_count": 4,
 }
 
-_SETTINGS = """
+_SETTINGS = f"""
     SET default_transaction_isolation = 'read committed';  -- each statement of a function sees what others have done
-    SET statement_timeout = '4s';
+    SET statement_timeout = '{STATEMENT}s';
     SET lock_timeout = '1s';  -- an application that keeps a unique key in an open transaction
     SET idle_in_transaction_session_timeout = '5s';
     SET plan_cache_mode = force_generic_plan;  -- or they are made anew at each call, for the sake of how long an array is
@@ -103,9 +109,9 @@ class Session:
         Cancelled, or too late: it may happen all the same.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        operation = Operation(statements)
+        operation = Operation(statements, size=size)
         self.send(operation)
-        return await self.result(operation, size)
+        return await self.result(operation)
 
     def send(self, *operations: Operation) -> None:
         """Have these done, in one transaction if nothing goes wrong. Raises ClosedResourceError at the end."""
@@ -113,9 +119,9 @@ class Session:
             raise trio.ClosedResourceError(f"the queue in {self.where} is closed")
         self._put(*operations)
 
-    async def result(self, operation: Operation, size: int = 0) -> list[Rows]:
+    async def result(self, operation: Operation) -> list[Rows]:
         """What came of an operation that was sent: see `ask`."""
-        with trio.move_on_after(PATIENCE + size / PACE):
+        with trio.move_on_after(PATIENCE + operation.size / PACE):
             return await operation.wait()
         self._connection.cut()
         raise QueueUnavailable(f"{self.where} does not answer")
@@ -154,12 +160,13 @@ class Operation:
     nobody waits for it, or no more.
     """
 
-    __slots__ = ("_awaited", "_carries", "_heed", "_late", "_over", "error", "found", "sees", "statements", "wanted")
+    __slots__ = ("_awaited", "_carries", "_heed", "_late", "_over", "error", "found", "sees", "size", "statements", "wanted")
 
     def __init__(
         self,
         statements: Sequence[Statement],
         *,
+        size: int = 0,
         heed: Callable[[list[Rows]], object] | None = None,
         late: Callable[[list[Rows]], object] | None = None,
         sees: str = "",
@@ -167,6 +174,8 @@ class Operation:
         awaited: bool = True,
     ) -> None:
         self.statements = statements
+        self.size = size
+        """About how many bytes go over the line: large ones may take their time."""
         self.sees = sees
         """It is done after what comes with it, and what this connection itself has notified until then is not handed on, where
         it is this: it has seen what that tells of."""
@@ -335,11 +344,15 @@ class _Connection:
 
     def _do(self, db: psycopg.Connection, operations: Sequence[Operation]) -> None:
         """All in one transaction, in one round trip."""
-        if len(operations) == 1 and len(operations[0].statements) == 1:
+        size = sum(operation.size for operation in operations)
+        if len(operations) == 1 and len(operations[0].statements) == 1 and size <= LARGE:
             sql, values, alone = operations[0].statements[0]
             operations[0].found = [_rows(db.execute(alone or sql, values, binary=True))]
         else:
             with db.pipeline():
+                if size > LARGE:
+                    limit = round(1000 * (STATEMENT + size / PACE))
+                    db.execute("SELECT set_config('statement_timeout', %s, true)", [str(limit)])
                 cursors = [[db.execute(each.sql, each.values, binary=True) for each in it.statements] for it in operations]
             for operation, found in zip(operations, cursors, strict=True):
                 operation.found = [_rows(cursor) for cursor in found]

@@ -19,9 +19,9 @@ its time has come, or because the one before it of the same group is done; one t
 is cancelled leaves the middle, and a late worker is told by its token that it is late: a consumer group knows none of that.
 
 Nobody asks again and again. A claim that leaves nothing which may run leaves a mark, and whoever brings something then tells
-all; what the clock alone will bring, the claim has told. Where this process itself puts and waits for work, both go together: one
-call puts and claims. A daemon that was away asks at once for what it has missed: which of its
-items are lost, or to be cancelled; those of which it never heard, since the answer to its claim was lost, wait again.
+all; what the clock alone will bring, the claim has told. Where this process itself puts and waits for work, one call does both.
+A daemon that was away asks at once for what it has missed: which of its items are lost, or to be cancelled; those of which it
+never heard, since the answer to its claim was lost, wait again.
 
 How safe an item is depends on the server: by default Redis writes its data down now and then. `appendonly yes` is what one
 wants; what is missing is said once.
