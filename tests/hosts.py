@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -154,7 +155,8 @@ class Host:
         while True:
             async with running(self.directory, program=self.program) as self.daemon:
                 self.up.set()
-                await self.daemon.process.wait()
+                code = await self.daemon.process.wait()
+                assert code == -signal.SIGKILL, f"nobody has killed it, and it has ended with {code}"
                 self._is_down()
                 self.past += self.daemon.log
 

@@ -325,11 +325,11 @@ async def test_what_a_host_has_that_is_cut_off_is_taken_over_and_it_learns_that_
 
 
 @asynccontextmanager
-async def skewed(url: str, hours: float, **spec: Any) -> AsyncIterator[Engine]:
+async def skewed(url: str, hours: float = 0, name: str = "skewed", **spec: Any) -> AsyncIterator[Engine]:
     """The queue, as one has it whose clock is so many hours ahead."""
     place = Place(directory=Path(), now=lambda: wall_now() + 3600 * hours, listen=lambda notice: None, warn=print)
     settings = Settings(spec=QueueSpec(backend=url, **spec))
-    async with scheme_of(url).open("skewed", settings, place) as engine:
+    async with scheme_of(url).open(name, settings, place) as engine:
         yield engine
 
 
@@ -437,14 +437,45 @@ async def test_an_item_that_kills_its_daemon_each_time_is_dead_in_the_end_and_sa
         await daemon("submit", "q", '"good"', "--keep", "--result")
 
 
+LENGTH = "def length(item):\n    return len(item)\n"
+
+
 @pytest.mark.long
 async def test_fifty_megabytes_go_through_submit_and_come_to_the_function(log):
     host = Host(log, "a", file("sqlite", 'call = "large:length"'))
-    (host.directory / "large.py").write_text("def length(item):\n    return len(item)\n")
+    (host.directory / "large.py").write_text(LENGTH)
     (host.directory / "large.json").write_text(json.dumps("x" * (50 << 20)))
     async with alive(host):
         await host.daemon("submit", "q", "@large.json", "--id", "large")
         assert "52428800" in await host.daemon("queue", "wait", "large")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["thread", "process"])
+async def test_fifty_megabytes_go_through_a_server_and_come_to_the_function(server, log, kind):
+    host = Host(log, "a", file(server.url, f'call = "large:length"\nkind = "{kind}"'))
+    (host.directory / "large.py").write_text(LENGTH)
+    async with alive(host):
+        (record,) = await all_end(server.url, await put(server.url, "x" * (50 << 20)))
+    assert (record.result, record.attempts) == (b"52428800", 1)
+
+
+@pytest.mark.parametrize("server", REDIS, indirect=True)
+@pytest.mark.parametrize("job", ['call = "items:work"', 'call = "items:compute"\nkind = "process"'], ids=["async", "process"])
+async def test_what_somebody_else_has_put_that_is_no_json_is_dead_and_kills_nobody(server, log, job):
+    """Not each program that puts is one of ours."""
+    bad = {"deep": b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "cut": b'{"a":', "empty": b"", "infinite": b"1e999"}
+    host = Host(log, "a", file(server.url, job))
+    async with alive(host):
+        async with skewed(server.url, name="q") as queue:
+            await queue.put([Draft(id=id, payload=payload) for id, payload in bad.items()])
+            await queue.put([Draft(id="good", payload=b"1", keep=True)])
+        for id in bad:
+            assert (await host.daemon.said("item_dead", item=id))["attempt"] == 1
+        (record,) = await all_end(server.url, ["good"])
+        assert record.state is State.DONE
+        assert host.daemon.process.returncode is None
+    assert log.items("end") == {"1"}
 
 
 async def test_what_is_no_json_is_refused_by_submit_and_kills_nobody(log):
