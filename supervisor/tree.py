@@ -37,6 +37,7 @@ from supervisor.last_runs import LastRuns
 from supervisor.nodes import (
     COMMANDS,
     Alarm,
+    Checks,
     JobNode,
     Limits,
     Node,
@@ -120,6 +121,8 @@ class Supervisor:
         self._watching = Watching(lambda job, burst: self._due(job, str(burst)), self._warn)
         self._scales = Scales(resources.children, self._child_of, self._due)
         self._ticking = Ticking(self)
+        self._checks = Checks(self)
+        self.queues.check = self._checks.check
         self.limits = Limits(self)
         self.limits.apply(config)
         self._one_offs = 0
@@ -545,6 +548,7 @@ class Supervisor:
         outputs = (job.output for job in jobs.values() if job.output.startswith("/"))
         apart = (str(config.state_dir), *((config.log.file,) if config.log.file else ()), *dict.fromkeys(outputs))
         self._ticking.apply(config.jobs)
+        self._checks.apply(config.jobs)
         self._watching.watch({name: job.watch for name, job in config.jobs.items() if job.watch}, config.base, apart)
 
     def _look(self, schedule: Schedule) -> None:

@@ -49,7 +49,7 @@ class Moody:
         await self._asked("claim", (limit, tuple(order), attempts))
         return await self._queue.claim(limit, owner=owner, attempts=attempts, order=order)
 
-    async def wait_for_work(self) -> None:
+    async def wait_for_work(self, demand: object = None) -> None:
         await self._asked("wait_for_work", None)
         await self._queue.wait_for_work()
 

@@ -221,12 +221,12 @@ async def test_a_root_that_gives_up_ends_the_daemon_with_1(tmp_path):
 
 
 SABOTAGE = """
-import supervisor.events
+import supervisor.events.journal
 
 async def job():
     def apply(table, event):
         raise RuntimeError("a fault of ours")
-    supervisor.events.apply = apply
+    supervisor.events.journal.apply = apply
 """
 
 

@@ -15,7 +15,7 @@ from control_serving import peer, serving
 from test_cli import ENVIRON, SUPERVISOR, run
 
 from supervisor.client import AsyncClient, Client, ControlError
-from supervisor.control import server
+from supervisor.control import connection
 from supervisor.control.client import chunks
 from supervisor.control.messages import ItemStatus, QueueStatus
 from supervisor.queues import QUEUES as QUEUE_ENGINES
@@ -164,7 +164,7 @@ async def test_a_payload_of_50_megabytes_goes_through_and_the_daemon_is_well(tmp
 
 
 async def test_only_a_submit_may_be_that_long_and_it_has_an_end_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "MAX_SUBMIT", 3 << 20)
+    monkeypatch.setattr(connection, "MAX_SUBMIT", 3 << 20)
     async with queueing(tmp_path) as (_, path), peer(path) as client:
         text = b"x" * (2 << 20)
         await client.send(b'{"jsonrpc":"2.0","id":1,"method":"status","params":{"names":["' + text + b'"]}}\n')

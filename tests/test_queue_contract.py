@@ -576,6 +576,29 @@ async def test_keys_within_one_put(backend):
         assert (await queue.counts()).waiting == 2
 
 
+async def test_what_replaces_another_stands_where_that_stood(backend):
+    async with backend.open(unique=unique("running", "replace"), group_by="g") as queue:
+        first, second, third, last = *drafts(3, key="k", group="a"), draft(key="k", group="a")
+        other, slow = draft(group="a"), draft(priority=2)
+        assert await put(queue, first, other, second) == ["stored", "stored", "replaced"]
+        assert await put(queue, slow, third) == ["stored", "replaced"]
+        assert ids(await queue.peek(State.WAITING, 10)) == ids([third, other, slow])
+        assert ids(await claim(queue, 1)) == [third.id]
+        assert await put(queue, last) == ["rejected"]
+
+
+async def test_what_replaces_another_has_its_own_priority_and_time(backend):
+    async with backend.open(unique=unique("queued", "replace")) as queue:
+        often, late, other = draft(key="often"), draft(key="late"), draft()
+        assert await put(queue, often, late, other) == ["stored"] * 3
+        urgent, later = draft(key="often", priority=2), draft(key="late", delay=LONG)
+        assert await put(queue, urgent, later) == ["replaced"] * 2
+        assert ids(await queue.peek(State.WAITING, 10)) == ids([other, urgent, later])
+        now_again = draft(key="late")  # which waited for its time until now
+        assert await put(queue, now_again) == ["replaced"]
+        assert ids(await claim(queue)) == ids([other, now_again, urgent])
+
+
 async def test_who_is_one_with_another_may_wait_for_its_end_too(backend):
     async with backend.open(unique=unique("running", "merge")) as queue:
         known, merged, first = draft(), draft(key="k"), draft(key="new")
@@ -865,6 +888,24 @@ async def test_who_waits_for_an_end_is_told(backend):
         for item, how in zip(await claim(queue), ("done", "dead", "cancelled"), strict=True):
             await finish(queue, item, how)
             await ear.wait_for("ended", item.id)
+
+
+async def test_who_comes_later_to_wait_for_an_end_is_told_too(backend):
+    ear = Ear()
+    async with backend.open(listen=ear) as queue:
+        waits, runs, unknown = drafts(3)
+        await queue.put([runs])
+        (item,) = await claim(queue)
+        await queue.put([waits])
+        assert await queue.show(unknown.id, keep=True) is None
+        for each, state in ((waits, State.WAITING), (runs, State.RUNNING)):
+            for _ in range(2):
+                assert (await queue.show(each.id, keep=True)).state is state
+        assert (await queue.counts()).waiting == 1
+        for each in (item, *await claim(queue)):
+            assert await finish(queue, each, "done")
+            await ear.wait_for("ended", each.id)
+            assert (await queue.show(each.id, keep=True)).state is State.DONE
 
 
 async def test_who_waits_for_the_end_of_what_is_replaced_is_told(backend):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ import pytest
 import trio
 from hypothesis import strategies as st
 
-from supervisor.queues import Place, sqlite_rows
+from supervisor.queues import Place, sqlite_claim, sqlite_finish, sqlite_people, sqlite_put
 from supervisor.queues.protocol import (
     BadItem,
+    Demand,
     Draft,
     Ending,
     Engine,
@@ -39,6 +40,8 @@ from supervisor.queues.protocol import (
 from supervisor.queues.spec import QueueSpec, UniqueSpec
 from supervisor.queues.sql import WORKER_LOST
 from supervisor.queues.sqlite import open as open_queue
+from supervisor.queues.sqlite_rows import Rows
+from supervisor.queues.sqlite_schema import SCHEMA
 from supervisor.spec import Rate, Seconds
 from supervisor.store import network_file_system
 from supervisor.wall import WallClock
@@ -253,7 +256,7 @@ async def test_fifty_megabytes_go_in_and_out(opened, tmp_path):
 
 
 async def test_a_claim_takes_no_more_than_memory_can_hold(opened, monkeypatch):
-    monkeypatch.setattr(sqlite_rows, "AT_ONCE", 1000)
+    monkeypatch.setattr(sqlite_claim, "AT_ONCE", 1000)
     async with opened() as queue:
         await queue.put([*drafts(3, payload=b'"%s"' % (b"x" * 398)), *drafts(1, payload=b'"%s"' % (b"x" * 5000)), *drafts(1)])
         assert [len(await claim(queue)) for _ in range(4)] == [3, 1, 1, 0]
@@ -353,7 +356,7 @@ def filled(path: Path, rows: int) -> Told:
     """A file with so many items of each state, of three priorities, some of groups."""
     db = sqlite3.connect(path, isolation_level=None, factory=Told)
     db.statements = set()
-    db.executescript(";".join(sqlite_rows.SCHEMA))
+    db.executescript(";".join(SCHEMA))
     db.executescript(f"""
         BEGIN;
         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {rows})
@@ -378,36 +381,42 @@ STEPS_OF_PLANS = re.compile(
 """What a plan may consist of: nothing goes through all items, or sorts them."""
 
 
-def use_all(rows: sqlite_rows.Rows) -> None:
+def demand(limit: int, order: Sequence[int] = (), attempts: int = 5) -> Demand:
+    return Demand(limit=limit, owner="tests", attempts=attempts, order=order)
+
+
+def use_all(rows: Rows) -> None:
     """Each operation there is."""
-    rows.begin()
-    rows.declare()
-    rows.declared()
-    rows.put([*drafts(2), *drafts(2, key="k", group="g", delay=1.0, expire=5.0, keep=True)])
-    claimed, _ = rows.claim(30, "tests", 5, [2])
-    rows.claim(1, "tests", 0, ())
-    rows.due()
-    rows.is_full()
-    rows.progress(claimed.items[0], 1, 2)
+    sqlite_people.begin(rows)
+    sqlite_people.declare(rows)
+    sqlite_people.declared(rows)
+    sqlite_put.put(rows, [*drafts(2), *drafts(2, key="k", group="g", delay=1.0, expire=5.0, keep=True)])
+    claimed = sqlite_claim.claim(rows, demand(30, [2])).claimed
+    sqlite_claim.claim(rows, demand(1, attempts=0))
+    sqlite_claim.due(rows)
+    sqlite_put.is_full(rows)
+    sqlite_finish.progress(rows, claimed.items[0], 1, 2)
     hows = ("done", "retry", "dead", "back")
-    rows.finish([Ending(id=item.id, token=item.token, how=hows[n % 4]) for n, item in enumerate(claimed.items[:20])])
-    rows.cancel(claimed.items[21].id)
-    rows.cancel("waiting30000")
-    rows.counts()
-    rows.show("dead5")
-    rows.requeue(["dead5"])
-    rows.requeue_some(1e9)
-    rows.pause(False)
+    sqlite_finish.finish(
+        rows, [Ending(id=item.id, token=item.token, how=hows[n % 4]) for n, item in enumerate(claimed.items[:20])]
+    )
+    sqlite_people.cancel(rows, claimed.items[21].id)
+    sqlite_people.cancel(rows, "waiting30000")
+    sqlite_people.counts(rows)
+    sqlite_people.show(rows, "dead5")
+    sqlite_people.requeue(rows, ["dead5"])
+    sqlite_people.requeue_some(rows, 1e9)
+    sqlite_people.pause(rows, False)
     for state in State:
-        rows.peek(state, 10)
+        sqlite_people.peek(rows, state, 10)
     for state in (State.DEAD, State.WAITING, State.DONE):
-        rows.purge_some(state, 1e9)
+        sqlite_people.purge_some(rows, state, 1e9)
 
 
 def test_no_statement_goes_through_all_items(tmp_path):
     with closing(filled(tmp_path / "queues.db", 100)) as db:
         spec = QueueSpec(size=10**9, rate=Rate(1000), concurrency=1000, unique=UniqueSpec(lifetime="queued"))
-        use_all(sqlite_rows.Rows(db, "q", Settings(spec=spec), 1e6))
+        use_all(Rows(db, "q", Settings(spec=spec), 1e6))
         statements, plans = sorted(db.statements), {}
         for statement in statements:
             named = dict.fromkeys(re.findall(r":(\w+)", statement))
@@ -418,7 +427,7 @@ def test_no_statement_goes_through_all_items(tmp_path):
         for statement, plan in plans.items()
         for step in plan
         if not (STEPS_OF_PLANS.match(step) or any(word in statement for word in FOR_PEOPLE))
-        if statement not in sqlite_rows._PEEK.values() or step != "USE TEMP B-TREE FOR ORDER BY" or plan.count(step) > 1
+        if statement not in sqlite_people._PEEK.values() or step != "USE TEMP B-TREE FOR ORDER BY" or plan.count(step) > 1
     }
     assert slow == {}
 
@@ -427,7 +436,7 @@ def test_no_statement_goes_through_all_items(tmp_path):
 @pytest.mark.limit(600)
 def test_a_million_of_each_state_make_nothing_slow(tmp_path):
     with closing(filled(tmp_path / "queues.db", 1_000_000)) as db:
-        rows = sqlite_rows.Rows(db, "q", Settings(spec=QueueSpec(size=10**9)), 2e6)
+        rows = Rows(db, "q", Settings(spec=QueueSpec(size=10**9)), 2e6)
         took: Counter[str] = Counter()
 
         def timed(name: str, operation, *arguments) -> Any:
@@ -436,15 +445,17 @@ def test_a_million_of_each_state_make_nothing_slow(tmp_path):
             took[name] = time.thread_time() - began
             return result
 
-        timed("put", rows.put, drafts(250))
-        claimed, _ = timed("claim", rows.claim, 250, "tests", 5, ())
-        timed("finish", rows.finish, [Ending(id=item.id, token=item.token, how="done") for item in claimed.items])
-        timed("due", rows.due)
-        timed("show", rows.show, "dead5")
-        timed("purge", rows.purge_some, State.DEAD, 1e9)
-        timed("peek dead", rows.peek, State.DEAD, 100)
-        timed("counts", rows.counts)
-        timed("peek", rows.peek, State.WAITING, 100)
+        timed("put", sqlite_put.put, rows, drafts(250))
+        claimed = timed("claim", sqlite_claim.claim, rows, demand(250)).claimed
+        timed(
+            "finish", sqlite_finish.finish, rows, [Ending(id=item.id, token=item.token, how="done") for item in claimed.items]
+        )
+        timed("due", sqlite_claim.due, rows)
+        timed("show", sqlite_people.show, rows, "dead5")
+        timed("purge", sqlite_people.purge_some, rows, State.DEAD, 1e9)
+        timed("peek dead", sqlite_people.peek, rows, State.DEAD, 100)
+        timed("counts", sqlite_people.counts, rows)
+        timed("peek", sqlite_people.peek, rows, State.WAITING, 100)
     print(dict(took))
     assert all(seconds < 0.1 for name, seconds in took.items() if name not in ("counts", "peek"))
     assert took["counts"] < 5 and took["peek"] < 5

@@ -8,6 +8,7 @@
     fence        the boundary round foreign code
     attempts     the policies round a run: its attempts, and what is between them
     pool         what a worker of a queue job does with its items
+    checks       whether those who handle a queue take an item, before it is put
     limits       what limits the runs of jobs, and outlives them
     oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness, and what follows
@@ -31,6 +32,7 @@ readiness waits are tasks of their own that report back through the inbox, and t
 from __future__ import annotations
 
 from supervisor.nodes.alarm import Alarm
+from supervisor.nodes.checks import Checks
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.limits import Limits
@@ -46,6 +48,7 @@ from supervisor.nodes.workers import WorkersNode, scale
 __all__ = [
     "COMMANDS",
     "Alarm",
+    "Checks",
     "JobNode",
     "Limits",
     "Node",

@@ -19,7 +19,8 @@ import trio
 
 from supervisor import events
 from supervisor.queues.leases import AWAY, Leases
-from supervisor.queues.protocol import Claimed, Counts, Ending, Engine, Item, Notice, QueueError, Record, Settings
+from supervisor.queues.protocol import Claimed, Counts, Demand, Ending, Engine, Item, Notice, QueueError, Record, Settings
+from supervisor.queues.reports import Reports
 from supervisor.queues.seat import Call, Crew, Cut, Seat, Tally, Whose, back
 from supervisor.queues.stock import Stock
 from supervisor.restart import Delays
@@ -37,8 +38,6 @@ BULK = 1000
 
 TELL_EVERY = 1.0
 """Seconds between two reports of how many items were handled."""
-
-NOTHING = Claimed()
 
 
 class Desk:
@@ -59,6 +58,7 @@ class Desk:
         """What the engine does not do at the moment, and why; empty while all is well."""
         self.tallies: dict[str, Tally] = {}
         """By job."""
+        self.reports = Reports(engine.name, journal)
         self._owner = owner
         self._journal = journal
         self._now = now
@@ -67,10 +67,14 @@ class Desk:
         self._crews: dict[str, Crew] = {}
         """By job: those who are told when its workers take items, and wait for them."""
         self._paused: set[str] = set()
+        self.held: bool | None = None
+        """Whether somebody has paused the queue, for all who share it; None: not known, or not known any more."""
         self._called = trio.Event()
         """Whether there may be something to claim for."""
         self._ahead_for = 0
         """Items that are claimed ahead are dead after so many attempts."""
+        self._asked: Demand
+        """What was claimed last, or is being claimed."""
         self._claiming = False
         self._cancelled_early: set[str] = set()
         """Items that were cancelled while a claim was under way that may bring them."""
@@ -207,37 +211,57 @@ class Desk:
         elif notice.what == "lost" and (item := self._item(notice.id)) is not None:
             self.leases.drop(item.id, item.token)
             self._lose(item, "its lease was lost")
-        elif notice.what == "paused":
+        elif notice.what in ("paused", "resumed"):
+            self._hold(notice.what == "paused")
+
+    def _hold(self, held: bool) -> None:
+        """The queue is paused, or is not."""
+        self.held = held
+        if held:
             self.stock.shrink()
+        for seat in self.seats:
+            self._show(seat)
 
     # ---- claiming ----
 
     async def claim_for_all(self) -> None:
         """Claim for whoever is free, for ever."""
         while True:
-            limit, attempts = await self._demand()
-            claimed = await self._patiently("claim", partial(self._claim, limit, attempts), self._is_wanted) or NOTHING
-            for record in claimed.dead:
-                self._bury(record)
-            if claimed.expired:
-                self._journal.emit(events.ItemsExpired, queue=self.name, count=claimed.expired)
-            if claimed.items:
-                self._hand_out(claimed.items, attempts)
-            elif not claimed.dead:
-                await self._patiently("claim", self.engine.wait_for_work, self._is_wanted)
+            demand = await self._wanted()
+            claimed = await self._patiently("claim", partial(self._claim, demand), self._is_wanted)
+            while claimed is not None:
+                self._take(claimed)
+                more = claimed.dead or len(claimed.items) >= self._asked.limit
+                claimed = None if more else await self._patiently("claim", self._wait_for_work, self._is_wanted)
 
-    async def _demand(self) -> tuple[int, int]:
-        """Wait until a claim is to be made: for so many items, which are dead after so many attempts."""
-        while True:
-            free = [seat for seat in self._waiting if not self.paused(seat)] if self._paused else list(self._waiting)
-            if (free or self.stock.low) and self.unsaved < MOST_UNSAVED:
-                attempts = free[0].attempts if free else self._ahead_for
-                wants = sum(seat.wants for seat in free if seat.attempts == attempts)
-                if (limit := wants + max(self._ahead(attempts) - len(self.stock.items), 0)) > 0:
-                    return self._one_turn(min(limit, BULK)), attempts
+    def _take(self, claimed: Claimed) -> None:
+        for record in claimed.dead:
+            self._bury(record)
+        if claimed.expired:
+            self.reports.expired(claimed.expired)
+            self._news.set()
+        if claimed.items:
+            self._hand_out(claimed.items, self._asked.attempts)
+
+    async def _wanted(self) -> Demand:
+        """Wait until a claim is to be made, and say which."""
+        while (demand := self._demand()) is None:
             self.look_whether_idle()
             self._called = trio.Event()
             await self._called.wait()
+        return demand
+
+    def _demand(self) -> Demand | None:
+        """The claim that is to be made now, for those who are free, and for what is to be had ahead."""
+        free = [seat for seat in self._waiting if not self.paused(seat)] if self._paused else list(self._waiting)
+        if not (free or self.stock.low) or self.unsaved >= MOST_UNSAVED:
+            return None
+        attempts = free[0].attempts if free else self._ahead_for
+        wants = sum(seat.wants for seat in free if seat.attempts == attempts)
+        limit = wants + max(self._ahead(attempts) - len(self.stock.items), 0)
+        if limit <= 0:
+            return None
+        return Demand(limit=self._one_turn(min(limit, BULK)), owner=self._owner, attempts=attempts, order=self._order())
 
     def _ahead(self, attempts: int) -> int:
         """How many items are to be claimed ahead. None where that would be felt: what is held here counts as running, and
@@ -255,11 +279,27 @@ class Desk:
         """Whether it is worth asking the engine again."""
         return bool(self._waiting)
 
-    async def _claim(self, limit: int, attempts: int) -> Claimed:
-        self._claiming, self._asked_at = True, trio.current_time()
-        self._cancelled_early.clear()
+    async def _claim(self, demand: Demand) -> Claimed:
+        with self._may_bring_items():
+            self._asks(demand)
+            return await self.engine.claim(demand.limit, owner=demand.owner, attempts=demand.attempts, order=demand.order)
+
+    async def _wait_for_work(self) -> Claimed | None:
+        """Wait until another claim may bring something; what it has brought, where the engine has made it itself."""
+        with self._may_bring_items():
+            return await self.engine.wait_for_work(lambda: self._asks(self._demand()))
+
+    def _asks(self, demand: Demand | None) -> Demand | None:
+        """Note what is being claimed from now on."""
+        if demand is not None:
+            self._asked, self._claiming, self._asked_at = demand, True, trio.current_time()
+            self._cancelled_early.clear()
+        return demand
+
+    @contextmanager
+    def _may_bring_items(self) -> Iterator[None]:
         try:
-            return await self.engine.claim(limit, owner=self._owner, attempts=attempts, order=self._order())
+            yield
         finally:
             self._claiming = False
             self.look_whether_idle()  # who waits looks again when what was claimed is handed out, or given back
@@ -319,9 +359,8 @@ class Desk:
         """An item has used up its attempts without anybody hearing of its end."""
         reason = record.error or "its worker died each time"
         cause = f"item {record.id} is dead: it has been claimed {record.attempts} times, the last one: {reason}"
-        self._journal.emit(
-            events.ItemDead, queue=self.name, item=record.id, attempt=record.attempts, reason=reason, cause=cause
-        )
+        self.reports.tell(events.ItemDead, record.id, cause, attempt=record.attempts, reason=reason)
+        self._news.set()
 
     # ---- storing what became of items ----
 
@@ -392,7 +431,8 @@ class Desk:
         self.stock.remove(item.id)
 
     def _tell_lost(self, id: str, why: str) -> None:
-        self._journal.emit(events.ItemLost, queue=self.name, item=id, cause=f"item {id}: {why}")
+        self.reports.tell(events.ItemLost, id, f"item {id}: {why}")
+        self._news.set()
 
     # ---- what is in hand ----
 
@@ -456,7 +496,8 @@ class Desk:
     def _is_well(self, what: str) -> None:
         if self.trouble.pop(what, None) is not None and not self.trouble:
             self._journal.emit(events.QueueRecovered, queue=self.name, cause=f"queue {self.name} answers again")
-            self._missed = self.engine.shared
+            if self.engine.shared:
+                self._missed, self.held = True, None
             self._news.set()
             self._show_all(None)
 
@@ -473,7 +514,7 @@ class Desk:
         jobs = dict.fromkeys(split_name(seat.who.job)[0] for seat in self.seats)
         for seat in self.seats:
             if seat.who.job not in jobs:
-                self._show(seat, self._doing(seat))
+                self._show(seat)
             else:
                 seat.shown = self._trouble
         for job in jobs:
@@ -484,23 +525,23 @@ class Desk:
         """Have the workers of a job, or the one of this name, say what they do now."""
         for seat in self.seats:
             if name in (seat.who.job, split_name(seat.who.job)[0]):
-                self._show(seat, self._doing(seat))
+                self._show(seat)
 
-    def _doing(self, seat: Seat) -> str:
+    def _doing(self, seat: Seat) -> tuple[str, Why]:
         """What a worker does, or what keeps it from it."""
         if self.trouble:
-            return self._trouble
+            return self._trouble, Why.DEGRADED
+        if not seat.calls and (self.held or self.paused(seat)):
+            return "paused" if self.paused(seat) else "the queue is paused", Why.PAUSED
         if seat.note:
-            return seat.note
+            return seat.note, Why.PLAIN
         item = next((call.items[0].id for call in seat.calls), None)
-        if item is not None:
-            return f"handles {item}"
-        return "paused" if self.paused(seat) else "idle"
+        return "idle" if item is None else f"handles {item}", Why.PLAIN
 
-    def _show(self, seat: Seat, text: str) -> None:
+    def _show(self, seat: Seat) -> None:
+        text, why = self._doing(seat)
         if seat.shown != text:
             seat.shown = text
-            why = Why.DEGRADED if self.trouble else Why.PAUSED if self.paused(seat) and not seat.calls else Why.PLAIN
             self._say(seat.who.job, text, why, None)
 
     def _say(self, name: str, cause: str, why: Why, next_at: str | None) -> None:
@@ -515,14 +556,15 @@ class Desk:
             self._news = trio.Event()
             await trio.sleep(TELL_EVERY)
             self.tell_counts()
+            self.reports.tell_rest()
             with suppress(QueueError):  # which is said elsewhere
                 await self._store_progress()
-                await self._look_for_cancels()
-            doing = {seat: self._doing(seat) for seat in self.seats}
+                await self._catch_up()
+            doing = {seat: self._doing(seat)[0] for seat in self.seats}
             for seat, text in doing.items():
                 if text != seat.shown:
                     if before.get(seat) == text or not seat.calls or self.trouble:
-                        self._show(seat, text)
+                        self._show(seat)
                     else:
                         self._news.set()  # it has just begun: most are over before anybody could read of them
             before = doing
@@ -532,8 +574,12 @@ class Desk:
             (done, total), call.progress = call.progress or (0, None), None
             await self.engine.progress(call.items[0], done, total)
 
-    async def _look_for_cancels(self) -> None:
-        """Look whether something was cancelled while nobody could tell us."""
+    async def _catch_up(self) -> None:
+        """Look what has happened while nobody could tell us: whether the queue was paused, and items were cancelled."""
+        if self.held is None:
+            paused = (await self.engine.counts()).paused
+            if self.held is None:  # else we have been told meanwhile, and that is newer
+                self._hold(paused)
         if not self._missed:
             return
         for item in [*self.stock.items, *(item for seat in self.seats for call in seat.calls for item in call.items)]:
@@ -574,4 +620,5 @@ async def open_desk(
         yield desk
         await desk.settle(patience)
         desk.tell_counts()
+        desk.reports.tell_rest()
         nursery.cancel_scope.cancel(reason="the desk is closed")

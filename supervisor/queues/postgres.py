@@ -26,15 +26,18 @@ import psycopg
 import trio
 
 from supervisor.queues import Place
-from supervisor.queues.postgres_session import Rows, Session, Statement
+from supervisor.queues.lookout import Lookout
+from supervisor.queues.postgres_session import Operation, Rows, Session, Statement
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
+    Demand,
     Draft,
     Ending,
     Engine,
     Item,
     Notice,
+    QueueError,
     QueueFull,
     QueueUnavailable,
     Receipt,
@@ -82,7 +85,9 @@ class PostgresQueue:
         self._session = Session(settings.spec.backend, prepare=self._prepare, heard=self._heard, connected=self._look_again)
         self._held: dict[str, int] = {}
         """The token of each item that was claimed here and is not known to be over."""
-        self._work = trio.Event()
+        self._work = Lookout[Operation](Operation.abandon)
+        self._looked = False
+        """Whether it is known when a claim may bring something: since the last claim, nobody was woken yet."""
         self._room = trio.Event()
         self._refused = 1
         """How many drafts did not fit last time."""
@@ -115,7 +120,11 @@ class PostgresQueue:
         rows = [
             (d.id, d.payload.decode(), d.priority, d.delay, d.at, d.expire, d.key, d.group, d.keep) for d in drafts
         ]  # fmt: skip
-        found = await self._ask(_PUT, *map(list, zip(*rows, strict=True)), size=sum(len(draft.payload) for draft in drafts))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        put = Operation([Statement(_PUT, (self.name, *map(list, zip(*rows, strict=True))))])
+        along = self._work.claim_along(self._operation)
+        self._session.send(put, *([along] if along else ()))
+        (found,) = await self._session.result(put, size=sum(len(draft.payload) for draft in drafts))
         if found[0][0] == "full":
             self._refused = len(drafts)
             raise QueueFull(f"queue {self.name} is full")
@@ -125,57 +134,89 @@ class PostgresQueue:
         needed = self._refused
         while True:
             self._room = room = self._room if not self._room.is_set() else trio.Event()
-            longest = _AGAIN
+            longest: float | None = _AGAIN
             with suppress(QueueUnavailable):
-                if await self._do("want_room(%s, %s)", needed):
-                    return
-                longest = math.inf
-            with trio.move_on_after(longest):
+                longest = await self._do("want_room(%s, %s)", needed)
+            if longest == 0:
+                return
+            with trio.move_on_after(math.inf if longest is None else longest):
                 await room.wait()
 
     # ---- workers ----
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
-        tidy = Statement("SELECT supervisor.tidy(%s, %s, %s)", (self.name, limit, WORKER_LOST))
-        claim = Statement(_CLAIM, (self.name, limit, owner, attempts, list(order), NO_ATTEMPT_LEFT))
-        found = self._claimed(await self._session.ask(tidy, claim, late=self._claimed_late))
-        self._held.update((item.id, item.token) for item in found.items)
-        return found
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._work.clear()
+        claim = self._operation(Demand(limit=limit, owner=owner, attempts=attempts, order=order))
+        self._session.send(claim)
+        return await self._brought_by(claim)
 
-    def _claimed(self, found: Sequence[Rows]) -> Claimed:
-        (((expired,),), rows) = found
-        items = [Item(**dict(zip(_ITEM, row, strict=False))) for row in rows if row[-1] is None]
-        dead = [record([row[-1][column] for column in COLUMNS]) for row in rows if row[-1] is not None]
-        return Claimed(items=items, dead=dead, expired=expired)
+    def _operation(self, demand: Demand) -> Operation:
+        """A claim that is still to be made."""
+        self._looked = True
+        values = (
+            self.name, demand.limit, demand.owner, demand.attempts, list(demand.order), WORKER_LOST, NO_ATTEMPT_LEFT,
+        )  # fmt: skip
+        claim = Statement(_CLAIM.format(""), values, alone=_CLAIM.format(", lazily => true"))
+        return Operation([claim], heed=self._hold, late=self._give_back, sees="work")
 
-    def _claimed_late(self, found: Sequence[Rows]) -> None:
+    async def _brought_by(self, claim: Operation) -> Claimed:
+        """What a claim brings."""
+        try:
+            ((*rows, last),) = await self._session.result(claim)
+        except (trio.Cancelled, QueueError):
+            self._work.set()
+            raise
+        expired, due = last[-2:]
+        if due is not None:
+            self._work.set(due)
+        dead = [record([row[_DEAD][column] for column in COLUMNS]) for row in rows if row[_DEAD] is not None]
+        return Claimed(items=_items(rows), dead=dead, expired=expired)
+
+    def _hold(self, found: Sequence[Rows]) -> None:
+        """These are ours from now on."""
+        self._held.update((item.id, item.token) for item in _items(found[0]))
+
+    def _give_back(self, found: Sequence[Rows]) -> None:
         """Nobody waits for these any more: others may have them."""
-        if items := self._claimed(found).items:
+        if items := _items(found[0]):
+            self._forget((item.id, item.token) for item in items)
             endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
             self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
 
-    async def wait_for_work(self) -> None:
-        while True:
-            self._work = work = self._work if not self._work.is_set() else trio.Event()
-            due, asked = _AGAIN, False
+    async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
+        if not self._looked:
+            await self._look()
+        while (claim := await self._work.wait(demand)) is not None:
+            claimed = await self._brought_by(claim)
+            if claimed.items or claimed.dead or claimed.expired:
+                return claimed
+        self._looked = False
+        return None
+
+    async def _look(self) -> None:
+        """Find out when a claim may bring something."""
+        self._looked = True
+        self._work.clear()
+        due: float | None = _AGAIN
+        try:
             with suppress(QueueUnavailable):
-                due, asked = await self._do("due(%s)"), True
-            with trio.move_on_after(math.inf if due is None else due):
-                await work.wait()
-            if asked or work.is_set():
-                return
+                due = await self._do("due(%s)")
+        finally:
+            if due is not None:
+                self._work.set(due)
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         ids, tokens = [item.id for item in items], [item.token for item in items]
-        found = {token for (token,) in await self._ask("SELECT supervisor.renew(%s, %s::text[], %s::bigint[])", ids, tokens)}
-        self._forget((item.id, item.token) for item in items if item.token not in found)
-        return [item.token in found for item in items]
+        held = _each(len(items), await self._do("renew(%s, %s::text[], %s::bigint[])", ids, tokens))
+        self._forget((item.id, item.token) for item, still in zip(items, held, strict=True) if not still)
+        return held
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         size = sum(len(ending.result or b"") for ending in endings)
         ((found,),) = await self._ask(_FINISH, *_columns(endings), size=size)
         self._forget((ending.id, ending.token) for ending in endings)
-        return [ending.token in found for ending in endings]
+        return _each(len(endings), found)
 
     async def progress(self, item: Item, done: float, total: float | None) -> None:
         await self._session.ask(Statement(_PROGRESS, (done, total, self.name, item.id, item.token)))
@@ -208,8 +249,9 @@ class PostgresQueue:
         select = f"{_RECORDS} AND state = %s {ended} ORDER BY {order} LIMIT %s"
         return [record(row) for row in await self._ask(select, state.value, limit)]
 
-    async def show(self, id: str) -> Record | None:
-        found = await self._ask(f"{_RECORDS} AND id = %s", id)
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        marked = [Statement("SELECT supervisor.keep(%s, %s)", (self.name, [id]))] if keep else []
+        *_, found = await self._session.ask(*marked, Statement(f"{_RECORDS} AND id = %s", (self.name, id)))
         return record(found[0]) if found else None
 
     # ---- the connection ----
@@ -324,11 +366,14 @@ _PUT = (
     " %s::text[], %s::text[], %s::boolean[])"
 )
 _CLAIM = (
-    "SELECT id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead"
-    " FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s)"
+    "SELECT id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead, expired, due"
+    " FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s{})"
 )
 _ITEM = ("id", "token", "payload", "attempt", "priority", "group", "put_at", "ready_at")
 """What the fields of an item are called, in this order."""
+
+_DEAD = len(_ITEM)
+"""The column of a claim's answer that has an item which is dead, and none of one that runs."""
 
 _FINISH = "SELECT supervisor.finish(%s, %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])"
 _PROGRESS = (
@@ -364,6 +409,17 @@ _COUNTS = """
     ) AS by_state ON true
     WHERE q.name = %s
 """
+
+
+def _items(rows: Rows) -> list[Item]:
+    """Those that run, of the rows of a claim; the last row is none."""
+    return [Item(**dict(zip(_ITEM, row, strict=False))) for row in rows if row[_DEAD] is None and row[0] is not None]
+
+
+def _each(count: int, found: Iterable[int]) -> list[bool]:
+    """Of so many, which were found; they are counted from 1."""
+    there = set(found)
+    return [number in there for number in range(1, count + 1)]
 
 
 def _columns(endings: Sequence[Ending]) -> list[list[object]]:

@@ -9,8 +9,9 @@ An item waits, runs and ends: *done*, *dead* (no attempt is left, or none is wor
 are counted when it is claimed and stored before its handler begins, so that an item which kills its worker each time is dead
 in the end. A claim has a `token` that no earlier claim of the item had: who comes with an old one has lost the item.
 
-How long an item is known when it has ended: a dead one until somebody requeues or purges it. A cancelled or expired one for
-`keep_results`, and a done one too if it has a result or was put with `keep`; else it is gone at once.
+How long an item is known when it has ended: a dead one until somebody requeues or purges it (in memory only the last 10 000
+are kept). A cancelled or expired one for `keep_results`, and a done one too if it has a result or was put with `keep`; else it
+is gone at once.
 
 Everything is at least once: see `docs/queues.md` for exactly what that means.
 """
@@ -100,8 +101,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a draft.
 
     stored: as its id says. known: an item of this id was there already. merged, rejected: `id` is the item whose key it has.
-    replaced: it is stored in the place of an item that waited, which is gone. Drafts of one call come one after another: the
-    second of a key meets the first.
+    replaced: it is stored in the place of an item that waited, which is gone. It stands in line where that stood, unless it
+    is of another priority or for a later time: so what is replaced again and again comes to its turn all the same. Drafts of
+    one call come one after another: the second of a key meets the first.
     """
 
     id: str
@@ -122,6 +124,15 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     put_at: float
     """When it was stored, and since when it could be claimed: Unix time, by the engine's clock."""
     ready_at: float
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody would claim: see `Engine.claim`."""
+
+    limit: int
+    owner: str
+    attempts: int
+    order: Sequence[int] = ()
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
@@ -292,12 +303,17 @@ class Engine(Protocol):
 
         Respects pauses, `concurrency`, `per_key` and `rate`, over all who share the queue. A rate lets through at once what
         comes in a second, or one, where that is less; more than that does not gather. Each item's attempt is stored when this
-        returns. Items whose lease has run out are among those that may run. An empty answer: `wait_for_work`.
+        returns. Items whose lease has run out are among those that may run. Less than `limit`, or nothing: `wait_for_work`.
         """
 
-    async def wait_for_work(self) -> None:
-        """Wait until a claim may bring something: one was put, given back or resumed, its time has come, a lease ran out, a
-        limit lets more through, the engine is there again. May return for nothing, but not again and again."""
+    async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
+        """Wait until a claim may bring something, or more than the last one: one was put, given back or resumed, its time
+        has come, a lease ran out, a limit lets more through, the engine is there again. May return for nothing, but not
+        again and again.
+
+        `demand` says what the caller would claim at this moment; None: nothing. An engine that can claim together with the
+        very put that brings the work, sooner than a claim after it, asks for that, and gives what it has claimed; else None.
+        """
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         """Prolong the leases of these by `lease` from now; False: it was lost."""
@@ -328,5 +344,6 @@ class Engine(Protocol):
     async def peek(self, state: State, limit: int) -> list[Record]:
         """The next items of a state: of those that wait, in the order of claims; of others, the latest first."""
 
-    async def show(self, id: str) -> Record | None:
-        """An item, whatever its state; None where it is not known (any more)."""
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        """An item, whatever its state; None where it is not known (any more). With `keep`, somebody waits for its end, as if
+        it had been put with that: in the same step, so that none is told of its end before and forgotten."""

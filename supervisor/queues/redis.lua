@@ -26,7 +26,7 @@ local MICROS = tonumber(time[1]) * 1000000 + tonumber(time[2])
 -- A write before all others: where nothing may be written (no memory, a replica) nothing is done by half.
 local new = call('HSET', CONTROL, 'at', MICROS) == 1 and call('HLEN', CONTROL) == 1
 
-local found = call('HMGET', CONTROL, 'seq', 'top', 'paused', 'hungry', 'need', 'rate', 'expired', 'which')
+local found = call('HMGET', CONTROL, 'seq', 'top', 'paused', 'hungry', 'need', 'rate', 'expired', 'which', 'alarm')
 local control = {
   seq = tonumber(found[1]) or 0,          -- the last number given to an item
   top = tonumber(found[2]) or 0,          -- the least urgent priority that anything ever had
@@ -36,16 +36,21 @@ local control = {
   rate = tonumber(found[6]) or 0,         -- when the bucket of the rate is full again
   expired = tonumber(found[7]) or 0,      -- since a claim told of it
   which = tonumber(found[8]) or 0,        -- which of the two sets of remembered ids is filled
+  alarm = tonumber(found[9]) or 0,        -- when all who are hungry look again by themselves: they have been told so
 }
 local before = {}
 for name, value in pairs(control) do before[name] = value end
 
 -- ---- what is told to others, once, at the end ----
 
-local wake, over, told = nil, {}, {}
+local wake_now, wake, over, told = false, nil, {}, {}
 
 local function wakes(delay)
-  if not wake or delay < wake then wake = delay end
+  if delay <= 0 then
+    wake_now = true
+  elseif not wake or delay < wake then
+    wake = delay
+  end
 end
 
 local function tell(...)
@@ -67,6 +72,15 @@ end
 
 local function save(id, item)
   call('HSET', ITEMS, id, encode(item))
+end
+
+-- Somebody waits for its end.
+local function awaited(id)
+  local item = load(id)
+  if item and not item.keep then
+    item.keep = true
+    save(id, item)
+  end
 end
 
 local function ready(prio)
@@ -321,12 +335,7 @@ function verbs.put(drafts)
     if not draft.nothing then
       store(draft)
     elseif draft.keep and receipts[at][2] ~= 'rejected' then -- who put it waits for the end of the other
-      local id = receipts[at][1]
-      local item = load(id)
-      if item and not item.keep then
-        item.keep = true
-        save(id, item)
-      end
+      awaited(receipts[at][1])
     end
   end
   return { encode(receipts) }
@@ -423,6 +432,11 @@ function verbs.claim(limit, owner, attempts, order, client)
   end
   local due = (got.looked >= want + BULK or got.bytes >= HEAVY) and 0 or next_due()
   if #got.items < limit then control.hungry = true end
+  if wake_now and due ~= 0 and #got.items < limit then -- what came in this call is taken, or waits for the clock
+    wake_now = false
+    if due > 0 then wakes(due) end
+  end
+  if control.alarm > NOW and due ~= 0 then due = math.min(due > 0 and due or math.huge, control.alarm - NOW) end
   local dead = records(got.dead)
   local answer = { encode({ got.items, decode(dead[1]), control.expired, due }) }
   control.expired = 0
@@ -597,8 +611,9 @@ function verbs.peek(state, most)
   return records(call('ZREVRANGE', PREFIX .. state, 0, most - 1))
 end
 
-function verbs.show(id)
+function verbs.show(id, keep)
   tidy()
+  if keep then awaited(id) end
   return records({ id })
 end
 
@@ -629,9 +644,12 @@ if control.need > 0 and limits.size - waiting() >= control.need then
   control.need = 0
   tell('room')
 end
-if wake and control.hungry then
+if control.hungry and wake_now then
+  tell('work', 0)
+  control.hungry = false
+elseif control.hungry and wake and (control.alarm <= NOW or NOW + wake < control.alarm) then
   tell('work', wake)
-  if wake == 0 then control.hungry = false end
+  control.alarm = NOW + wake
 end
 if #over > 0 then tell('ended', over) end
 for _, text in ipairs(told) do call('PUBLISH', NEWS, text) end

@@ -28,8 +28,7 @@ wants; what is missing is said once.
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,9 +39,11 @@ from msgspec.msgpack import Decoder
 
 from supervisor.concurrency.crew import open_crew
 from supervisor.queues import Place
+from supervisor.queues.lookout import Lookout
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
+    Demand,
     Draft,
     Ending,
     Item,
@@ -58,7 +59,7 @@ from supervisor.queues.protocol import (
     packed,
     unpacked,
 )
-from supervisor.queues.redis_link import FAREWELL, Address, Link, Reply
+from supervisor.queues.redis_link import FAREWELL, Address, Link, Operation, Reply
 from supervisor.queues.sql import NO_ATTEMPT_LEFT, WORKER_LOST
 
 if TYPE_CHECKING:
@@ -203,32 +204,6 @@ def _told(error: str | None, traceback: str | None) -> Raw:
     return _text(msgspec.msgpack.encode(texts))
 
 
-class Alarm:
-    """A moment, on Trio's clock, that can be waited for, and moved."""
-
-    def __init__(self) -> None:
-        self._at = math.inf
-        self._moved = trio.Event()
-
-    def clear(self) -> None:
-        """It never comes."""
-        self._at = math.inf
-
-    def set(self, after: float = 0.0) -> None:
-        """It comes in so many seconds, or sooner."""
-        at = trio.current_time() + after
-        if at < self._at:
-            self._at = at
-            self._moved.set()
-            self._moved = trio.Event()
-
-    async def wait(self) -> None:
-        """Until it has come."""
-        while self._at > trio.current_time():
-            with trio.move_on_at(self._at):
-                await self._moved.wait()
-
-
 class RedisQueue:
     """The engine: see the module and the protocol."""
 
@@ -247,7 +222,7 @@ class RedisQueue:
         """Ids of which there was news before the claim had brought them."""
         self._doubtful: dict[str, None] = {}
         """Ids of drafts that were put without an answer, the latest last."""
-        self._work = Alarm()
+        self._work = Lookout[Operation](Operation.abandon)
         self._room = trio.Event()
         self._no_room = self._room
         self._paused = False
@@ -312,8 +287,11 @@ class RedisQueue:
             )
             for draft in drafts
         ]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        operation, along = Operation(_receipts, ("put", rows)), self._work.claim_along(self._operation)
+        self._link.queue(operation, *([along] if along else ()))
         try:
-            receipts, _ = await self._link.ask(_receipts, "put", rows)
+            receipts, _ = await self._link.answer(operation)
         except (QueueUnavailable, trio.Cancelled):
             self._doubt(drafts)
             raise
@@ -338,18 +316,29 @@ class RedisQueue:
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
         self._work.clear()
+        operation = self._operation(Demand(limit=limit, owner=owner, attempts=attempts, order=order))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._link.queue(operation)
+        return await self._brought_by(operation)
+
+    def _operation(self, demand: Demand) -> Operation:
+        """A claim that is still to be made."""
+        asked = ("claim", demand.limit, demand.owner, demand.attempts, list(demand.order), self._client)
+        return Operation(_claim, asked, found=self._give_back)
+
+    async def _brought_by(self, operation: Operation) -> Claimed:
+        """What a claim brings."""
         self._claiming += 1
         try:
-            asked = ("claim", limit, owner, attempts, list(order), self._client)
-            reply = await self._link.ask(_claim, *asked, found=self._give_back)
-        except trio.Cancelled:
+            reply = await self._link.answer(operation)
+        except (trio.Cancelled, QueueUnavailable):
             self._work.set()
             raise
         finally:
             self._claiming -= 1
-        return self._claimed(reply, limit)
+        return self._claimed(reply, operation.asked[1])
 
-    def _claimed(self, reply: Reply, limit: int) -> Claimed:
+    def _claimed(self, reply: Reply, limit: object) -> Claimed:
         (taken, dead, expired, due), blobs = reply
         if len(taken) == limit:
             self._work.set()
@@ -371,9 +360,13 @@ class RedisQueue:
         if taken := reply[0][0]:
             self._link.post(_any, "finish", [_Ending(id=each.id, token=each.token, how="back", delay=0.0) for each in taken])
 
-    async def wait_for_work(self) -> None:
+    async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
         self._link.wake()
-        await self._work.wait()
+        while (claim := await self._work.wait(demand)) is not None:
+            claimed = await self._brought_by(claim)
+            if claimed.items or claimed.dead or claimed.expired:
+                return claimed
+        return None
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         claims = [(item.id, item.token) for item in items]
@@ -463,8 +456,8 @@ class RedisQueue:
             found.sort(key=lambda each: (each[0].began, each[0].seq), reverse=True)
         return [record for _, record in found][:limit]
 
-    async def show(self, id: str) -> Record | None:
-        return next(self._records(*await self._link.ask(_rows, "show", id)), None)
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        return next(self._records(*await self._link.ask(_rows, "show", id, keep)), None)
 
     def _records(self, rows: Sequence[_Row], blobs: Sequence[bytes]) -> Iterator[Record]:
         """Each with its three blobs: payload, result, error."""

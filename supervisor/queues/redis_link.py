@@ -82,8 +82,8 @@ _NOWHERE = logging.NullHandler()
 _TROUBLE = (RedisError, OSError)
 """What a server that is away, or not well, brings with it."""
 
-_FIRST = ("finish", "renew", "progress")
-"""What makes room, or is late already, goes first."""
+_ORDER: dict[object, int] = {"finish": 0, "renew": 0, "progress": 0, "claim": 2}
+"""What makes room, or is late already, goes first; a claim finds all that the others bring."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +191,13 @@ class Operation:
         self.error = error
         self.over.set()
 
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        if not self.alone:
+            self.alone = True
+            if self.over.is_set() and self.error is None and self.found is not None:
+                self.found(self.reply)
+
 
 class Link:
     """See the module. `run` it in a task of its own; nothing happens before something is asked.
@@ -224,18 +231,20 @@ class Link:
 
     # ---- asking ----
 
-    async def ask(self, decode: Decode, *asked: object, found: Callable[[Reply], object] | None = None) -> Reply:
+    async def ask(self, decode: Decode, *asked: object) -> Reply:
         """The script's answer to a verb and its arguments. Raises QueueUnavailable, also where it is none that `decode` knows.
-
-        Cancelled: it may be done all the same, and then `found` gets the answer.
-        """
+        Cancelled: it may be done all the same."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        operation = Operation(decode, asked, found)
-        self._queue(operation)
+        operation = Operation(decode, asked)
+        self.queue(operation)
+        return await self.answer(operation)
+
+    async def answer(self, operation: Operation) -> Reply:
+        """The answer to what is under way. Cancelled: it may be done all the same, and then its `found` gets the answer."""
         try:
             await operation.over.wait()
         except trio.Cancelled:
-            operation.alone = True
+            operation.abandon()
             if operation in self._line:
                 self._line.remove(operation)
             raise
@@ -245,13 +254,14 @@ class Link:
 
     def post(self, decode: Decode, *asked: object, found: Callable[[Reply], object] | None = None) -> None:
         """Ask without waiting. Nobody hears of a failure."""
-        self._queue(Operation(decode, asked, found, alone=True))
+        self.queue(Operation(decode, asked, found, alone=True))
 
-    def _queue(self, operation: Operation) -> None:
+    def queue(self, *operations: Operation) -> None:
+        """Have these done."""
         if self._away is not None:
-            operation.failed(self._away)
+            self._fail(operations, self._away)
         else:
-            self._line.append(operation)
+            self._line.extend(operations)
             self._called.set()
 
     def wake(self) -> None:
@@ -345,7 +355,7 @@ class Link:
                 self._called = trio.Event()
                 await self._called.wait()
             self._flying = [self._line.popleft() for _ in range(min(len(self._line), OPERATIONS))]
-            self._flying.sort(key=lambda operation: operation.asked[0] not in _FIRST)
+            self._flying.sort(key=lambda operation: _ORDER.get(operation.asked[0], 1))
             try:
                 await self._fly(mouth)
             except BaseException as error:

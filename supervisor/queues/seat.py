@@ -75,8 +75,8 @@ class Seat:
     """A worker's place at a desk, for as long as it lives: a context manager. What it still has at the end is given back."""
 
     __slots__ = (
-        "_cut", "_desk", "_gathers", "_task", "attempts", "batches", "calls", "job", "left", "note", "shown", "tally", "wants",
-        "who",
+        "_cut", "_desk", "_gathers", "_task", "attempts", "batches", "calls", "job", "left", "note", "reports", "shown",
+        "tally", "wants", "who",
     )  # fmt: skip
 
     def __init__(self, desk: Desk, who: Whose, attempts: int, cut: Cut) -> None:
@@ -101,6 +101,7 @@ class Seat:
         self.shown = ""
         """What people have been told that it does."""
         self.tally = desk.tally(self.job)
+        self.reports = desk.reports
 
     def __enter__(self) -> Seat:
         self._desk.sit_down(self)
