@@ -13,18 +13,19 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from hosts import Host, Log, alive, all_end, file, put, quiet
+from hosts import Host, Log, alive, all_end, file, patiently, put, quiet
+from interleaving import CancelAtStep
 from running import MODULE, clean_environ, command, running
-from servers import PATIENCE, RedisServer, Server, missing
+from servers import PATIENCE, Proxy, RedisServer, Server, missing, open_proxy
 
-from supervisor import open_queue
+from supervisor import QueueError, QueueUnavailable, open_queue
 from supervisor.queues import Place, scheme_of
 from supervisor.queues.protocol import Draft, Ending, Engine, Settings, State
 from supervisor.queues.spec import QueueSpec
@@ -223,6 +224,70 @@ def redis_cli(server: RedisServer, *words: str) -> str:
     ).stdout
 
 
+# ---- a bad way to the server ----
+
+
+@asynccontextmanager
+async def by_a_bad_way(server: Server, count: int) -> AsyncIterator[tuple[Engine, Proxy, list[Draft]]]:
+    """A queue with so many items, each with an id and a payload of its own, by a proxy."""
+    known = [Draft(id=f"item-{number}", payload=b'"payload %d"' % number) for number in range(count)]
+    async with open_proxy(server.port) as proxy, skewed(server.url_at(proxy.port)) as queue:
+        await queue.put(known)
+        yield queue, proxy, known
+
+
+async def is_right(queue: Engine, draft: Draft) -> None:
+    """The queue answers, and what it says belongs to the question."""
+    with trio.fail_after(PATIENCE):
+        record = await patiently(partial(queue.show, draft.id))
+    assert (record.id, record.payload) == (draft.id, draft.payload)
+
+
+@pytest.mark.parametrize("times", [40, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.limit(600)])])
+async def test_whoever_is_cancelled_at_whatever_moment_no_other_gets_his_answer(server, times):
+    """Many ask at once, and each answer takes its time."""
+    chance = random.Random(times)
+    async with by_a_bad_way(server, 10) as (queue, proxy, known):
+        proxy.delay = 0.002
+        for _ in range(times):
+            scope = trio.CancelScope()
+            cancelling = CancelAtStep(scope, chance.randrange(1, 40))
+            async with trio.open_nursery() as nursery:
+                for draft in known[1:]:
+                    nursery.start_soon(is_right, queue, draft)
+                trio.lowlevel.add_instrument(cancelling)
+                with scope:
+                    await is_right(queue, known[0])
+                trio.lowlevel.remove_instrument(cancelling)
+
+
+@pytest.mark.parametrize("bytes", [range(5, 200, 20), pytest.param(range(400), marks=pytest.mark.long)], ids=["some", "all"])
+async def test_an_answer_of_which_a_byte_is_flipped_ends_nothing(server, bytes, monkeypatch):
+    """What is told may be wrong then, where nothing checks it. What is told next is right."""
+    monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
+    monkeypatch.setattr("supervisor.queues.redis_link.BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
+    monkeypatch.setattr("supervisor.queues.postgres_session.AGAIN", (0.01, 0.02))
+    async with by_a_bad_way(server, 1) as (queue, proxy, (draft,)):
+        for byte in bytes:
+            proxy.garbles = byte
+            with suppress(QueueError):
+                await queue.show(draft.id)
+            proxy.garbles = None
+            await is_right(queue, draft)
+
+
+async def test_an_answer_that_is_lost_on_a_connection_that_stays_is_not_waited_for_for_ever(server, monkeypatch):
+    monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
+    monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
+    async with by_a_bad_way(server, 1) as (queue, proxy, (draft,)):
+        proxy.swallows = True
+        with pytest.raises(QueueUnavailable):
+            await queue.show(draft.id)
+        proxy.swallows = False
+        await is_right(queue, draft)
+
+
 # ---- hosts that are cut off ----
 
 
@@ -325,11 +390,11 @@ async def test_what_a_host_has_that_is_cut_off_is_taken_over_and_it_learns_that_
 
 
 @asynccontextmanager
-async def skewed(url: str, hours: float, **spec: Any) -> AsyncIterator[Engine]:
+async def skewed(url: str, hours: float = 0, name: str = "skewed", **spec: Any) -> AsyncIterator[Engine]:
     """The queue, as one has it whose clock is so many hours ahead."""
     place = Place(directory=Path(), now=lambda: wall_now() + 3600 * hours, listen=lambda notice: None, warn=print)
     settings = Settings(spec=QueueSpec(backend=url, **spec))
-    async with scheme_of(url).open("skewed", settings, place) as engine:
+    async with scheme_of(url).open(name, settings, place) as engine:
         yield engine
 
 
@@ -437,14 +502,45 @@ async def test_an_item_that_kills_its_daemon_each_time_is_dead_in_the_end_and_sa
         await daemon("submit", "q", '"good"', "--keep", "--result")
 
 
+LENGTH = "def length(item):\n    return len(item)\n"
+
+
 @pytest.mark.long
 async def test_fifty_megabytes_go_through_submit_and_come_to_the_function(log):
     host = Host(log, "a", file("sqlite", 'call = "large:length"'))
-    (host.directory / "large.py").write_text("def length(item):\n    return len(item)\n")
+    (host.directory / "large.py").write_text(LENGTH)
     (host.directory / "large.json").write_text(json.dumps("x" * (50 << 20)))
     async with alive(host):
         await host.daemon("submit", "q", "@large.json", "--id", "large")
         assert "52428800" in await host.daemon("queue", "wait", "large")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["thread", "process"])
+async def test_fifty_megabytes_go_through_a_server_and_come_to_the_function(server, log, kind):
+    host = Host(log, "a", file(server.url, f'call = "large:length"\nkind = "{kind}"'))
+    (host.directory / "large.py").write_text(LENGTH)
+    async with alive(host):
+        (record,) = await all_end(server.url, await put(server.url, "x" * (50 << 20)))
+    assert (record.result, record.attempts) == (b"52428800", 1)
+
+
+@pytest.mark.parametrize("server", REDIS, indirect=True)
+@pytest.mark.parametrize("job", ['call = "items:work"', 'call = "items:compute"\nkind = "process"'], ids=["async", "process"])
+async def test_what_somebody_else_has_put_that_is_no_json_is_dead_and_kills_nobody(server, log, job):
+    """Not each program that puts is one of ours."""
+    bad = {"deep": b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "cut": b'{"a":', "empty": b"", "infinite": b"1e999"}
+    host = Host(log, "a", file(server.url, job))
+    async with alive(host):
+        async with skewed(server.url, name="q") as queue:
+            await queue.put([Draft(id=id, payload=payload) for id, payload in bad.items()])
+            await queue.put([Draft(id="good", payload=b"1", keep=True)])
+        for id in bad:
+            assert (await host.daemon.said("item_dead", item=id))["attempt"] == 1
+        (record,) = await all_end(server.url, ["good"])
+        assert record.state is State.DONE
+        assert host.daemon.process.returncode is None
+    assert log.items("end") == {"1"}
 
 
 async def test_what_is_no_json_is_refused_by_submit_and_kills_nobody(log):

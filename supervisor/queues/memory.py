@@ -328,7 +328,8 @@ class MemoryQueue:
         room = size - self._waiting
         if len(drafts) > room and (wanted := self._places_for(drafts)) > room:
             self._full = True
-            raise QueueFull(f"queue {self.name} is full: it has {max(room, 0)} of {size} places free, and {wanted} are needed")
+            needed = "1 is" if wanted == 1 else f"{wanted} are"
+            raise QueueFull(f"queue {self.name} is full: it has {max(room, 0)} of {size} places free, and {needed} needed")
         return [self._put(draft, now, moment) for draft in drafts]
 
     async def wait_for_room(self) -> None:
