@@ -5,6 +5,7 @@ What an engine alone bears is tested beside it; here it is the whole of it: engi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -235,11 +236,20 @@ def redis_cli(server: RedisServer, *words: str) -> str:
 # ---- a bad way to the server ----
 
 
+@pytest.fixture(params=["postgres", "redis"])
+def common(request) -> Server:
+    """Each of the shared engines, which other tests use, too."""
+    return request.getfixturevalue(request.param)
+
+
+names = itertools.count()
+
+
 @asynccontextmanager
 async def by_a_bad_way(server: Server, count: int) -> AsyncIterator[tuple[Engine, Proxy, list[Draft]]]:
     """A queue with so many items, each with an id and a payload of its own, by a proxy."""
     known = [Draft(id=f"item-{number}", payload=b'"payload %d"' % number) for number in range(count)]
-    async with open_proxy(server.port) as proxy, skewed(server.url_at(proxy.port)) as queue:
+    async with open_proxy(server.port) as proxy, skewed(server.url_at(proxy.port), name=f"bad{next(names)}") as queue:
         await queue.put(known)
         yield queue, proxy, known
 
@@ -252,10 +262,10 @@ async def is_right(queue: Engine, draft: Draft) -> None:
 
 
 @pytest.mark.parametrize("times", [40, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.limit(600)])])
-async def test_whoever_is_cancelled_at_whatever_moment_no_other_gets_his_answer(server, times):
+async def test_whoever_is_cancelled_at_whatever_moment_no_other_gets_his_answer(common, times):
     """Many ask at once, and each answer takes its time."""
     chance = random.Random(times)
-    async with by_a_bad_way(server, 10) as (queue, proxy, known):
+    async with by_a_bad_way(common, 10) as (queue, proxy, known):
         proxy.delay = 0.002
         for _ in range(times):
             scope = trio.CancelScope()
@@ -270,13 +280,13 @@ async def test_whoever_is_cancelled_at_whatever_moment_no_other_gets_his_answer(
 
 
 @pytest.mark.parametrize("bytes", [range(5, 200, 20), pytest.param(range(400), marks=pytest.mark.long)], ids=["some", "all"])
-async def test_an_answer_of_which_a_byte_is_flipped_ends_nothing(server, bytes, monkeypatch):
+async def test_an_answer_of_which_a_byte_is_flipped_ends_nothing(common, bytes, monkeypatch):
     """What is told may be wrong then, where nothing checks it. What is told next is right."""
     monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
     monkeypatch.setattr("supervisor.queues.redis_link.BACKOFF", (0.01, 0.02))
     monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
     monkeypatch.setattr("supervisor.queues.postgres_session.AGAIN", (0.01, 0.02))
-    async with by_a_bad_way(server, 1) as (queue, proxy, (draft,)):
+    async with by_a_bad_way(common, 1) as (queue, proxy, (draft,)):
         for byte in bytes:
             proxy.garbles = byte
             with suppress(QueueError):
@@ -285,10 +295,10 @@ async def test_an_answer_of_which_a_byte_is_flipped_ends_nothing(server, bytes, 
             await is_right(queue, draft)
 
 
-async def test_an_answer_that_is_lost_on_a_connection_that_stays_is_not_waited_for_for_ever(server, monkeypatch):
+async def test_an_answer_that_is_lost_on_a_connection_that_stays_is_not_waited_for_for_ever(common, monkeypatch):
     monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
     monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
-    async with by_a_bad_way(server, 1) as (queue, proxy, (draft,)):
+    async with by_a_bad_way(common, 1) as (queue, proxy, (draft,)):
         proxy.swallows = True
         with pytest.raises(QueueUnavailable):
             await queue.show(draft.id)
