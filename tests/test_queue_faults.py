@@ -282,11 +282,8 @@ async def test_whoever_is_cancelled_at_whatever_moment_no_other_gets_his_answer(
 @pytest.mark.parametrize("bytes", [range(5, 200, 20), pytest.param(range(400), marks=pytest.mark.long)], ids=["some", "all"])
 async def test_an_answer_of_which_a_byte_is_flipped_ends_nothing(common, bytes, monkeypatch):
     """What is told may be wrong then, where nothing checks it. What is told next is right."""
-    monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
-    monkeypatch.setattr("supervisor.queues.redis_link.BACKOFF", (0.01, 0.02))
-    monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
-    monkeypatch.setattr("supervisor.queues.postgres_session.AGAIN", (0.01, 0.02))
     async with by_a_bad_way(common, 1) as (queue, proxy, (draft,)):
+        be_impatient(monkeypatch)
         for byte in bytes:
             proxy.garbles = byte
             with suppress(QueueError):
@@ -296,14 +293,21 @@ async def test_an_answer_of_which_a_byte_is_flipped_ends_nothing(common, bytes, 
 
 
 async def test_an_answer_that_is_lost_on_a_connection_that_stays_is_not_waited_for_for_ever(common, monkeypatch):
-    monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
-    monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
     async with by_a_bad_way(common, 1) as (queue, proxy, (draft,)):
+        be_impatient(monkeypatch)
         proxy.swallows = True
         with pytest.raises(QueueUnavailable):
             await queue.show(draft.id)
         proxy.swallows = False
         await is_right(queue, draft)
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for no answer for long, and connect again soon."""
+    monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
+    monkeypatch.setattr("supervisor.queues.redis_link.BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
+    monkeypatch.setattr("supervisor.queues.postgres_session.AGAIN", (0.01, 0.02))
 
 
 # ---- hosts that are cut off ----
