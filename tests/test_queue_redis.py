@@ -553,7 +553,7 @@ def test_a_url_says_where_it_is_and_the_password_is_not_shown(url, shown):
     [
         ("redis://u:s3cret@host/x", "'x' is no number"),
         ("redis://u:s3cret@host:port/0", "[Pp]ort"),
-        ("redis://u:s3cret@host/0?colour=red", "does not know colour"),
+        ("redis://u:s3cret@host/0?colour=red", "there is no parameter .colour"),
         ("redis:///0", "names no host"),
         ("redis+unix://?db=1", "names no path"),
         ("rediss://u:s3cret@host?ssl_ca_certs=/nowhere/ca.pem", "No such file"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,7 +27,7 @@ import trio
 
 from supervisor.queues import Place
 from supervisor.queues.lookout import Lookout
-from supervisor.queues.postgres_session import Operation, Rows, Session, Statement
+from supervisor.queues.postgres_session import LARGE, Operation, Rows, Session, Statement, parameters
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
@@ -65,6 +65,15 @@ async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Eng
         yield queue
     finally:
         await queue.close()
+
+
+def refusal(backend: str) -> str:
+    """Why this URL is of no use; empty where it is."""
+    try:
+        parameters(backend)
+    except QueueError as error:
+        return str(error)
+    return ""
 
 
 def schema() -> str:
@@ -121,10 +130,12 @@ class PostgresQueue:
             (d.id, d.payload.decode(), d.priority, d.delay, d.at, d.expire, d.key, d.group, d.keep) for d in drafts
         ]  # fmt: skip
         await trio.lowlevel.checkpoint_if_cancelled()
-        put = Operation([Statement(_PUT, (self.name, *map(list, zip(*rows, strict=True))))])
-        along = self._work.claim_along(self._operation)
-        self._session.send(put, *([along] if along else ()))
-        (found,) = await self._session.result(put, size=sum(len(draft.payload) for draft in drafts))
+        values = (self.name, *map(list, zip(*rows, strict=True)))
+        along = self._work.claim_along(self._operation) if self._unlimited else None
+        size = sum(len(draft.payload) for draft in drafts)
+        put = Operation([Statement(_PUT, values)], size=size) if along is None else self._together(values, size, along)
+        self._session.send(put)
+        (found,) = await self._session.result(put)
         if found[0][0] == "full":
             self._refused = len(drafts)
             raise QueueFull(f"queue {self.name} is full")
@@ -157,7 +168,7 @@ class PostgresQueue:
         values = (
             self.name, demand.limit, demand.owner, demand.attempts, list(demand.order), WORKER_LOST, NO_ATTEMPT_LEFT,
         )  # fmt: skip
-        claim = Statement(_CLAIM.format(""), values, alone=_CLAIM.format(", lazily => true"))
+        claim = Statement(f"SELECT {_BROUGHT} FROM {_CLAIM}", values, alone=f"SELECT {_BROUGHT} FROM {_CLAIM_ALONE}")
         return Operation([claim], heed=self._hold, late=self._give_back, sees="work")
 
     async def _brought_by(self, claim: Operation) -> Claimed:
@@ -171,7 +182,36 @@ class PostgresQueue:
         if due is not None:
             self._work.set(due)
         dead = [record([row[_DEAD][column] for column in COLUMNS]) for row in rows if row[_DEAD] is not None]
-        return Claimed(items=_items(rows), dead=dead, expired=expired)
+        items = _items(rows)
+        if large := {row[0]: row[_SIZE] for row in rows if row[_SIZE] is not None}:
+            items = await self._filled(items, large)
+        return Claimed(items=items, dead=dead, expired=expired)
+
+    async def _filled(self, items: Sequence[Item], large: Mapping[str, int]) -> list[Item]:
+        """With the payloads of those that are so large: it takes its time, in which nobody is locked out."""
+        filled = []
+        try:
+            for item in items:
+                if item.id in large:
+                    ((payload,),) = await self._ask(_PAYLOAD, item.id, item.token, size=large[item.id]) or [(b"null",)]
+                    item = msgspec.structs.replace(item, payload=payload)
+                filled.append(item)
+        except (trio.Cancelled, QueueError):
+            self._give_all_back(items)
+            raise
+        return filled
+
+    def _together(self, values: Sequence[object], size: int, claim: Operation) -> Operation:
+        """A put with a claim of what it brings: in one statement, which is much sooner done than two."""
+        ((_, more, _),) = claim.statements
+        claim.size = size
+        return Operation([Statement(_PUT_AND_CLAIM, (*values, *more))], size=size, sees=claim.sees, carries=(claim, _apart))
+
+    @property
+    def _unlimited(self) -> bool:
+        """Whether claims wait for no other claim: else a put would, too."""
+        spec = self._settings.spec
+        return spec.concurrency is None and spec.rate is None and self._settings.group_by is None
 
     def _hold(self, found: Sequence[Rows]) -> None:
         """These are ours from now on."""
@@ -180,9 +220,12 @@ class PostgresQueue:
     def _give_back(self, found: Sequence[Rows]) -> None:
         """Nobody waits for these any more: others may have them."""
         if items := _items(found[0]):
-            self._forget((item.id, item.token) for item in items)
-            endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
-            self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
+            self._give_all_back(items)
+
+    def _give_all_back(self, items: Sequence[Item]) -> None:
+        self._forget((item.id, item.token) for item in items)
+        endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
+        self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
 
     async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
         if not self._looked:
@@ -361,19 +404,34 @@ def _version(db: psycopg.Connection) -> int:
 _AGAIN = 5.0
 """Seconds until what could not be asked is asked again, if nothing is heard before."""
 
-_PUT = (
-    "SELECT * FROM supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[],"
-    " %s::text[], %s::text[], %s::boolean[])"
+_OFFER = (
+    "supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[], %s::text[], %s::text[],"
+    " %s::boolean[])"
 )
-_CLAIM = (
-    "SELECT id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead, expired, due"
-    " FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s{})"
+_PUT = f"SELECT * FROM {_OFFER}"
+_BROUGHT = (
+    f"id, token, CASE WHEN octet_length(payload) <= {LARGE} THEN convert_to(payload, 'utf8') ELSE '' END, attempts, priority,"
+    f" in_group, put_at, ready_at, dead, CASE WHEN octet_length(payload) > {LARGE} THEN octet_length(payload) END, expired, due"
 )
+_PAYLOAD = "SELECT convert_to(payload, 'utf8') FROM supervisor.items WHERE queue = %s AND id = %s AND token = %s"
+_CLAIM = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s)"
+_CLAIM_ALONE = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s, lazily => true)"
+_NOTHING = (
+    "NULL::text, NULL::bigint, NULL::bytea, NULL::int, NULL::int, NULL::text, NULL::float8, NULL::float8, NULL::json,"
+    " NULL::int, NULL::bigint, NULL::float8"
+)
+"""In place of what a claim brought."""
+
+_PUT_AND_CLAIM = f"SELECT what, who, {_NOTHING} FROM {_OFFER} UNION ALL SELECT NULL, NULL, {_BROUGHT} FROM {_CLAIM}"
+
 _ITEM = ("id", "token", "payload", "attempt", "priority", "group", "put_at", "ready_at")
 """What the fields of an item are called, in this order."""
 
 _DEAD = len(_ITEM)
 """The column of a claim's answer that has an item which is dead, and none of one that runs."""
+
+_SIZE = _DEAD + 1
+"""The one that has the size of a payload that is too large to come along."""
 
 _FINISH = "SELECT supervisor.finish(%s, %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])"
 _PROGRESS = (
@@ -401,14 +459,21 @@ _COUNTS = """
       by_state.state, by_state.number,
       (SELECT count(*) FROM supervisor.items WHERE queue = q.name AND state = 'waiting' AND ready_at > supervisor.now()),
       supervisor.now() - (SELECT min(ready_at) FROM supervisor.items
-        WHERE queue = q.name AND state = 'waiting' AND ready_at <= supervisor.now()),
+        WHERE queue = q.name AND state = 'waiting' AND ready_at <= supervisor.now()
+          AND (expires_at IS NULL OR expires_at > supervisor.now())),
       q.paused
     FROM supervisor.queues AS q LEFT JOIN LATERAL (
-      SELECT state, count(*) AS number FROM supervisor.items
-      WHERE queue = q.name AND (forget_at IS NULL OR forget_at > supervisor.now()) GROUP BY state
+      SELECT CASE WHEN state = 'waiting' AND expires_at <= supervisor.now() THEN 'expired' ELSE state END AS state,
+        count(*) AS number
+      FROM supervisor.items WHERE queue = q.name AND (forget_at IS NULL OR forget_at > supervisor.now()) GROUP BY 1
     ) AS by_state ON true
     WHERE q.name = %s
 """
+
+
+def _apart(rows: Rows) -> tuple[Rows, Rows]:
+    """The rows of `_PUT_AND_CLAIM`, each kind by itself."""
+    return [row[:2] for row in rows if row[0] is not None], [row[2:] for row in rows if row[0] is None]
 
 
 def _items(rows: Rows) -> list[Item]:

@@ -478,6 +478,7 @@ DECLARE
   late bigint;
   keyed text[];
   kept text[];
+  grouped boolean;
 BEGIN
   WITH done AS (
     UPDATE supervisor.items
@@ -487,13 +488,18 @@ BEGIN
       SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at <= t
       ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED
     ))
-    RETURNING id, key, keep
+    RETURNING id, key, keep, in_group
   )
-  SELECT count(*), array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep)
-  INTO late, keyed, kept FROM done;
+  SELECT
+    count(*), array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep),
+    coalesce(bool_or(in_group IS NOT NULL), false)
+  INTO late, keyed, kept, grouped FROM done;
   IF late > 0 THEN
     UPDATE supervisor.queues SET expired = expired + late WHERE name = q;
     PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, -late);
+  END IF;
+  IF grouped THEN -- the next one of the group may be parked
+    PERFORM supervisor.tell(q, 'work');
   END IF;
   RETURN late;
 END $$;
@@ -763,7 +769,11 @@ BEGIN
   END IF;
   id := NULL;
   expired := s.expired;
-  due := CASE WHEN picked >= most OR picked > cardinality(places) THEN 0 ELSE supervisor.next_moment(q) END;
+  due := CASE
+    WHEN picked > cardinality(places) OR late <> '{}' THEN 0
+    WHEN picked >= most THEN supervisor.due(q)
+    ELSE supervisor.next_moment(q)
+  END;
   RETURN NEXT;
 END $$;
 
@@ -771,9 +781,22 @@ END $$;
 CREATE FUNCTION supervisor.due(q text) RETURNS float8 LANGUAGE plpgsql AS $$
 DECLARE
   s supervisor.queues;
+  level int;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  RETURN CASE WHEN supervisor.pick(s, 1, '{}') = '{}' THEN supervisor.next_moment(q) ELSE 0 END;
+  IF s.concurrency IS NOT NULL OR s.rate IS NOT NULL OR s.group_by IS NOT NULL THEN
+    RETURN CASE WHEN supervisor.pick(s, 1, '{}') = '{}' THEN supervisor.next_moment(q) ELSE 0 END;
+  END IF;
+  FOREACH level IN ARRAY CASE WHEN s.paused THEN '{}' ELSE supervisor.levels(q, '{}') END LOOP
+    IF EXISTS ( -- without a lock: others would pass over what nobody takes
+      SELECT FROM supervisor.items
+      WHERE queue = q AND state = 'waiting' AND NOT parked AND priority = level AND ready_at <= supervisor.now()
+      ORDER BY ready_at LIMIT 1
+    ) THEN
+      RETURN 0;
+    END IF;
+  END LOOP;
+  RETURN supervisor.next_moment(q);
 END $$;
 
 -- The same, where a claim brings nothing now.
@@ -913,6 +936,9 @@ BEGIN
       forget_at = supervisor.now() + (SELECT keep_results FROM supervisor.queues WHERE name = q)
     WHERE queue = q AND id = which;
     PERFORM supervisor.over(q, ARRAY[which], CASE WHEN item.keep THEN ARRAY[which] END), supervisor.count(q, -1);
+    IF item.in_group IS NOT NULL THEN -- the next one of the group may be parked
+      PERFORM supervisor.tell(q, 'work');
+    END IF;
     RETURN 'cancelled';
   ELSIF item.state = 'running' THEN
     UPDATE supervisor.items SET cancelling = true WHERE queue = q AND id = which;

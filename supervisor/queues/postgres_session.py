@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import psycopg
 import trio
 
-from supervisor.queues import shown_backend
+from supervisor.queues import shown_backend, unknown_parameter
 from supervisor.queues.protocol import QueueError, QueueUnavailable
 
 PATIENCE = 5.0
@@ -37,6 +37,12 @@ PATIENCE = 5.0
 
 PACE = 1_000_000
 """Bytes a second that a connection carries at least: large operations may take longer."""
+
+STATEMENT = 4.0
+"""Seconds that the server gives a statement: less than we do, so that nobody is locked out who waits for what we gave up."""
+
+LARGE = 1_000_000
+"""Bytes above which these limits are as much longer as that takes."""
 
 TOGETHER = 64
 """Operations in one transaction at most."""
@@ -56,9 +62,9 @@ _DEFAULTS = {
     "keepalives_count": 4,
 }
 
-_SETTINGS = """
+_SETTINGS = f"""
     SET default_transaction_isolation = 'read committed';  -- each statement of a function sees what others have done
-    SET statement_timeout = '4s';
+    SET statement_timeout = '{STATEMENT}s';
     SET lock_timeout = '1s';  -- an application that keeps a unique key in an open transaction
     SET idle_in_transaction_session_timeout = '5s';
     SET plan_cache_mode = force_generic_plan;  -- or they are made anew at each call, for the sake of how long an array is
@@ -103,9 +109,9 @@ class Session:
         Cancelled, or too late: it may happen all the same.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        operation = Operation(statements)
+        operation = Operation(statements, size=size)
         self.send(operation)
-        return await self.result(operation, size)
+        return await self.result(operation)
 
     def send(self, *operations: Operation) -> None:
         """Have these done, in one transaction if nothing goes wrong. Raises ClosedResourceError at the end."""
@@ -113,9 +119,9 @@ class Session:
             raise trio.ClosedResourceError(f"the queue in {self.where} is closed")
         self._put(*operations)
 
-    async def result(self, operation: Operation, size: int = 0) -> list[Rows]:
+    async def result(self, operation: Operation) -> list[Rows]:
         """What came of an operation that was sent: see `ask`."""
-        with trio.move_on_after(PATIENCE + size / PACE):
+        with trio.move_on_after(PATIENCE + operation.size / PACE):
             return await operation.wait()
         self._connection.cut()
         raise QueueUnavailable(f"{self.where} does not answer")
@@ -154,21 +160,27 @@ class Operation:
     nobody waits for it, or no more.
     """
 
-    __slots__ = ("_awaited", "_heed", "_late", "_over", "error", "found", "sees", "statements", "wanted")
+    __slots__ = ("_awaited", "_carries", "_heed", "_late", "_over", "error", "found", "sees", "size", "statements", "wanted")
 
     def __init__(
         self,
         statements: Sequence[Statement],
         *,
+        size: int = 0,
         heed: Callable[[list[Rows]], object] | None = None,
         late: Callable[[list[Rows]], object] | None = None,
         sees: str = "",
+        carries: tuple[Operation, Callable[[Rows], tuple[Rows, Rows]]] | None = None,
         awaited: bool = True,
     ) -> None:
         self.statements = statements
+        self.size = size
+        """About how many bytes go over the line: large ones may take their time."""
         self.sees = sees
         """It is done after what comes with it, and what this connection itself has notified until then is not handed on, where
         it is this: it has seen what that tells of."""
+        self._carries = carries
+        """Another one that is done by the same statement, and how to tell what each of them finds."""
         self.wanted = True
         """False: whoever asked has gone away. If it has not begun, it never will."""
         self.found: list[Rows] = []
@@ -191,15 +203,24 @@ class Operation:
 
     def abandon(self) -> None:
         """Nobody waits for it any more."""
-        self.wanted = self._awaited = False
+        self.wanted, self._awaited = self._carries is not None, False
         self._tell_late()
 
     def finish(self) -> None:
         """It is over."""
+        if self._carries is not None:
+            self._hand_over(*self._carries)
         self._over.set()
         if self._heed is not None and self._awaited and self.found:
             self._heed(self.found)
         self._tell_late()
+
+    def _hand_over(self, other: Operation, divide: Callable[[Rows], tuple[Rows, Rows]]) -> None:
+        if self.found:
+            mine, its = divide(self.found[0])
+            self.found, other.found = [mine], [its]
+        other.error = self.error and type(self.error)(*self.error.args)
+        other.finish()
 
     def _tell_late(self) -> None:
         if self._late is not None and not self._awaited and self.found:
@@ -323,11 +344,15 @@ class _Connection:
 
     def _do(self, db: psycopg.Connection, operations: Sequence[Operation]) -> None:
         """All in one transaction, in one round trip."""
-        if len(operations) == 1 and len(operations[0].statements) == 1:
+        size = sum(operation.size for operation in operations)
+        if len(operations) == 1 and len(operations[0].statements) == 1 and size <= LARGE:
             sql, values, alone = operations[0].statements[0]
             operations[0].found = [_rows(db.execute(alone or sql, values, binary=True))]
         else:
             with db.pipeline():
+                if size > LARGE:
+                    limit = round(1000 * (STATEMENT + size / PACE))
+                    db.execute("SELECT set_config('statement_timeout', %s, true)", [str(limit)])
                 cursors = [[db.execute(each.sql, each.values, binary=True) for each in it.statements] for it in operations]
             for operation, found in zip(operations, cursors, strict=True):
                 operation.found = [_rows(cursor) for cursor in found]
@@ -419,6 +444,8 @@ def parameters(url: str) -> dict[str, Any]:
     try:
         return _DEFAULTS | psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:
+        if unknown := unknown_parameter(url, [each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults()]):
+            raise QueueError(f'{unknown} (libpq has a list of them: "parameter key words")') from None
         raise QueueError(
             "this is no URL of a PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for each"
             " character of the password that is no letter or digit"

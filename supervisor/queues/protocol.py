@@ -286,9 +286,9 @@ class Engine(Protocol):
     async def put(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Store all of them, or none; returns when they are as safe as the engine keeps things, in the order of `drafts`.
 
-        `size` items may wait, the delayed ones among them. Raises QueueFull where they do not all fit, not counting those that
-        are not stored or replace another: `wait_for_room`, then try again. More than `size` at once never fit. What comes
-        back (retry, back, requeue) always fits.
+        `size` items may wait, the delayed ones among them, but not those that have waited for too long. Raises QueueFull where
+        they do not all fit, not counting those that are not stored or replace another: `wait_for_room`, then try again. More
+        than `size` at once never fit. What comes back (retry, back, requeue) always fits.
         """
 
     async def wait_for_room(self) -> None:
@@ -339,7 +339,7 @@ class Engine(Protocol):
         """Have nobody claim anything, or go on; stays so over restarts where the queue is durable."""
 
     async def counts(self) -> Counts:
-        """The queue in numbers."""
+        """The queue in numbers, as it is at this moment: what has waited for too long is expired, whoever claims or not."""
 
     async def peek(self, state: State, limit: int) -> list[Record]:
         """The next items of a state: of those that wait, in the order of claims; of others, the latest first."""

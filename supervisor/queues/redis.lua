@@ -31,7 +31,7 @@ local control = {
   seq = tonumber(found[1]) or 0,          -- the last number given to an item
   top = tonumber(found[2]) or 0,          -- the least urgent priority that anything ever had
   paused = found[3] == '1',
-  hungry = found[4] == '1',               -- a claim got less than it wanted: who brings something says so
+  hungry = found[4] == '1',               -- a claim left nothing that may run: who brings something says so
   need = tonumber(found[5]) or 0,         -- a producer waits for so much room
   rate = tonumber(found[6]) or 0,         -- when the bucket of the rate is full again
   expired = tonumber(found[7]) or 0,      -- since a claim told of it
@@ -194,6 +194,21 @@ local function again(id, item, at)
   save(id, item)
 end
 
+-- What has waited for too long, some of it; gives how many.
+local function expire()
+  local late = call('ZRANGEBYSCORE', EXPIRING, '-inf', NOW, 'LIMIT', 0, BULK)
+  for _, id in ipairs(late) do
+    local item = load(id)
+    call('ZREM', EXPIRING, id)
+    if item then
+      unplace(id, item)
+      finish(id, item, 'expired')
+      control.expired = control.expired + 1
+    end
+  end
+  return #late
+end
+
 -- What is due by the clock. Not for those who end or renew what they have: who is late, but first, is in time.
 local function tidy()
   for _, id in ipairs(call('ZRANGEBYSCORE', RUNNING, '-inf', NOW, 'LIMIT', 0, BULK)) do
@@ -211,15 +226,7 @@ local function tidy()
       call('ZREM', RUNNING, id)
     end
   end
-  for _, id in ipairs(call('ZRANGEBYSCORE', EXPIRING, '-inf', NOW, 'LIMIT', 0, BULK)) do
-    local item = load(id)
-    call('ZREM', EXPIRING, id)
-    if item then
-      unplace(id, item)
-      finish(id, item, 'expired')
-      control.expired = control.expired + 1
-    end
-  end
+  expire()
   local due = call('ZRANGEBYSCORE', DELAYED, '-inf', NOW, 'WITHSCORES', 'LIMIT', 0, BULK)
   for at = 1, #due, 2 do
     local _, prio = of_member(due[at])
@@ -327,9 +334,12 @@ end
 function verbs.put(drafts)
   tidy()
   local receipts, fresh = judge(drafts)
-  if fresh > 0 and waiting() + fresh > limits.size then
-    control.need = control.need > 0 and math.min(control.need, fresh) or fresh
-    return { encode(false) }
+  while fresh > 0 and waiting() + fresh > limits.size do
+    if expire() == 0 then
+      control.need = control.need > 0 and math.min(control.need, fresh) or fresh
+      local first = call('ZRANGE', EXPIRING, 0, 0, 'WITHSCORES')
+      return { encode(first[2] and tonumber(first[2]) - NOW or -1) } -- in how many seconds the clock may make room
+    end
   end
   for at, draft in ipairs(drafts) do
     if not draft.nothing then
@@ -364,6 +374,17 @@ local function next_due()
     soonest = math.min(soonest or math.huge, control.rate - NOW - (limits.burst - 1) / limits.rate)
   end
   return soonest and math.max(soonest, 0) or -1
+end
+
+-- Whether another claim may bring something now.
+local function has_more()
+  if control.paused or tokens() < 1 or limits.concurrency and call('ZCARD', RUNNING) >= limits.concurrency then
+    return false
+  end
+  for prio = 0, control.top do
+    if call('EXISTS', ready(prio)) == 1 then return true end
+  end
+  return false
 end
 
 local function run(id, item, owner, client)
@@ -430,13 +451,16 @@ function verbs.claim(limit, owner, attempts, order, client)
     end
     began(#got.items)
   end
-  local due = (got.looked >= want + BULK or got.bytes >= HEAVY) and 0 or next_due()
-  if #got.items < limit then control.hungry = true end
-  if wake_now and due ~= 0 and #got.items < limit then -- what came in this call is taken, or waits for the clock
-    wake_now = false
-    if due > 0 then wakes(due) end
+  local more = got.looked >= want + BULK or got.bytes >= HEAVY or #got.items >= want and has_more()
+  local due = more and 0 or next_due()
+  if due ~= 0 then
+    control.hungry = true
+    if wake_now then -- what came in this call is taken, or waits for the clock
+      wake_now = false
+      if due > 0 then wakes(due) end
+    end
+    if control.alarm > NOW then due = math.min(due > 0 and due or math.huge, control.alarm - NOW) end
   end
-  if control.alarm > NOW and due ~= 0 then due = math.min(due > 0 and due or math.huge, control.alarm - NOW) end
   local dead = records(got.dead)
   local answer = { encode({ got.items, decode(dead[1]), control.expired, due }) }
   control.expired = 0
@@ -593,8 +617,10 @@ end
 function verbs.counts()
   tidy()
   local answer = { running = call('ZCARD', RUNNING), delayed = call('ZCARD', DELAYED), paused = control.paused }
-  answer.waiting = waiting() - answer.delayed
+  local late = call('ZCOUNT', EXPIRING, '-inf', NOW) -- more than `tidy` does in one step
+  answer.waiting = waiting() - answer.delayed - late
   for _, state in ipairs(ENDED) do answer[state] = call('ZCARD', PREFIX .. state) end
+  answer.expired = answer.expired + late
   local lines = { PARKED }
   for prio = 0, control.top do lines[#lines + 1] = ready(prio) end
   for _, key in ipairs(lines) do

@@ -18,9 +18,10 @@ Why no streams: a stream gives what was put first, and that is all it can. Here 
 its time has come, or because the one before it of the same group is done; one that was given back goes to the front, one that
 is cancelled leaves the middle, and a late worker is told by its token that it is late: a consumer group knows none of that.
 
-Nobody asks again and again. A claim that gets less than it wanted leaves a mark, and whoever brings something then tells all;
-what the clock alone will bring, the claim has told. A daemon that was away asks at once for what it has missed: which of its
-items are lost, or to be cancelled; those of which it never heard, since the answer to its claim was lost, wait again.
+Nobody asks again and again. A claim that leaves nothing which may run leaves a mark, and whoever brings something then tells
+all; what the clock alone will bring, the claim has told. Where this process itself puts and waits for work, one call does both.
+A daemon that was away asks at once for what it has missed: which of its items are lost, or to be cancelled; those of which it
+never heard, since the answer to its claim was lost, wait again.
 
 How safe an item is depends on the server: by default Redis writes its data down now and then. `appendonly yes` is what one
 wants; what is missing is said once.
@@ -28,6 +29,7 @@ wants; what is missing is said once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -86,6 +88,15 @@ async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Red
             yield queue
         finally:
             await queue._close()
+
+
+def refusal(backend: str) -> str:
+    """Why this URL is of no use; empty where it is."""
+    try:
+        Address.parse(backend)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 # ---- what goes over the wire; `redis.lua` has the same names ----
@@ -182,7 +193,7 @@ _flag = Decoder(bool).decode
 _flags = Decoder(list[bool]).decode
 _number = Decoder(int).decode
 _numbers = Decoder(list[int]).decode
-_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | bool).decode
+_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | float).decode
 _claim = Decoder(tuple[list[_Taken], list[_Row], int, float]).decode
 _cancelled = Decoder(Literal["cancelled", "running", "ended", "unknown"]).decode
 _counts = Decoder(Counts).decode
@@ -225,6 +236,8 @@ class RedisQueue:
         self._work = Lookout[Operation](Operation.abandon)
         self._room = trio.Event()
         self._no_room = self._room
+        self._room_by_itself = math.inf
+        """When something expires that takes up room, on Trio's clock."""
         self._paused = False
         self._looked_at_durability = False
         self._declared: Raw | None = None
@@ -297,8 +310,9 @@ class RedisQueue:
             raise
         for draft in drafts:
             self._doubtful.pop(draft.id, None)
-        if receipts is False:
+        if isinstance(receipts, float):
             self._no_room = room
+            self._room_by_itself = trio.current_time() + (receipts if receipts >= 0 else math.inf)
             raise QueueFull(f"queue {self.name} is full: {self._settings.spec.size} items may wait")
         return [Receipt(id=id, what=what) for id, what in receipts]
 
@@ -310,7 +324,8 @@ class RedisQueue:
 
     async def wait_for_room(self) -> None:
         self._link.wake()
-        await self._no_room.wait()
+        with trio.move_on_at(self._room_by_itself):
+            await self._no_room.wait()
 
     # ---- workers ----
 
@@ -336,13 +351,11 @@ class RedisQueue:
             raise
         finally:
             self._claiming -= 1
-        return self._claimed(reply, operation.asked[1])
+        return self._claimed(reply)
 
-    def _claimed(self, reply: Reply, limit: object) -> Claimed:
+    def _claimed(self, reply: Reply) -> Claimed:
         (taken, dead, expired, due), blobs = reply
-        if len(taken) == limit:
-            self._work.set()
-        elif due >= 0:
+        if due >= 0:
             self._work.set(due)
         items = [_item(each, payload) for each, payload in zip(taken, blobs, strict=False)]
         for item in items:

@@ -19,7 +19,7 @@ import random
 import socket
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 import msgspec
 import trio
 
+from supervisor.queues import unknown_parameter
 from supervisor.queues.protocol import QueueUnavailable
 
 try:
@@ -76,6 +77,9 @@ _KEEPALIVE: dict[int, int | bytes] = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: 20_000,
 }
+_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+"""What can be said of TLS: files."""
+
 _NOWHERE = logging.NullHandler()
 """The library logs what it raises as well: on stderr, where nobody has said otherwise."""
 
@@ -109,12 +113,13 @@ class Address:
         try:
             parts = urlsplit(url)
             query = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
+            unknown = unknown_parameter(url, ("db", *(_TLS if parts.scheme == "rediss" else ())))
             db, tls = cls._db(parts, query), cls._tls(query) if parts.scheme == "rediss" else None
             port = parts.port or 6379
         except (ValueError, OSError) as error:
             raise ValueError(f"expected the URL of a Redis such as redis://host:6379/0: {error}") from None
-        if query:
-            raise ValueError(f"{parts.scheme}://: does not know {', '.join(query)}")
+        if unknown:
+            raise ValueError(f"{parts.scheme}://: {unknown}{_only_tls(query, parts.scheme)}")
         unix = parts.scheme == "redis+unix"
         if not (parts.path if unix else parts.hostname):
             raise ValueError(f"{parts.scheme}://: names no {'path' if unix else 'host'}")
@@ -425,6 +430,10 @@ class Link:
         else:
             text = _first_line(cause)
         return f"{self.address}: {text}"
+
+
+def _only_tls(query: Collection[str], scheme: str) -> str:
+    return "; TLS is rediss://" if scheme == "redis" and not set(_TLS).isdisjoint(query) else ""
 
 
 def _close_streams(connection: BaseConnection) -> None:
