@@ -51,16 +51,39 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.address = "127.0.0.1"
         self.port = free_port()
+        self.within: list[str] = []
+        """What runs it elsewhere: in a network of its own, say, where it has this address."""
         self.log: list[str] = []
         self.process: subprocess.Popen[str] | None = None
 
     def command(self) -> list[str]:
         raise NotImplementedError
 
+    @property
+    def url(self) -> str:
+        """Where it is, for those in its network."""
+        raise NotImplementedError
+
+    def url_at(self, port: int) -> str:
+        """The same, by another port: a proxy's."""
+        raise NotImplementedError
+
+    @property
+    def near(self) -> str:
+        """The same by its Unix socket, whatever its network."""
+        raise NotImplementedError
+
+    def move(self, within: list[str], address: str) -> None:
+        """Run it elsewhere from now on."""
+        self.kill()
+        self.within, self.address = within, address
+        self.start()
+
     def start(self) -> None:
         ready = threading.Event()
-        words = ["setpriv", "--pdeathsig", "KILL", *self.command()]
+        words = [*self.within, "setpriv", "--pdeathsig", "KILL", *self.command()]
         self.process = subprocess.Popen(
             words, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -130,7 +153,14 @@ class RedisServer(Server):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        return f"redis://{self.address}:{port}/0"
+
+    @property
+    def near(self) -> str:
+        return f"redis+unix://{self.path}"
 
     @property
     def path(self) -> Path:
@@ -139,7 +169,8 @@ class RedisServer(Server):
 
     def command(self) -> list[str]:
         options = {
-            "bind": "127.0.0.1",
+            "bind": self.address,
+            "protected-mode": "no",
             "port": self.port,
             "unixsocket": self.path,
             "dir": self.directory,
@@ -160,13 +191,16 @@ class PostgresServer(Server):
         return self.url_at(self.port)
 
     def url_at(self, port: int) -> str:
-        """The same, by another port: a proxy's."""
-        return f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        return f"postgresql://postgres@{self.address}:{port}/postgres"
+
+    @property
+    def near(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self.directory}&port={self.port}"
 
     def command(self) -> list[str]:
         settings = {
             "port": self.port,
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.address,
             "unix_socket_directories": self.directory,
             "recovery_init_sync_method": "syncfs",  # or each start after a kill syncs a thousand files one by one
         }
@@ -203,6 +237,8 @@ def database_files() -> Iterator[Path]:
             ["setpriv", "--pdeathsig", "KILL", *_AS_POSTGRES, *initdb, "-D", directory / "data"], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+        with (directory / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all all trust\n")  # from another network of the tests, too
         yield directory / "data"
 
 

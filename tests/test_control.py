@@ -16,7 +16,7 @@ from control_serving import peer, request, serving, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.control import messages, server
+from supervisor.control import connection, handlers, messages, orders, server
 from supervisor.control.listener import Place
 from supervisor.control.verbs import ALL, LATER, VERBS
 from supervisor.events import Commanded, Warned
@@ -162,7 +162,7 @@ async def test_a_request_over_a_megabyte_is_refused_and_the_connection_goes_on(t
 async def test_a_request_just_under_a_megabyte_is_taken(tmp_path):
     async with serving(tmp_path) as (_, path), peer(path) as client:
         line = json.dumps(request("version")).encode()
-        await client.send(line + b" " * (server.MAX_REQUEST - len(line)) + b"\n")
+        await client.send(line + b" " * (connection.MAX_REQUEST - len(line)) + b"\n")
         assert "result" in await client.read()
 
 
@@ -178,7 +178,7 @@ async def test_a_handler_that_raises_costs_one_answer_and_nothing_else(tmp_path,
     async def broken(call):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setitem(server.HANDLERS, "version", broken)
+    monkeypatch.setitem(handlers.HANDLERS, "version", broken)
     async with serving(tmp_path) as (_, path), peer(path) as client:
         error = (await client.ask("version"))["error"]
         assert error["code"] == -32603 and "a fault of ours" in error["message"]
@@ -202,7 +202,7 @@ async def test_the_description_of_the_protocol_has_every_verb_with_its_params(tm
 
 
 def test_every_verb_has_a_handler_a_result_and_a_help_text():
-    assert server.HANDLERS.keys() == messages.RESULTS.keys() == VERBS.keys()
+    assert handlers.HANDLERS.keys() == messages.RESULTS.keys() == VERBS.keys()
     assert all(verb.help and all(param.help for param in verb.params) for verb in ALL)
     assert not VERBS.keys() & set(LATER)
 
@@ -296,7 +296,7 @@ async def test_a_job_that_hears_signals_gets_the_one_that_is_named(tmp_path):
     jobs = {"child": {"command": ["sleep", "3600"], "restart": "temporary"}}
     async with serving(tmp_path, jobs, {}) as (tree, path), peer(path) as client:
         await tree.wait_running()
-        assert "did you mean KILL" in (await client.ask("signal", {"name": "child", "signal": "KIL"}))["error"]["message"]
+        assert "did you mean 'KILL'?" in (await client.ask("signal", {"name": "child", "signal": "KIL"}))["error"]["message"]
         (answer,) = (await client.ask("signal", {"name": "child", "signal": "KILL"}))["result"]
         assert answer["ok"]
         await until(tree, lambda table: table["child"].exit is not None)
@@ -307,7 +307,7 @@ async def test_a_job_that_hears_signals_gets_the_one_that_is_named(tmp_path):
     ("text", "number"), [("HUP", 1), ("sigusr1", signal.SIGUSR1), ("9", 9), ("SIGTERM", 15)], ids=lambda value: str(value)
 )
 def test_signals_are_named_as_people_name_them(text, number):
-    assert server._signal_number(text) == number
+    assert orders._signal_number(text) == number
 
 
 async def test_reload_of_the_file_is_refused_where_there_is_none(tmp_path):

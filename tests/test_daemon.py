@@ -221,12 +221,12 @@ async def test_a_root_that_gives_up_ends_the_daemon_with_1(tmp_path):
 
 
 SABOTAGE = """
-import supervisor.events
+import supervisor.events.journal
 
 async def job():
     def apply(table, event):
         raise RuntimeError("a fault of ours")
-    supervisor.events.apply = apply
+    supervisor.events.journal.apply = apply
 """
 
 
@@ -317,7 +317,7 @@ async def test_only_starts_what_was_asked_for_and_does_not_wait_for_the_rest(tmp
         states = {row["name"]: row["state"] for row in json.loads(status.stdout)}
         assert (states["a"], states["b"], states["c"]) == ("stopped", "stopped", "running")
     misspelt = await supervisor(tmp_path, "run", "--only", "cc")
-    assert misspelt.returncode == 2 and "did you mean c" in misspelt.stderr.decode()
+    assert misspelt.returncode == 2 and "did you mean 'c'?" in misspelt.stderr.decode()
 
 
 async def fed(fifo: Path, text: str) -> None:

@@ -488,6 +488,43 @@ async def test_a_cancel_that_was_missed_while_the_engine_was_away_is_found_when_
             seat.end(call, ended(call, "cancelled"))
 
 
+async def test_a_queue_that_was_paused_before_or_while_the_engine_was_away_is_known_to_be(autojump_clock, tmp_path):
+    async with bench(tmp_path, shared=True) as b:
+        b.desk.heard, heard = lambda notice: None, b.desk.heard  # type: ignore[method-assign]
+        await b.engine.pause(True)
+        with b.seat() as seat:
+            await trio.sleep(2)
+            assert seat.shown == "the queue is paused"
+            b.engine.broken = {"claim": "connection refused", "wait_for_work": "connection refused"}
+            await b.engine.pause(False)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(seat.take)
+                await trio.sleep(10)
+                assert "connection refused" in seat.shown
+                b.engine.broken = {}
+                await trio.sleep(10)
+                assert (seat.shown, b.desk.held) == ("idle", False)
+                heard(Notice(what="paused"))
+                assert seat.shown == "the queue is paused"
+                nursery.cancel_scope.cancel()
+
+
+async def test_a_pause_that_overtakes_the_answer_to_the_look_for_one_is_what_holds(autojump_clock, tmp_path):
+    class Slow(Moody):
+        async def counts(self) -> Any:
+            counts = await self._queue.counts()
+            await trio.sleep(1)  # the answer is on its way
+            return counts
+
+    async with bench(tmp_path) as b:
+        b.desk.engine = Slow(b.engine._queue)  # type: ignore[assignment]
+        with b.seat():
+            await trio.sleep(1.5)
+            await b.engine.pause(True)
+            await trio.sleep(5)
+            assert b.desk.held
+
+
 async def test_progress_is_stored_once_a_second(autojump_clock, tmp_path):
     async with bench(tmp_path) as b:
         await b.engine.put_all(b"1")

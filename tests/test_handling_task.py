@@ -17,7 +17,7 @@ from house import open_house, open_worker
 from supervisor.errors import BadItem, RunFailed, UnfitItem
 from supervisor.kinds import Context
 from supervisor.kinds.function import CallableNotFound
-from supervisor.kinds.payload import payload_check
+from supervisor.kinds.payload import loaded
 from supervisor.state import Phase
 
 
@@ -258,16 +258,23 @@ async def test_a_stop_alone_does_not_end_a_call_that_hears_nothing(house):
 
 
 def test_an_item_can_be_checked_before_it_is_put():
-    check = payload_check(taking(Image))
-    check({"path": "a"})
-    check(Image("a"))
+    function = loaded(taking(Image))
+    assert function.typed
+    function.read(b'{"path": "a"}')
     with pytest.raises(UnfitItem, match="object missing required field `path`"):
-        check({})
+        function.read(b"{}")
+
+
+@pytest.mark.parametrize("call", ["not_loaded:f", "tests.test_handling_task:nothing"])
+def test_nothing_is_loaded_to_check_it(call):
+    assert loaded(call) is None
 
 
 @pytest.mark.parametrize(
-    ("call", "kind"),
-    [("not_loaded:f", None), (shown, "process"), ("tests.test_handling_task:nothing", None), (None, "command")],
-)
-def test_nothing_is_loaded_to_check_it(call, kind):
-    assert payload_check(call, kind) is None
+    ("type", "batch", "typed"),
+    [(Any, False, False), (object, False, False), (int, False, True), (list, False, True), (list, True, False),
+     (list[int], True, True)],
+)  # fmt: skip
+def test_whether_there_is_anything_to_check(type, batch, typed):
+    assert loaded(taking(type), batch).typed is typed
+    assert not loaded(taking(list[Any]), batch=True).typed

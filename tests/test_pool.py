@@ -18,7 +18,9 @@ from supervisor.events import (
     ItemCancelled,
     ItemDead,
     ItemRetrying,
+    ItemsDead,
     ItemsHandled,
+    ItemsRetrying,
     QueueDegraded,
     QueueRecovered,
     Starting,
@@ -191,6 +193,46 @@ async def test_what_fails_is_tried_again_after_a_longer_wait_each_time_and_dead_
         assert f.word("a") == "running"
         assert f.events(ItemsHandled)[-1].retry == 4
         assert f.events(ItemsHandled)[-1].dead == 1
+
+
+async def test_a_flood_of_failures_is_told_by_its_first_ones_and_then_in_numbers_once_a_second(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(fail, retry=plain(attempts=2, initial=60))}) as f:
+        await f.tree.wait_running()
+        await trio.sleep(10)
+        ids = await f.put(*["1"] * 100)
+        await trio.sleep(30)
+        assert [at for at, _ in f.said(ItemRetrying)] == [10.0] * 10  # the first are told at once
+        rest = "and 90 more failed like this; the last: item i100: attempt 1 of 2 failed: OSError: no net"
+        assert f.said(ItemsRetrying) == [(11.0, rest)]
+        assert (f.events(ItemsRetrying)[0].count, f.events(ItemsRetrying)[0].job) == (90, "a")
+        await trio.sleep(60)
+        assert [at for at, _ in f.said(ItemDead)] == [70.0] * 10
+        rest = "and 90 more are dead; the last: item i100 is dead after 2 attempts: OSError: no net"
+        assert f.said(ItemsDead) == [(71.0, rest)]
+        assert len([line for line in f.logs if line["event"] == "job raised"]) == 10
+        dead = await f.engine.peek(State.DEAD, 1000)
+        assert {record.id for record in dead} == set(ids)
+        assert all("no net" in (record.traceback or "") for record in dead)
+        await f.engine.requeue(ids[:1])
+        await trio.sleep(10)
+        assert f.said(ItemRetrying)[-1][0] == 100.0  # after calm: at once
+
+
+async def test_a_flood_that_lasts_is_told_in_numbers_each_second_and_at_the_end(autojump_clock, tmp_path):
+    async def work(item: Any) -> None:
+        await trio.sleep(0.02)
+        raise OSError("no net")
+
+    async with pool(tmp_path, {"a": handling(work, retry=plain(attempts=1))}) as f:
+        await f.tree.wait_running()
+        await trio.sleep(10.01)
+        await f.put(*["1"] * 1000)
+        await trio.sleep(3.2)
+    at = [when for when, _ in f.said(ItemDead)]
+    assert [sum(second <= when < second + 1 for when in at) for second in (10.01, 11.01, 12.01)] == [10, 10, 10]
+    counts = [(round(when, 2), event.count) for when, event in f.history if isinstance(event, ItemsDead)]
+    assert [when for when, _ in counts][:3] == [11.01, 12.01, 13.01]
+    assert sum(count for _, count in counts) + len(at) == f.events(ItemsHandled)[-1].dead
 
 
 async def test_a_waiting_retry_holds_no_worker(autojump_clock, tmp_path):
@@ -371,6 +413,27 @@ async def test_a_paused_job_claims_nothing_until_it_is_resumed(autojump_clock, t
         await trio.sleep(5)
         assert sorted(work.began[1:]) == [(10.0, 1), (10.0, 2)]
         assert f.words("a:0", "a:1") == "a:0:running a:1:running"
+
+
+async def test_the_workers_of_a_queue_that_is_paused_say_so_and_what_is_in_hand_goes_on(autojump_clock, tmp_path):
+    async with pool(tmp_path, {"a": handling(taking(5)), "b": handling(taking(5), start="manual")}) as f:
+        await f.put("1")
+        await trio.sleep(3)
+        await f.engine.pause(True)
+        await trio.sleep(1)
+        assert (f.word("a"), f.tree.journal.table["a"].cause) == ("running", "handles i1")
+        await trio.sleep(4)
+        assert (f.word("a"), f.tree.journal.table["a"].cause) == ("paused", "the queue is paused")
+        await f.tree.start("b")
+        await trio.sleep(2)
+        assert f.words("a", "b") == "a:paused b:paused"
+        await f.tree.pause("a")
+        assert f.tree.journal.table["a"].cause == "paused"
+        await f.tree.resume("a")
+        assert f.tree.journal.table["a"].cause == "the queue is paused"
+        await f.engine.pause(False)
+        assert f.words("a", "b") == "a:running b:running"  # at once
+        assert f.tree.journal.table["a"].cause == "idle"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

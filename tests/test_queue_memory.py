@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any
 
 import hypothesis
@@ -11,7 +15,7 @@ import trio
 import trio.testing
 from hypothesis import strategies as st
 
-from supervisor.queues import QUEUES, Place
+from supervisor.queues import QUEUES, Place, memory
 from supervisor.queues.protocol import Draft, Ending, Engine, Item, Settings, State, new_id
 from supervisor.queues.spec import QueueSpec, UniqueSpec
 from supervisor.spec import Rate, Seconds
@@ -20,12 +24,10 @@ EPOCH = 1_000_000.0
 
 
 @asynccontextmanager
-async def opened(tmp_path, group_by: str | None = None, **spec: Any):
+async def opened(tmp_path, group_by: str | None = None, warn: Callable[[str], None] = lambda text: None, **spec: Any):
     """A queue whose wall clock goes as Trio's does."""
     start = trio.current_time()
-    place = Place(
-        directory=tmp_path, now=lambda: EPOCH + trio.current_time() - start, listen=lambda notice: None, warn=lambda text: None
-    )
+    place = Place(directory=tmp_path, now=lambda: EPOCH + trio.current_time() - start, listen=lambda notice: None, warn=warn)
     settings = Settings(spec=QueueSpec(backend="memory", **spec), group_by=group_by)
     async with QUEUES["memory"].open("q", settings, place) as engine:
         yield engine
@@ -249,3 +251,130 @@ async def test_every_item_is_claimed_when_it_is_due_and_in_order(tmp_path, autoj
         counts = await queue.counts()
         assert counts.waiting + counts.delayed == len(due)
         assert counts.running == len(held)
+
+
+ENDS = ("retry", "back", "done")
+
+
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    per_key=st.integers(1, 2),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["put", "put", "claim", *ENDS, "cancel", "sleep"]), st.integers(0, 11)),
+        min_size=20,
+        max_size=60,
+    ),
+)
+async def test_groups_run_in_their_order_as_many_as_may(tmp_path, autojump_clock, per_key, steps):
+    """Against a plain list that is gone through from its beginning at each claim."""
+    async with opened(tmp_path, group_by="g", per_key=per_key) as queue:
+        due: dict[str, tuple[tuple[float, float, int], str | None]] = {}
+        held: list[tuple[Item, tuple[float, float, int]]] = []
+        for number, (step, size) in enumerate(steps):
+            if step == "put":
+                mine = draft(priority=size % 2, group=["a", "b", None][size // 2 % 3], delay=float(size // 6))
+                await queue.put([mine])
+                due[mine.id] = ((mine.priority, trio.current_time() + mine.delay, number), mine.group)
+            elif step == "sleep":
+                await trio.sleep(size / 8)
+            elif step == "cancel" and due:
+                id = [*due][size % len(due)]
+                assert await queue.cancel(id) == "cancelled"
+                del due[id]
+            elif step == "claim":
+                busy, expected = Counter(item.group for item, _ in held), []
+                for id, ((_, since, _), group) in sorted(due.items(), key=lambda each: each[1][0]):
+                    if len(expected) <= size % 3 and since <= trio.current_time() and (group is None or busy[group] < per_key):
+                        expected.append(id)
+                        busy[group] += 1
+                items = await claim(queue, size % 3 + 1)
+                assert [item.id for item in items] == expected
+                held += [(item, due.pop(item.id)[0]) for item in items]
+            elif step in ENDS and held:
+                item, (priority, since, order) = held.pop(size % len(held))
+                await finish(queue, item, step, delay=float(size % 3))
+                if step != "done":
+                    since = since if step == "back" else trio.current_time() + size % 3
+                    due[item.id] = ((priority, since, order), item.group)
+        counts = await queue.counts()
+        assert (counts.waiting + counts.delayed, counts.running) == (len(due), len(held))
+
+
+@contextmanager
+def steps_counted() -> Iterator[Counter[str]]:
+    """How many functions of the queue were called."""
+    calls: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename == memory.__file__:
+            calls[frame.f_code.co_name] += 1
+
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
+
+
+async def test_what_waits_for_others_of_its_group_is_not_gone_through(tmp_path, autojump_clock):
+    """However many these are: at a claim, when one of them has ended, when all expire."""
+    took: dict[int, Counter[str]] = {}
+    for many in (100, 3000):
+        async with opened(tmp_path, group_by="g", size=5000) as queue:
+            await queue.put([draft(group="a", expire=10, id=f"i{at}") for at in range(many)])
+            await queue.put([draft(id="free")])
+            with steps_counted() as took[many]:
+                assert [item.id for item in await claim(queue)] == ["i0", "free"]
+                assert not await claim(queue)
+                await queue.cancel(f"i{many // 2}")
+                await queue.finish([Ending(id="i0", token=1, how="done")])
+                assert [item.id for item in await claim(queue)] == ["i1"]
+            with steps_counted() as expiring:
+                await trio.sleep(10)
+                assert (await queue.counts()).expired == many - 3
+            assert sum(expiring.values()) < 40 * many
+    assert took[100] == took[3000]
+
+
+async def test_a_cancelled_item_is_never_claimed_however_many_have_left_before_it(tmp_path):
+    for many in range(60, 70):
+        async with opened(tmp_path) as queue:
+            await queue.put([draft(id=f"i{at}") for at in range(100)])
+            for at in range(many):
+                await queue.cancel(f"i{at}")
+            assert [item.id for item in await claim(queue)] == [f"i{at}" for at in range(many, 100)]
+            assert (await queue.counts()).waiting == 0
+
+
+async def test_dead_items_are_bounded_the_oldest_are_forgotten_and_that_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "MOST_DEAD", 3)
+    said: list[str] = []
+    async with opened(tmp_path, warn=said.append) as queue:
+        for number in range(6):
+            await queue.put([draft(id=f"i{number}")])
+            (item,) = await claim(queue)
+            await finish(queue, item, "dead", error="no net")
+            assert len(said) == (number >= 3)
+        assert said == ["queue q: more than 3 items are dead: those that died first are forgotten, as it is kept in memory"]
+        assert [record.id for record in await queue.peek(State.DEAD, 10)] == ["i5", "i4", "i3"]
+        assert (await queue.counts()).dead == 3
+        assert await queue.show("i0") is None
+        assert await queue.requeue(["i0", "i4"]) == 1
+        assert await queue.purge(State.DEAD) == 2
+        (item,) = await claim(queue)
+        assert (item.id, item.attempt) == ("i4", 1)
+        await finish(queue, item, "dead")
+        assert (await queue.counts()).dead == 1
+
+
+async def test_what_replaces_another_counts_its_expiry_from_its_own_time(tmp_path, autojump_clock):
+    async with opened(tmp_path, unique=UniqueSpec(on_conflict="replace")) as queue:
+        await queue.put([draft(key="k", expire=10)])
+        await trio.sleep(9)
+        await queue.put([draft(key="k", id="new", expire=10)])
+        record = await queue.show("new")
+        assert record.expires_at - EPOCH == pytest.approx(19)
+        await trio.sleep(9.5)
+        assert (await queue.counts()).waiting == 1
+        await trio.sleep(0.5)
+        assert (await queue.counts()).expired == 1

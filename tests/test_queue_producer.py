@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,13 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from supervisor.errors import BadItem, QueueError, QueueFull, QueueUnavailable
 from supervisor.queues import QUEUES, Place
-from supervisor.queues.producer import CHUNK, DEPTH, LOOK_AGAIN, Producer, encoded
+from supervisor.queues import producer as module
+from supervisor.queues.producer import CHUNK, DEPTH, LARGE, LOOK_AGAIN, Producer
 from supervisor.queues.protocol import Ending, Engine, Notice, Settings, State
 from supervisor.queues.spec import QueueSpec, UniqueSpec
 from supervisor.spec import Seconds
@@ -98,10 +103,94 @@ async def test_what_is_no_json_is_refused(tmp_path, value, words):
         assert (await engine.counts()).waiting == 0
 
 
-def test_what_only_looks_deep_is_taken():
-    assert encoded([[]] * 10_000)
-    assert encoded(nested(DEPTH - 1, None))
-    assert encoded("[" * 10_000)
+async def test_what_only_looks_deep_is_taken(tmp_path):
+    async with producing(tmp_path) as (engine, producer):
+        for value in ([[]] * 10_000, nested(DEPTH - 1, None), nested(DEPTH), "[" * 10_000, '\\"[' * 10_000):
+            receipt = await producer.put(value)
+            assert msgspec.json.decode((await engine.show(receipt.id)).payload) == value
+
+
+def levels(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(levels, inner), default=0)
+
+
+TEXTS = st.text('[]{}"\\\\a\u1234\n', max_size=8)
+VALUES = st.recursive(
+    st.none() | TEXTS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=12
+)
+
+
+@given(VALUES, st.integers(1, 30), st.booleans())
+def test_the_depth_of_json_is_seen_without_decoding_it(value, piece, spaced):
+    text = json.dumps(value, indent=2 if spaced else None).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PIECE", piece)
+        assert module._depth(text) == levels(value)
+
+
+class Reading(msgspec.Struct):
+    values: tuple[float, ...]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"r": [Reading((1.0, math.nan))], "o": None},
+        [Picture("a", datetime.datetime(2026, 1, 2)), None, {1: (2, {"x": math.inf})}],
+        [{"x": {math.nan}}],
+        [None] * 200_000 + [math.nan],  # one that is large
+    ],
+)
+async def test_no_number_is_found_wherever_it_is(tmp_path, value):
+    async with producing(tmp_path) as (_, producer):
+        with pytest.raises(BadItem, match=r"no JSON: there is no (nan|inf) in it"):
+            await producer.put(value)
+
+
+# ---- what is JSON already, and what is large ----
+
+
+LINES = "x" * LARGE
+
+
+async def test_what_is_json_already_is_put_as_it_is(tmp_path):
+    async with producing(tmp_path) as (engine, producer):
+        large = b'{ "lines": "%s" }' % LINES.encode()
+        receipts = await producer.put_many([msgspec.Raw(b'{"a": 1}'), msgspec.Raw(large)])
+        assert [(await engine.show(each.id)).payload for each in receipts] == [b'{"a":1}', large]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1', "NaN", f'["{LINES}" 1]', "[" * (LARGE + 1)])
+async def test_what_only_says_that_it_is_json_is_refused(tmp_path, text):
+    async with producing(tmp_path) as (engine, producer):
+        with pytest.raises(BadItem, match=r"^item 2 of 2: (no JSON|nested too deeply)") as caught:
+            await producer.put_many([1, msgspec.Raw(text.encode())])
+        assert caught.value.position == 1
+        assert (await engine.counts()).waiting == 0
+
+
+async def test_large_json_that_is_too_deep_is_refused(tmp_path):
+    async with producing(tmp_path) as (_, producer):
+        for levels, fits in ((DEPTH, True), (DEPTH + 1, False)):
+            text = b"[" * (levels - 1) + b'["%s"]' % LINES.encode() + b"]" * (levels - 1)
+            with nullcontext() if fits else pytest.raises(BadItem, match="nested too deeply"):
+                await producer.put(msgspec.Raw(text))
+
+
+async def test_the_fields_of_large_json_are_found(tmp_path):
+    unique = UniqueSpec(by=("to", "no id"), on_conflict="merge")
+    async with producing(tmp_path, unique=unique, group_by="lines") as (engine, producer):
+        small, large = {"to": ["me"], "no id": {"b": 1, "a": 2}, "lines": "x"}, {"no id": {"a": 2, "b": 1}, "to": ["me"]}
+        first = await producer.put(small)
+        again = await producer.put(msgspec.Raw(msgspec.json.encode({**large, "lines": "g", "more": LINES})))
+        assert (again.what, again.id) == ("merged", first.id)
+        other = await producer.put(msgspec.Raw(msgspec.json.encode({"to": "you", "no id": 1, "lines": "g", "more": LINES})))
+        assert (await engine.show(other.id)).group == "g"
+        with pytest.raises(BadItem, match="there is no field 'no id', which `unique` of the queue names"):
+            await producer.put(msgspec.Raw(msgspec.json.encode({"to": "you", "lines": "g", "more": LINES})))
+        with pytest.raises(BadItem, match=r"expected an object with a field 'to' .*, got '\[1,\"xxx"):
+            await producer.put(msgspec.Raw(msgspec.json.encode([1, LINES])))
 
 
 async def test_options_become_what_the_engine_takes(tmp_path):
@@ -140,15 +229,18 @@ async def test_bad_options_are_refused(tmp_path, options, words):
 
 
 async def test_the_handler_is_asked_whether_it_takes_it(tmp_path):
-    def check(value: Any) -> None:
-        if not isinstance(value, int):
-            raise BadItem(f"expected an int, got {value!r}")
+    async def check(items: Sequence[bytes]) -> None:
+        for position, item in enumerate(items):
+            if not item.isdigit():
+                bad = BadItem(f"expected an int, got {item.decode()}")
+                bad.position = position
+                raise bad
 
     async with producing(tmp_path, check=check) as (engine, producer):
         await producer.put(1)
-        with pytest.raises(BadItem, match=r"^expected an int, got 'x'$"):
+        with pytest.raises(BadItem, match=r'^expected an int, got "x"$'):
             await producer.put("x")
-        with pytest.raises(BadItem, match=r"^item 2 of 3: expected an int, got 'x'$"):
+        with pytest.raises(BadItem, match=r'^item 2 of 3: expected an int, got "x"$'):
             await producer.put_many([1, "x", 2])
         assert (await engine.counts()).waiting == 1  # all are looked at before the first is put
 
@@ -279,10 +371,11 @@ async def test_ids_of_many(tmp_path):
 # ---- ends ----
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("how", ["done", "dead", "cancelled"])
-async def test_an_end_is_waited_for(tmp_path, autojump_clock, how):
+async def test_an_end_is_waited_for(tmp_path, autojump_clock, how, keep):
     async with producing(tmp_path) as (engine, producer):
-        receipt = await producer.put(1, keep=True)
+        receipt = await producer.put(1, keep=keep)
         records = []
 
         async def wait() -> None:
@@ -300,14 +393,15 @@ async def test_an_end_is_waited_for(tmp_path, autojump_clock, how):
         assert not producer._awaited
 
 
-async def test_an_end_that_nobody_tells_is_seen_all_the_same(tmp_path, autojump_clock):
+async def test_an_end_that_nobody_tells_is_seen_all_the_same(tmp_path, autojump_clock, monkeypatch):
     async with producing(tmp_path) as (engine, producer):
-        receipt = await producer.put(1)  # without `keep` nobody is told
+        receipt = await producer.put(1)
+        monkeypatch.setattr(producer, "heard", lambda notice: None)  # as if the engine were away in that moment
         start = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(producer.wait, receipt.id)
             await trio.testing.wait_all_tasks_blocked()
-            await end_all(engine, "done", result=b"1")
+            await end_all(engine)
         assert trio.current_time() == start + LOOK_AGAIN
 
 
@@ -335,10 +429,10 @@ async def test_an_engine_that_is_away_is_waited_for_by_who_waits_for_an_end(tmp_
         receipt = await producer.put(1, keep=True)
         back, show = trio.current_time() + 60, engine.show
 
-        async def away(id: str) -> Any:
+        async def away(id: str, keep: bool) -> Any:
             if trio.current_time() < back:
                 raise QueueUnavailable("the server is away")
-            return await show(id)
+            return await show(id, keep=keep)
 
         monkeypatch.setattr(engine, "show", away)
         await end_all(engine)

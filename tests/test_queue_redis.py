@@ -478,7 +478,7 @@ async def drained_while_workers_die(server: RedisServer, directory: Path, count:
 
     workers = [start(), start()]
     try:
-        async with opened(server.url, lease=Seconds(1)) as queue:
+        async with opened(server.url, lease=Seconds(1), size=count) as queue:
             ids = [receipt.id for receipt in await queue.put([draft() for _ in range(count)])]
             for number in range(kills):
                 worker = workers[number % 2]
@@ -553,10 +553,10 @@ def test_a_url_says_where_it_is_and_the_password_is_not_shown(url, shown):
     [
         ("redis://u:s3cret@host/x", "'x' is no number"),
         ("redis://u:s3cret@host:port/0", "[Pp]ort"),
-        ("redis://u:s3cret@host/0?colour=red", "does not know colour"),
+        ("redis://u:s3cret@host/0?colour=red", "there is no parameter .colour"),
         ("redis:///0", "names no host"),
         ("redis+unix://?db=1", "names no path"),
-        ("rediss://u:s3cret@host?ssl_ca_certs=/nowhere/ca.pem", "No such file"),
+        ("rediss://u:s3cret@host?ssl_ca_certs=/nowhere/ca.pem", "ssl_ca_certs: there is no file /nowhere/ca.pem"),
     ],
 )
 async def test_a_url_that_is_none_is_refused_without_the_password(url, why):

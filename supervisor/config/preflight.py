@@ -141,9 +141,12 @@ def _shared_faults(config: Config) -> Iterator[Problem]:
         for keys, fault in _account_faults(spec.user, spec.group):
             yield config.problem(("sockets", name, *keys), fault)
     for name, queue in config.queues.items():
-        if lacks := scheme_of(queue.backend).missing:
+        scheme = scheme_of(queue.backend)
+        if lacks := scheme.missing:
             message = f"its client is not installed: pip install '{lacks}'"
             yield config.problem(("queues", name, "backend"), message)
+        elif refusal := scheme.refusal(queue.backend):
+            yield config.problem(("queues", name, "backend"), refusal)
 
 
 def _refusal(act: Callable[..., object], *args: Any) -> str:

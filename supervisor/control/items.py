@@ -7,32 +7,29 @@ The id of an item says nothing of its queue, and who asks need not know it: all 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
 from supervisor.concurrency import race
 from supervisor.control.messages import INVALID_PARAMS, ItemStatus, QueueStatus, Submitted
-from supervisor.errors import BadItem, ControlError, QueueError, QueueFull
+from supervisor.errors import BadItem, ControlError, QueueError, QueueFull, did_you_mean
 from supervisor.events import ItemCancelled
-from supervisor.kinds.payload import payload_check
 from supervisor.queues import shown_backend
 from supervisor.queues.protocol import Counts, Record, State
 from supervisor.state import Answer
 from supervisor.wall import written
 
 if TYPE_CHECKING:
-    from supervisor.control.server import Call
+    from supervisor.control.call import Call
     from supervisor.events import Subscription
-    from supervisor.kinds.job import JobSpec
     from supervisor.queues.protocol import Engine
     from supervisor.tree import Supervisor
 
@@ -63,13 +60,11 @@ async def submit(
     _engine(call.tree, queue)
     if id and len(id) != len(items):
         raise ControlError(f"submit: expected as many ids as items ({len(items)}), got {len(id)}", INVALID_PARAMS)
-    values = [_value(item, at, items) for at, item in enumerate(items)]
-    _check(call, queue, values)
     until = math.inf if timeout is None else trio.current_time() + timeout
     progress = [0]
     with _told(progress):
         receipts = await call.tree.queues.producer(queue).put_many(
-            values,
+            items,
             ids=id or None,
             priority=priority or None,
             delay=delay or 0.0,
@@ -85,19 +80,6 @@ async def submit(
     there = [each for each in done if each.what != "rejected"]
     ended = iter(await _ended(call, [(queue, each.id) for each in there], until))
     return [each if each.what == "rejected" else msgspec.structs.replace(each, ended=next(ended)) for each in done]
-
-
-def _value(item: msgspec.Raw, at: int, items: Sequence[msgspec.Raw]) -> Any:
-    try:
-        return msgspec.json.decode(item)
-    except (msgspec.MsgspecError, RecursionError) as problem:
-        why = "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
-        raise ControlError(f"{_which(at, items)}{why}", data={"stored": 0, "bad": at}) from None
-
-
-def _which(at: int, items: Sequence[Any]) -> str:
-    """The beginning of what is said of one item; as `Producer` says it."""
-    return f"item {at + 1} of {len(items)}: " if len(items) > 1 else ""
 
 
 @contextmanager
@@ -121,25 +103,6 @@ def _moment(text: str) -> float | None:
         raise ControlError(
             f'at: expected a moment such as "2026-12-24T18:00:00+01:00", got {text[:64]!r}', INVALID_PARAMS
         ) from None
-
-
-def _check(call: Call, queue: str, values: Sequence[Any]) -> None:
-    """Refuse what the functions that handle the queue do not take, as far as the daemon has loaded them."""
-    for job, spec in call.tree.config.jobs.items():
-        if spec.queue == queue and (check := _check_of(call, spec)) is not None:
-            for at, value in enumerate(values):
-                try:
-                    check([value] if spec.batch else value)
-                except BadItem as problem:
-                    raise ControlError(f"{_which(at, values)}{problem} (job {job})", data={"stored": 0, "bad": at}) from None
-
-
-def _check_of(call: Call, spec: JobSpec) -> Callable[[Any], None] | None:
-    """The check of a function; kept, as the daemon keeps the code it has loaded."""
-    checks = call.server.checks
-    if spec.call is not None and spec.call not in checks and (check := payload_check(spec.call, spec.kind)) is not None:
-        checks[spec.call] = check
-    return checks.get(spec.call or "")
 
 
 # ---------------------------------------------------------------- queues
@@ -188,8 +151,7 @@ def _engine(tree: Supervisor, name: str) -> Engine:
     try:
         return tree.queues.engine(name)
     except LookupError:
-        near = difflib.get_close_matches(name[:64], tree.queues.names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "" if tree.queues.names else ": the file has no [queues]"
+        hint = did_you_mean(name, tree.queues.names, "'") if tree.queues.names else ": the file has no [queues]"
         raise ControlError(f"no queue {name[:64]!r}{hint}", ControlError.NO_SUCH_NAME) from None
     except QueueError as problem:
         raise ControlError(str(problem)) from None
@@ -245,9 +207,8 @@ def _state(text: str) -> State:
         return State(text)
     except ValueError:
         known = [state.value for state in State]
-        near = difflib.get_close_matches(text[:16], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known[:-1])} or {known[-1]}"
-        raise ControlError(f"no state {text[:16]!r}; {hint}", INVALID_PARAMS) from None
+        hint = did_you_mean(text, known, "'") or f"; expected {', '.join(known[:-1])} or {known[-1]}"
+        raise ControlError(f"no state {text[:16]!r}{hint}", INVALID_PARAMS) from None
 
 
 # ---------------------------------------------------------------- items

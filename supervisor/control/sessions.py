@@ -23,7 +23,7 @@ from supervisor.kinds import JobSpec, Outcome
 from supervisor.nodes import WorkersNode
 
 if TYPE_CHECKING:
-    from supervisor.control.server import Call
+    from supervisor.control.call import Call
     from supervisor.kinds.attachment import Attachment
     from supervisor.nodes import JobNode, OneOff
     from supervisor.nodes.node import Life

@@ -2,7 +2,7 @@
 
 Here, and nowhere else, a verb and its parameters are named, typed, given defaults and described. The server's requests, the
 commands of the CLI with their help and completion, and the OpenRPC description are derived from this table. To add a verb:
-a block here, its result in `messages.RESULTS`, a handler in `server.HANDLERS`; a test holds the three together.
+a block here, its result in `messages.RESULTS`, a handler in `handlers.HANDLERS`; a test holds the three together.
 
 Nothing is imported: `supervisor status` is a whole process, and msgspec or click alone would cost it more than the rest.
 """

@@ -137,9 +137,17 @@ def _extras(spec: JobSpec, channel: socket.socket | None) -> AbstractContextMana
     return ExitStack() if spec.tty or spec.sockets or spec.stdin != "null" or channel is not None else nullcontext()
 
 
-async def spawn_beside(command: str | tuple[str, ...], spec: JobSpec, run: Run, resources: Resources, output: int) -> Child:
+async def spawn_beside(
+    command: str | tuple[str, ...] | None,
+    spec: JobSpec,
+    run: Run,
+    resources: Resources,
+    output: int,
+    channel: int | None = None,
+) -> Child:
     """Start another command of a run, as its own would be: a probe. Destroying it is the caller's business."""
-    return await resources.children.spawn(await _launch(command, spec, run, resources, output))
+    launch = await _launch(command, spec, run, resources, output)
+    return await resources.children.spawn(replace(launch, channel=channel))
 
 
 async def _launch(

@@ -41,6 +41,11 @@ class ItemFunction:
             ) from None
 
     @property
+    def typed(self) -> bool:
+        """Whether there is JSON that it does not take."""
+        return self._type not in (Any, object) and not (self._batch and self._type in (list, list[Any], list[object]))
+
+    @property
     def hears(self) -> bool:
         """Whether it takes a Context."""
         return self._context is not None
@@ -114,19 +119,11 @@ def result(value: Any) -> bytes | None:
         raise TypeError(f"the function returned what is no JSON: {_lower(error)}") from None
 
 
-def payload_check(call: str | Callable[..., Any], kind: str | None = None) -> Callable[[Any], None] | None:
-    """Says of an item, before it is put, whether the function takes it: raises UnfitItem where it does not.
-
-    None where nothing is known here: code is asked that this process has loaded, and none is loaded for it.
-    """
-    if kind in ("process", "command") or (isinstance(call, str) and call.partition(":")[0] not in sys.modules):
+def loaded(call: str | Callable[..., Any], batch: bool = False) -> ItemFunction | None:
+    """The function of a queue job, if this process has loaded it already; None where not, or where it takes no item."""
+    if isinstance(call, str) and call.partition(":")[0] not in sys.modules:
         return None
     try:
-        takes = ItemFunction(load(call))
+        return ItemFunction(load(call), batch=batch)
     except CallableNotFound:
         return None
-
-    def check(item: Any) -> None:
-        takes.read(msgspec.json.encode(item))
-
-    return check

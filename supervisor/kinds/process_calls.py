@@ -8,7 +8,7 @@ to be a long one, so that another worker has it.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from supervisor.kinds.process_channel import (
     checked,
     named,
 )
+from supervisor.kinds.process_check import Checker
 from supervisor.spec import split_name
 from supervisor.state import Phase
 
@@ -66,7 +67,9 @@ async def handling(spec: JobSpec, run: Run, resources: Resources) -> AsyncIterat
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(calls.keep, nursery.cancel_scope)
                 await calls.wait_started()
+                calls.checker = Checker(spec, run, resources, nursery)
                 yield calls
+                calls.checker.end()
                 calls.close()
         if calls.failure is not None:
             raise calls.failure
@@ -96,6 +99,8 @@ class Calls(Channel):
         super().__init__(spec, run, resources)
         self.failure: RunFailed | None = None
         """Why the process is not there any more, though nobody has asked it to end."""
+        self.checker: Checker
+        self._typed = True
         self._line: dict[int, Call] = {}
         self._last = 0
         self._began = 0.0
@@ -160,6 +165,11 @@ class Calls(Channel):
         """Have the process end. It has no call in hand."""
         self._closed = True
         self.tell({"is": "end"})
+
+    async def check(self, items: Sequence[bytes]) -> None:
+        """See `Checker.check`."""
+        if self._typed:
+            await self.checker.check(items)
 
     # ---- calls ----
 
@@ -240,7 +250,8 @@ class Calls(Channel):
                     self._line[number].work.progress(done, total)
             case Withdrawn(numbers):
                 self._take_back(numbers)
-            case Started():
+            case Started(typed):
+                self._typed = typed
                 self._started.set()
             case _:
                 super()._take(message, body)

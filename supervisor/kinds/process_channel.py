@@ -82,11 +82,14 @@ class Channel:
                 self._nursery.start_soon(self._listen)
                 self._nursery.start_soon(self._speak)
                 with self._killed:
-                    await command.run(program, run, self._resources, self._theirs)
+                    await self._have_process(program, run)
                 self._nursery.cancel_scope.cancel(reason="the worker has ended")
         self._nursery = None
         while data := self._receive():
             self._heed(data)
+
+    async def _have_process(self, program: JobSpec, run: Run) -> None:
+        await command.run(program, run, self._resources, self._theirs)
 
     def kill(self, reason: str) -> None:
         """Kill the process, and all that came of it."""
@@ -174,7 +177,7 @@ class Channel:
         """Put an item for the function, and tell it what became of that."""
         answer: dict[str, Any]
         try:
-            receipt = await put(self._resources, message.queue, json.decode(body), cast("PutOptions", message.options))
+            receipt = await put(self._resources, message.queue, Raw(body), cast("PutOptions", message.options))
             answer = {"receipt": structs.asdict(receipt)}
         except (QueueError, LookupError, TypeError, MsgspecError, RecursionError) as error:
             answer = {"error": type(error).__name__, "text": str(error)}
@@ -254,7 +257,9 @@ class Frames:
 
 
 class Started(Struct, tag="started", tag_field="is"):
-    """The code has been loaded, and the function is being called."""
+    """The code has been loaded, and the function is being called. `typed`: there are items that it does not take."""
+
+    typed: bool = True
 
 
 class Ready(Struct, tag="ready", tag_field="is"):
@@ -303,6 +308,14 @@ class Withdrawn(Struct, tag="withdrawn", tag_field="is"):
     calls: tuple[int, ...]
 
 
+class Checked(Struct, tag="checked", tag_field="is"):
+    """Items were looked at. The first of them that the function does not take is `bad`, and `text` says why."""
+
+    number: int
+    bad: int | None = None
+    text: str = ""
+
+
 class Returned(Struct, tag="returned", tag_field="is"):
     """The function has returned. `call` says from which of its calls, where it makes many, and `took` how many seconds it took.
 
@@ -335,7 +348,7 @@ class Failed(Struct, tag="failed", tag_field="is"):
         return RaisedElsewhere(reason, self.names, self.retry_after, self.traceback)
 
 
-Message = Started | Ready | Heartbeat | Progress | Log | Put | Give | Withdrawn | Returned | Failed
+Message = Started | Ready | Heartbeat | Progress | Log | Put | Give | Withdrawn | Checked | Returned | Failed
 MESSAGES = Decoder(Message)
 
 

@@ -350,9 +350,12 @@ class Server(Worker):
             self.say("failed", **told(error))
             return 1
         self._interruptible = False
-        self.say("started")
+        self.say("started", typed=function.typed)
         while not self._interrupted and (call := self._orders.get()) is not None:
-            self._make(function, order[0]["facts"], *call)
+            if call[0]["is"] == "check":
+                self._check(function, *call)
+            else:
+                self._make(function, order[0]["facts"], *call)
         self._withdraw(None)
         return 0
 
@@ -361,6 +364,21 @@ class Server(Worker):
 
         self._json = result
         return ItemFunction(load(head["call"], "process", into=head["into"]), unpickled(body), head["batch"])
+
+    def _check(self, function: ItemFunction, head: dict[str, Any], body: bytes) -> None:
+        """Say which of these items is the first that the function does not take, and why."""
+        bad: dict[str, Any] = {}
+        end = 0
+        for at, size in enumerate(head["sizes"]):
+            begin, end = end, end + size
+            try:
+                function.read(body[begin:end])
+            except UnfitItem as error:
+                bad = {"bad": at, "text": str(error)}
+                break
+            except Exception:
+                continue  # code of theirs has failed: who handles the item will say more
+        self.say("checked", number=head["number"], **bad)
 
     def _make(self, function: ItemFunction, facts: dict[str, Any], head: dict[str, Any], payload: bytes) -> None:
         """Make one call, and say what became of it."""

@@ -1,4 +1,4 @@
-"""The nodes of the tree: a supervisor, and the children it keeps. Only `tree.py` knows them.
+"""The nodes of the tree: a supervisor, and the children it keeps. Only `tree` knows them.
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and its runs
@@ -8,6 +8,7 @@
     fence        the boundary round foreign code
     attempts     the policies round a run: its attempts, and what is between them
     pool         what a worker of a queue job does with its items
+    checks       whether those who handle a queue take an item, before it is put
     limits       what limits the runs of jobs, and outlives them
     oneoff       a job that no configuration names: run once, and forgotten
     attendance   what looks after a run from beside it: readiness, and what follows
@@ -16,7 +17,11 @@
     hearing      what a child says of itself over its NOTIFY_SOCKET
     recycling    what runs hold in memory
     room         how many runs may be in threads and in processes at the same time
-    supervisor   a supervisor: its loop, its decisions, the stop ladder
+    supervisor   a supervisor: the books of its children, and the loop that keeps them as they should be
+    inbox        what that loop waits for: messages and timers
+    reasons      what a child should be doing, and why
+    restarts     how failures are answered: strategy, group operation, intensity
+    ladder       how a run is stopped: ask, wait for its grace, kill
     workers      the workers of a job with several: a supervisor of its own
     autoscale    how many they are, where that goes by the work there is
     commands     what an operator may ask of a child
@@ -31,6 +36,7 @@ readiness waits are tasks of their own that report back through the inbox, and t
 from __future__ import annotations
 
 from supervisor.nodes.alarm import Alarm
+from supervisor.nodes.checks import Checks
 from supervisor.nodes.commands import COMMANDS, obey
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.limits import Limits
@@ -46,6 +52,7 @@ from supervisor.nodes.workers import WorkersNode, scale
 __all__ = [
     "COMMANDS",
     "Alarm",
+    "Checks",
     "JobNode",
     "Limits",
     "Node",

@@ -268,7 +268,10 @@ class Worker:
             self._set_apart(call, failure)
             self._failed(call, work, failure)
         else:
-            await self._done(call, result)
+            if self.run_.chain is not None:
+                await self._done(call, result)
+            else:
+                self._ended_well(call, result)
 
     async def _call_guarded(self, call: Call, kill: trio.CancelScope) -> None:
         """The call under the job's policies."""
@@ -321,6 +324,10 @@ class Worker:
             except BaseException as raised:
                 self._failed(call, None, self._fenced(call, raised))
                 return
+        self._ended_well(call, result)
+
+    def _ended_well(self, call: Call, result: bytes | None) -> None:
+        items = call.items
         if call.fates is None and not self._batched:
             self.seat.tally.done += 1
             self._over(call, [Ending(id=items[0].id, token=items[0].token, how="done", result=result)])
@@ -341,18 +348,18 @@ class Worker:
     def _failure(self, item: Item, failure: Exception) -> Ending:
         wait, reason, shown = self._wait(item, failure), in_one_line(failure), _shown(failure)
         if wait is None:
-            self._tell(
+            told = self._tell(
                 events.ItemDead, item, f"item {item.id} is dead after {_attempts(item.attempt)}: {reason}", reason=reason
             )
-            if shown:
+            if told and shown:
                 log.error("job raised", job=self.run_.job, run=self.run_.id, item=item.id, exception=shown)
             return Ending(id=item.id, token=item.token, how="dead", error=reason, traceback=shown)
         attempts = self._retry.attempts
-        self._tell(
+        told = self._tell(
             events.ItemRetrying, item, f"item {item.id}: attempt {item.attempt} of {attempts} failed: {reason}",
             reason=reason, wait=round(wait, 3), attempts=attempts,
         )  # fmt: skip
-        if shown:
+        if told and shown:
             log.debug("attempt raised", job=self.run_.job, run=self.run_.id, item=item.id, exception=shown)
         return Ending(id=item.id, token=item.token, how="retry", error=reason, traceback=shown, delay=wait)
 
@@ -416,10 +423,8 @@ class Worker:
             if self._handled >= self._runs:
                 self.recycle(f"recycled: it has handled {self._handled} items")
 
-    def _tell(self, kind: type[events.ItemEvent], item: Item, cause: str, **fields: Any) -> None:
-        self.node.tree.journal.emit(
-            kind, queue=self._spec.queue or "", item=item.id, job=self.run_.job, attempt=item.attempt, cause=cause, **fields
-        )
+    def _tell(self, kind: type[events.ItemEvent], item: Item, cause: str, **fields: Any) -> bool:
+        return self.seat.reports.tell(kind, item.id, cause, job=self.run_.job, attempt=item.attempt, **fields)
 
 
 class ItemCall(Guard[Returned]):

@@ -5,14 +5,16 @@ What is named here is imported when it is first asked for: `QUEUES` knows the en
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import parse_qsl, urlsplit
 
 from supervisor.spec import shown
 
@@ -63,6 +65,10 @@ class Scheme(NamedTuple):
         """The function that opens a queue. Raises ImportError where the extra is not installed."""
         return cast("Opener", importlib.import_module(self.module).open)
 
+    def refusal(self, backend: str) -> str:
+        """Why a server cannot be looked for where this URL says; empty where it can. Raises ImportError as `open` does."""
+        return cast(str, importlib.import_module(self.module).refusal(backend)) if self.shared else ""
+
 
 QUEUES = {
     "memory": Scheme("supervisor.queues.memory"),
@@ -79,6 +85,15 @@ QUEUES = {
 def scheme_of(backend: str) -> Scheme:
     """The engine that a `backend` names. Raises LookupError for one that there is not."""
     return QUEUES[backend.partition(":")[0]]
+
+
+def unknown_parameter(url: str, known: Collection[str]) -> str:
+    """The first word after the "?" of a URL that is none of these, and which was meant; empty where all are known."""
+    for word, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True):
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1)
+            return f'there is no parameter "{word}"' + (f'; did you mean "{near[0]}"?' if near else "")
+    return ""
 
 
 _PASSWORDS = re.compile(r"(?<=://)([^:/?#]*):.*@|([?&](?:[a-z]*password|passwd|passphrase)=)[^&#]*", re.IGNORECASE | re.DOTALL)

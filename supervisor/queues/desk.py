@@ -20,6 +20,7 @@ import trio
 from supervisor import events
 from supervisor.queues.leases import AWAY, Leases
 from supervisor.queues.protocol import Claimed, Counts, Demand, Ending, Engine, Item, Notice, QueueError, Record, Settings
+from supervisor.queues.reports import Reports
 from supervisor.queues.seat import Call, Crew, Cut, Seat, Tally, Whose, back
 from supervisor.queues.stock import Stock
 from supervisor.restart import Delays
@@ -57,6 +58,7 @@ class Desk:
         """What the engine does not do at the moment, and why; empty while all is well."""
         self.tallies: dict[str, Tally] = {}
         """By job."""
+        self.reports = Reports(engine.name, journal)
         self._owner = owner
         self._journal = journal
         self._now = now
@@ -65,6 +67,8 @@ class Desk:
         self._crews: dict[str, Crew] = {}
         """By job: those who are told when its workers take items, and wait for them."""
         self._paused: set[str] = set()
+        self.held: bool | None = None
+        """Whether somebody has paused the queue, for all who share it; None: not known, or not known any more."""
         self._called = trio.Event()
         """Whether there may be something to claim for."""
         self._ahead_for = 0
@@ -125,7 +129,7 @@ class Desk:
 
     def at_hand(self, seat: Seat, most: int) -> list[Item]:
         """What is there for a worker that was claimed ahead."""
-        if not self._may_have(seat, self._ahead_for) or self.unsaved >= MOST_UNSAVED:
+        if not self.stock.items or not self._may_have(seat, self._ahead_for) or self.unsaved >= MOST_UNSAVED:
             return []
         items = self.stock.take(most)
         if self.stock.low:
@@ -207,8 +211,16 @@ class Desk:
         elif notice.what == "lost" and (item := self._item(notice.id)) is not None:
             self.leases.drop(item.id, item.token)
             self._lose(item, "its lease was lost")
-        elif notice.what == "paused":
+        elif notice.what in ("paused", "resumed"):
+            self._hold(notice.what == "paused")
+
+    def _hold(self, held: bool) -> None:
+        """The queue is paused, or is not."""
+        self.held = held
+        if held:
             self.stock.shrink()
+        for seat in self.seats:
+            self._show(seat)
 
     # ---- claiming ----
 
@@ -226,7 +238,8 @@ class Desk:
         for record in claimed.dead:
             self._bury(record)
         if claimed.expired:
-            self._journal.emit(events.ItemsExpired, queue=self.name, count=claimed.expired)
+            self.reports.expired(claimed.expired)
+            self._news.set()
         if claimed.items:
             self._hand_out(claimed.items, self._asked.attempts)
 
@@ -258,7 +271,7 @@ class Desk:
         limits = (spec.concurrency, spec.rate, settings.group_by)
         if self._paused or spec.fair or any(limit is not None for limit in limits):
             return 0
-        if any(seat.attempts != attempts or seat.batches for seat in seats):
+        if attempts == 1 or any(seat.attempts != attempts or seat.batches for seat in seats):
             return 0
         return min(self.stock.worth(sum(max(1, seat.wants + len(seat.calls)) for seat in seats)), BULK)
 
@@ -326,7 +339,10 @@ class Desk:
                 break
             if self._may_have(seat, attempts):
                 self._cut_early(seat, seat.give(self.stock.take(seat.wants)))
-        self.stock.shrink(ahead)
+        if any(item.attempt >= attempts for item in self.stock.items):
+            self.stock.distrust()  # the last attempt of an item is for a worker to begin with, not to be lost in here
+        else:
+            self.stock.shrink(2 * ahead)  # what was worth it a moment ago is not given back for a trifle
         for id in self._cancelled_early if self.stock.items else ():
             self._cancel_ahead(id)
         self._news.set()
@@ -346,9 +362,8 @@ class Desk:
         """An item has used up its attempts without anybody hearing of its end."""
         reason = record.error or "its worker died each time"
         cause = f"item {record.id} is dead: it has been claimed {record.attempts} times, the last one: {reason}"
-        self._journal.emit(
-            events.ItemDead, queue=self.name, item=record.id, attempt=record.attempts, reason=reason, cause=cause
-        )
+        self.reports.tell(events.ItemDead, record.id, cause, attempt=record.attempts, reason=reason)
+        self._news.set()
 
     # ---- storing what became of items ----
 
@@ -361,6 +376,7 @@ class Desk:
                 await self._ended.wait()
             bulk, self._endings = self._endings[:BULK], self._endings[BULK:]
             self._storing = len(bulk)
+            self.stock.learn(sum(ending.how != "back" for ending in bulk))
             await self._store(bulk)
             self._storing = 0
             if self._waiting:
@@ -419,7 +435,8 @@ class Desk:
         self.stock.remove(item.id)
 
     def _tell_lost(self, id: str, why: str) -> None:
-        self._journal.emit(events.ItemLost, queue=self.name, item=id, cause=f"item {id}: {why}")
+        self.reports.tell(events.ItemLost, id, f"item {id}: {why}")
+        self._news.set()
 
     # ---- what is in hand ----
 
@@ -483,7 +500,8 @@ class Desk:
     def _is_well(self, what: str) -> None:
         if self.trouble.pop(what, None) is not None and not self.trouble:
             self._journal.emit(events.QueueRecovered, queue=self.name, cause=f"queue {self.name} answers again")
-            self._missed = self.engine.shared
+            if self.engine.shared:
+                self._missed, self.held = True, None
             self._news.set()
             self._show_all(None)
 
@@ -500,7 +518,7 @@ class Desk:
         jobs = dict.fromkeys(split_name(seat.who.job)[0] for seat in self.seats)
         for seat in self.seats:
             if seat.who.job not in jobs:
-                self._show(seat, self._doing(seat))
+                self._show(seat)
             else:
                 seat.shown = self._trouble
         for job in jobs:
@@ -511,23 +529,23 @@ class Desk:
         """Have the workers of a job, or the one of this name, say what they do now."""
         for seat in self.seats:
             if name in (seat.who.job, split_name(seat.who.job)[0]):
-                self._show(seat, self._doing(seat))
+                self._show(seat)
 
-    def _doing(self, seat: Seat) -> str:
+    def _doing(self, seat: Seat) -> tuple[str, Why]:
         """What a worker does, or what keeps it from it."""
         if self.trouble:
-            return self._trouble
+            return self._trouble, Why.DEGRADED
+        if not seat.calls and (self.held or self.paused(seat)):
+            return "paused" if self.paused(seat) else "the queue is paused", Why.PAUSED
         if seat.note:
-            return seat.note
+            return seat.note, Why.PLAIN
         item = next((call.items[0].id for call in seat.calls), None)
-        if item is not None:
-            return f"handles {item}"
-        return "paused" if self.paused(seat) else "idle"
+        return "idle" if item is None else f"handles {item}", Why.PLAIN
 
-    def _show(self, seat: Seat, text: str) -> None:
+    def _show(self, seat: Seat) -> None:
+        text, why = self._doing(seat)
         if seat.shown != text:
             seat.shown = text
-            why = Why.DEGRADED if self.trouble else Why.PAUSED if self.paused(seat) and not seat.calls else Why.PLAIN
             self._say(seat.who.job, text, why, None)
 
     def _say(self, name: str, cause: str, why: Why, next_at: str | None) -> None:
@@ -542,14 +560,15 @@ class Desk:
             self._news = trio.Event()
             await trio.sleep(TELL_EVERY)
             self.tell_counts()
+            self.reports.tell_rest()
             with suppress(QueueError):  # which is said elsewhere
                 await self._store_progress()
-                await self._look_for_cancels()
-            doing = {seat: self._doing(seat) for seat in self.seats}
+                await self._catch_up()
+            doing = {seat: self._doing(seat)[0] for seat in self.seats}
             for seat, text in doing.items():
                 if text != seat.shown:
                     if before.get(seat) == text or not seat.calls or self.trouble:
-                        self._show(seat, text)
+                        self._show(seat)
                     else:
                         self._news.set()  # it has just begun: most are over before anybody could read of them
             before = doing
@@ -559,8 +578,12 @@ class Desk:
             (done, total), call.progress = call.progress or (0, None), None
             await self.engine.progress(call.items[0], done, total)
 
-    async def _look_for_cancels(self) -> None:
-        """Look whether something was cancelled while nobody could tell us."""
+    async def _catch_up(self) -> None:
+        """Look what has happened while nobody could tell us: whether the queue was paused, and items were cancelled."""
+        if self.held is None:
+            paused = (await self.engine.counts()).paused
+            if self.held is None:  # else we have been told meanwhile, and that is newer
+                self._hold(paused)
         if not self._missed:
             return
         for item in [*self.stock.items, *(item for seat in self.seats for call in seat.calls for item in call.items)]:
@@ -601,4 +624,5 @@ async def open_desk(
         yield desk
         await desk.settle(patience)
         desk.tell_counts()
+        desk.reports.tell_rest()
         nursery.cancel_scope.cancel(reason="the desk is closed")

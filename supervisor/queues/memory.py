@@ -1,11 +1,13 @@
 """A queue in the memory of the daemon: fast, bounded, and gone with it.
 
+`size` bounds what waits, `keep_results` what has ended; of the dead, which nobody else would ever forget, there are MOST_DEAD.
 Durations are measured by Trio's clock; the moments that people see are the wall clock's. Nothing here waits but those who say
 so, and each operation is done in one go: whoever is cancelled has done nothing.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import heapq
 import itertools
@@ -36,6 +38,9 @@ from supervisor.queues.protocol import (
     State,
 )
 
+MOST_DEAD = 10_000
+"""Dead items that are kept: with more of them, those that have been dead for longest are forgotten."""
+
 
 @asynccontextmanager
 async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Engine]:
@@ -57,6 +62,7 @@ class _Entry(msgspec.Struct, eq=False):
     put: float
     due: float
     """When it was put, and when it may be claimed, by Trio's clock."""
+    expires: float
     put_at: float
     ready_at: float
     """The same for people."""
@@ -81,9 +87,9 @@ class _Entry(msgspec.Struct, eq=False):
         return self.number < other.number
 
     @property
-    def expires(self) -> float:
-        """By Trio's clock."""
-        return math.inf if self.draft.expire is None else self.due + self.draft.expire
+    def place(self) -> tuple[int, float, int]:
+        """Where it stands in line."""
+        return self.draft.priority, self.due, self.number
 
     def record(self, queue: str) -> Record:
         """As people see it."""
@@ -97,7 +103,7 @@ class _Entry(msgspec.Struct, eq=False):
             attempts=self.attempts,
             put_at=self.put_at,
             ready_at=self.ready_at,
-            expires_at=None if draft.expire is None else self.ready_at + draft.expire,
+            expires_at=None if draft.expire is None else self.ready_at + (self.expires - self.due),
             started_at=self.started_at,
             ended_at=self.ended_at,
             owner=self.owner,
@@ -137,29 +143,46 @@ class _Line:
 
     def take(self, until: float = math.inf) -> _Entry | None:
         """Remove and give the first one whose moment has come."""
-        regular, early = self._regular, self._early
-        if not (regular or early) or self.next() > until:
+        if until == math.inf and not self._early:
+            return self._take_regular()
+        spot = self.first()
+        if spot is None or spot[0] > until:
             return None
-        if early and not (regular and regular[0] < early[0]):
-            return heapq.heappop(early)[1]
-        return regular.popleft()[1] if regular else None
+        if self._early and spot is self._early[0]:
+            heapq.heappop(self._early)
+        else:
+            self._regular.popleft()
+        return spot[1]
+
+    def _take_regular(self) -> _Entry | None:
+        """The usual case, without looking first."""
+        regular, there = self._regular, self._there
+        while regular:
+            if there(entry := regular.popleft()[1]):
+                return entry
+            self._left -= 1
+        return None
 
     def next(self) -> float:
         """The moment of the first one; infinity where there is none."""
-        regular, early = self._regular, self._early
-        if self._left:
-            while regular and not self._there(regular[0][1]):
-                regular.popleft()
-                self._left -= 1
-            while early and not self._there(early[0][1]):
-                heapq.heappop(early)
-                self._left -= 1
-        if early:
-            return min(early[0][0], regular[0][0]) if regular else early[0][0]
-        return regular[0][0] if regular else math.inf
+        spot = self.first()
+        return math.inf if spot is None else spot[0]
+
+    def first(self) -> _Spot | None:
+        """The first one that is there, and its moment."""
+        regular, early, there = self._regular, self._early, self._there
+        while regular and not there(regular[0][1]):
+            regular.popleft()
+            self._left -= 1
+        while early and not there(early[0][1]):
+            heapq.heappop(early)
+            self._left -= 1
+        if not early:
+            return regular[0] if regular else None
+        return regular[0] if regular and regular[0] < early[0] else early[0]
 
     def left(self) -> None:
-        """Somebody has left it early."""
+        """Somebody has left it early, or is about to."""
         self._left += 1
         if self._left > 64 and self._left * 2 > len(self._regular) + len(self._early):
             self._regular = deque(spot for spot in self._regular if self._there(spot[1]))
@@ -168,11 +191,61 @@ class _Line:
             self._left = 0
 
 
-class _Group(msgspec.Struct):
-    """The items of one value of `serialize_by`: how many run, and those that are due and wait for that."""
+class _Group:
+    """The items of one value of `serialize_by`. In line are only as many of those that are due as may begin: a claim has none
+    to pass over, however many wait behind them."""
 
-    running: int = 0
-    parked: list[tuple[int, float, _Entry]] = []
+    __slots__ = ("_parked", "lined", "running")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.lined: list[tuple[int, float, int]] = []
+        """Their places, in order. One too many is there where a more urgent one came later."""
+        self._parked: dict[int, _Line] = {}
+        """Those behind them, by priority."""
+
+    def park(self, entry: _Entry) -> None:
+        """It waits until it comes into line."""
+        entry.parked = True
+        if (line := self._parked.get(entry.draft.priority)) is None:
+            line = self._parked[entry.draft.priority] = _Line(_is_parked)
+            self._parked = dict(sorted(self._parked.items()))
+        line.add(entry.due, entry)
+
+    def left(self, entry: _Entry) -> None:
+        """It waits no longer, before it was its turn."""
+        if entry.parked:
+            entry.parked = False
+            self._parked[entry.draft.priority].left()
+        else:
+            self.lined.remove(entry.place)
+
+    def next(self, per_key: int) -> _Entry | None:
+        """The next one that comes into line, which it does; None where as many are there as may begin."""
+        free = per_key - self.running
+        for line in self._parked.values() if free > 0 else ():
+            if (spot := line.first()) is not None:
+                return self._line_up(line, spot[1]) if self._is_due(spot[1], free) else None
+        return None
+
+    def _is_due(self, entry: _Entry, free: int) -> bool:
+        return len(self.lined) < free or entry.place < self.lined[free - 1]
+
+    def _line_up(self, line: _Line, entry: _Entry) -> _Entry:
+        line.take()
+        entry.parked = False
+        bisect.insort(self.lined, entry.place)
+        return entry
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first of those waits that are not in line."""
+        return min((line.next() for line in self._parked.values()), default=math.inf)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known of it."""
+        return not self.running and not self.lined and self.oldest == math.inf
 
 
 class MemoryQueue:
@@ -192,6 +265,10 @@ class MemoryQueue:
         self._expired = 0
         """Since the last claim."""
         self._ended = dict.fromkeys((State.DONE, State.DEAD, State.CANCELLED, State.EXPIRED), 0)
+        self._dead: dict[str, _Entry] = {}
+        """Those that died first come first."""
+        self._forgets_dead = False
+        """Whether that was said."""
         self._ready: dict[int, _Line] = {}
         """Who may be claimed, by priority, the most urgent first."""
         self._delayed = _Line(lambda entry: entry.delayed)
@@ -229,7 +306,7 @@ class MemoryQueue:
         if old.rate != settings.spec.rate:
             self._bucket, self._throttled = _bucket_of(settings), False
         for name in list(self._groups):
-            self._unpark(name)
+            self._refill(name)
         self._have_news()
         self._have_room()
 
@@ -251,7 +328,8 @@ class MemoryQueue:
         room = size - self._waiting
         if len(drafts) > room and (wanted := self._places_for(drafts)) > room:
             self._full = True
-            raise QueueFull(f"queue {self.name} is full: it has {max(room, 0)} of {size} places free, and {wanted} are needed")
+            needed = "1 is" if wanted == 1 else f"{wanted} are"
+            raise QueueFull(f"queue {self.name} is full: it has {max(room, 0)} of {size} places free, and {needed} needed")
         return [self._put(draft, now, moment) for draft in drafts]
 
     async def wait_for_room(self) -> None:
@@ -284,14 +362,21 @@ class MemoryQueue:
                 return Receipt(id=holder.draft.id, what="merged")
             self._replace(holder)
         wait = draft.delay if draft.at is None else max(draft.delay, draft.at - moment)
-        entry = _Entry(draft, next(self._count), now, now + wait, moment, moment + wait)
+        expires = math.inf if draft.expire is None else now + wait + draft.expire
+        entry = _Entry(draft, next(self._count), now, now + wait, expires, moment, moment + wait)
+        if holder is not None and wait <= 0 and holder.due <= now and holder.draft.priority == draft.priority:
+            entry.number, entry.due, entry.ready_at = holder.number, holder.due, holder.ready_at
         self._entries[draft.id] = entry
         self._wait(entry, now)
         return Receipt(id=draft.id, what="stored" if holder is None else "replaced")
 
     def _keep_as(self, draft: Draft, entry: _Entry) -> None:
         """Whoever put this waits for the end of that."""
-        if draft.keep and not entry.draft.keep:
+        if draft.keep:
+            self._keep(entry)
+
+    def _keep(self, entry: _Entry) -> None:
+        if not entry.draft.keep:
             entry.draft = msgspec.structs.replace(entry.draft, keep=True)
 
     def _replace(self, holder: _Entry) -> None:
@@ -350,6 +435,22 @@ class MemoryQueue:
         self._delayed.add(entry.due, entry)
 
     def _line_up(self, entry: _Entry) -> None:
+        """It may be claimed, or comes into line when it is its turn in its group."""
+        if (name := entry.draft.group) is not None:
+            self._groups.setdefault(name, _Group()).park(entry)
+            self._refill(name)
+        else:
+            self._make_ready(entry)
+
+    def _refill(self, name: str) -> None:
+        """Have as many of a group in line as may begin."""
+        group = self._groups[name]
+        while (entry := group.next(self._settings.spec.per_key)) is not None:
+            self._make_ready(entry)
+        if group.empty:
+            del self._groups[name]
+
+    def _make_ready(self, entry: _Entry) -> None:
         """It may be claimed."""
         if (line := self._ready.get(entry.draft.priority)) is None:
             line = self._ready[entry.draft.priority] = _Line(_is_ready)
@@ -371,16 +472,13 @@ class MemoryQueue:
             entry.delayed = False
             self._delayed_ones -= 1
             self._delayed.left()
-        elif entry.parked and group is not None:
-            entry.parked = False
-            parked = self._groups[group].parked
-            parked.remove(_place_in_group(entry))
-            heapq.heapify(parked)
         else:
-            self._ready[entry.draft.priority].left()
+            if not entry.parked:
+                self._ready[entry.draft.priority].left()
+            if group is not None:
+                self._groups[group].left(entry)
+                self._refill(group)  # it may have been the one whose turn it was
         self._stop_waiting(entry)
-        if group is not None:
-            self._unpark(group)  # it may have been the one whose turn it was
         self._have_room()
 
     def _have_news(self) -> None:
@@ -424,7 +522,7 @@ class MemoryQueue:
             while line is not None and len(items) < room and (entry := line.take()) is not None:
                 if entry.attempts >= attempts:
                     dead.append(self._die(entry))
-                elif entry.draft.group is None or not self._park(entry, entry.draft.group):
+                elif entry.draft.group is None or self._is_its_turn(entry, self._groups[entry.draft.group]):
                     items.append(begin(entry))
         self._throttled = self._bucket is not None and not self._bucket.has_one(now)
         self._news = self._paused or (len(items) >= limit and not self._throttled and self._waiting > self._delayed_ones)
@@ -485,30 +583,19 @@ class MemoryQueue:
         """Its attempts are used up."""
         self._stop_waiting(entry)
         self._end(entry, State.DEAD)
-        if entry.draft.group is not None:
-            self._unpark(entry.draft.group)
+        if (name := entry.draft.group) is not None:
+            self._groups[name].left(entry)
+            self._refill(name)
         return entry.record(self.name)
 
-    def _park(self, entry: _Entry, name: str) -> bool:
-        """Put it aside where enough of its group run; else it is one more of them."""
-        group = self._groups.setdefault(name, _Group())
-        if group.running < self._settings.spec.per_key:
-            group.running += 1
+    def _is_its_turn(self, entry: _Entry, group: _Group) -> bool:
+        """Whether it begins, being first in line; where a more urgent one of its group has overtaken it, it waits again."""
+        group.left(entry)
+        if group.running >= self._settings.spec.per_key:
+            group.park(entry)
             return False
-        entry.parked = True
-        heapq.heappush(group.parked, _place_in_group(entry))
+        group.running += 1
         return True
-
-    def _unpark(self, name: str) -> None:
-        """As many of a group as may run are lined up."""
-        if (group := self._groups.get(name)) is None:
-            return
-        for _ in range(min(self._settings.spec.per_key - group.running, len(group.parked))):
-            _, _, entry = heapq.heappop(group.parked)
-            entry.parked = False
-            self._line_up(entry)
-        if not group.parked and not group.running:
-            del self._groups[name]
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         await trio.lowlevel.checkpoint()
@@ -543,7 +630,7 @@ class MemoryQueue:
             self._wait_again(entry, now, ending.delay if ending.how == "retry" else None)
         if entry.draft.group is not None:
             self._groups[entry.draft.group].running -= 1
-            self._unpark(entry.draft.group)
+            self._refill(entry.draft.group)
         return True
 
     def _wait_again(self, entry: _Entry, now: float, delay: float | None) -> None:
@@ -551,6 +638,7 @@ class MemoryQueue:
         entry.progress = entry.ended_at = None
         if delay is not None:
             entry.due, entry.ready_at = now + delay, self._place.now() + delay
+            entry.expires = math.inf if entry.draft.expire is None else entry.due + entry.draft.expire
         self._wait(entry, now)
 
     def _end(self, entry: _Entry, state: State) -> None:
@@ -562,14 +650,26 @@ class MemoryQueue:
             return
         entry.cancelling, entry.ended_at, entry.ending = False, self._place.now(), next(self._count)
         self._ended[state] += 1
-        if state is not State.DEAD:
+        if state is State.DEAD:
+            self._bury(entry)
+        else:
             self._kept.add(trio.current_time() + self._settings.spec.keep_results, entry)
         if entry.draft.keep:
             self._place.listen(Notice(what="ended", id=entry.draft.id))
 
+    def _bury(self, entry: _Entry) -> None:
+        self._dead[entry.draft.id] = entry
+        if len(self._dead) > MOST_DEAD:
+            self._forget(next(iter(self._dead.values())))
+            if not self._forgets_dead:
+                self._forgets_dead = True
+                text = f"queue {self.name}: more than {MOST_DEAD} items are dead: those that died first are forgotten"
+                self._place.warn(f"{text}, as it is kept in memory")
+
     def _forget(self, entry: _Entry) -> None:
         """It has ended, and is not known any more."""
         del self._entries[entry.draft.id]
+        self._dead.pop(entry.draft.id, None)
         self._ended[entry.state] -= 1
 
     async def progress(self, item: Item, done: float, total: float | None) -> None:
@@ -597,8 +697,7 @@ class MemoryQueue:
     async def requeue(self, ids: Sequence[str] | None = None) -> int:
         await trio.lowlevel.checkpoint()
         now = self._tick()
-        wanted = list(self._entries) if ids is None else dict.fromkeys(ids)
-        dead = [entry for id in wanted if (entry := self._entries.get(id)) is not None and entry.state is State.DEAD]
+        dead = [self._dead.pop(id) for id in (list(self._dead) if ids is None else dict.fromkeys(ids)) if id in self._dead]
         self._ended[State.DEAD] -= len(dead)
         for entry in dead:
             entry.attempts = 0
@@ -616,7 +715,8 @@ class MemoryQueue:
                 self._withdraw(entry)
                 self._end(entry, State.CANCELLED)
             self._forget(entry)
-            self._kept.left()
+            if state is not State.DEAD:
+                self._kept.left()
         return len(gone)
 
     async def pause(self, paused: bool) -> None:
@@ -629,7 +729,7 @@ class MemoryQueue:
         await trio.lowlevel.checkpoint()
         now = self._tick()
         heads = [line.next() for line in self._ready.values()]
-        heads += [group.parked[0][2].due for group in self._groups.values() if group.parked]
+        heads += [group.oldest for group in self._groups.values()]
         return Counts(
             waiting=self._waiting - self._delayed_ones,
             delayed=self._delayed_ones,
@@ -649,10 +749,14 @@ class MemoryQueue:
             first = heapq.nlargest(limit, those, key=lambda entry: (entry.ended_at or entry.started_at or 0.0, entry.ending))
         return [entry.record(self.name) for entry in first]
 
-    async def show(self, id: str) -> Record | None:
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
         await trio.lowlevel.checkpoint()
         self._tick()
-        return entry.record(self.name) if (entry := self._entries.get(id)) is not None else None
+        if (entry := self._entries.get(id)) is None:
+            return None
+        if keep:
+            self._keep(entry)
+        return entry.record(self.name)
 
 
 _ENDS = {"done": State.DONE, "dead": State.DEAD, "cancelled": State.CANCELLED}
@@ -662,8 +766,8 @@ def _is_ready(entry: _Entry) -> bool:
     return entry.state is State.WAITING
 
 
-def _place_in_group(entry: _Entry) -> tuple[int, float, _Entry]:
-    return entry.draft.priority, entry.due, entry
+def _is_parked(entry: _Entry) -> bool:
+    return entry.parked
 
 
 def _turn(entry: _Entry) -> tuple[float, int, float, int]:

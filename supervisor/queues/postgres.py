@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,15 +26,18 @@ import psycopg
 import trio
 
 from supervisor.queues import Place
-from supervisor.queues.postgres_session import Rows, Session, Statement
+from supervisor.queues.lookout import Lookout
+from supervisor.queues.postgres_session import LARGE, Operation, Rows, Session, Statement, parameters
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
+    Demand,
     Draft,
     Ending,
     Engine,
     Item,
     Notice,
+    QueueError,
     QueueFull,
     QueueUnavailable,
     Receipt,
@@ -64,6 +67,15 @@ async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Eng
         await queue.close()
 
 
+def refusal(backend: str) -> str:
+    """Why this URL is of no use; empty where it is."""
+    try:
+        parameters(backend)
+    except QueueError as error:
+        return str(error)
+    return ""
+
+
 def schema() -> str:
     """The SQL that makes what queues need in a database, where the users of daemons may not: for an administrator."""
     return Path(__file__).with_name("postgres.sql").read_text()
@@ -82,7 +94,9 @@ class PostgresQueue:
         self._session = Session(settings.spec.backend, prepare=self._prepare, heard=self._heard, connected=self._look_again)
         self._held: dict[str, int] = {}
         """The token of each item that was claimed here and is not known to be over."""
-        self._work = trio.Event()
+        self._work = Lookout[Operation](Operation.abandon)
+        self._looked = False
+        """Whether it is known when a claim may bring something: since the last claim, nobody was woken yet."""
         self._room = trio.Event()
         self._refused = 1
         """How many drafts did not fit last time."""
@@ -115,7 +129,13 @@ class PostgresQueue:
         rows = [
             (d.id, d.payload.decode(), d.priority, d.delay, d.at, d.expire, d.key, d.group, d.keep) for d in drafts
         ]  # fmt: skip
-        found = await self._ask(_PUT, *map(list, zip(*rows, strict=True)), size=sum(len(draft.payload) for draft in drafts))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        values = (self.name, *map(list, zip(*rows, strict=True)))
+        along = self._work.claim_along(self._operation) if self._unlimited else None
+        size = sum(len(draft.payload) for draft in drafts)
+        put = Operation([Statement(_PUT, values)], size=size) if along is None else self._together(values, size, along)
+        self._session.send(put)
+        (found,) = await self._session.result(put)
         if found[0][0] == "full":
             self._refused = len(drafts)
             raise QueueFull(f"queue {self.name} is full")
@@ -125,57 +145,121 @@ class PostgresQueue:
         needed = self._refused
         while True:
             self._room = room = self._room if not self._room.is_set() else trio.Event()
-            longest = _AGAIN
+            longest: float | None = _AGAIN
             with suppress(QueueUnavailable):
-                if await self._do("want_room(%s, %s)", needed):
-                    return
-                longest = math.inf
-            with trio.move_on_after(longest):
+                longest = await self._do("want_room(%s, %s)", needed)
+            if longest == 0:
+                return
+            with trio.move_on_after(math.inf if longest is None else longest):
                 await room.wait()
 
     # ---- workers ----
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
-        tidy = Statement("SELECT supervisor.tidy(%s, %s, %s)", (self.name, limit, WORKER_LOST))
-        claim = Statement(_CLAIM, (self.name, limit, owner, attempts, list(order), NO_ATTEMPT_LEFT))
-        found = self._claimed(await self._session.ask(tidy, claim, late=self._claimed_late))
-        self._held.update((item.id, item.token) for item in found.items)
-        return found
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._work.clear()
+        claim = self._operation(Demand(limit=limit, owner=owner, attempts=attempts, order=order))
+        self._session.send(claim)
+        return await self._brought_by(claim)
 
-    def _claimed(self, found: Sequence[Rows]) -> Claimed:
-        (((expired,),), rows) = found
-        items = [Item(**dict(zip(_ITEM, row, strict=False))) for row in rows if row[-1] is None]
-        dead = [record([row[-1][column] for column in COLUMNS]) for row in rows if row[-1] is not None]
+    def _operation(self, demand: Demand) -> Operation:
+        """A claim that is still to be made."""
+        self._looked = True
+        values = (
+            self.name, demand.limit, demand.owner, demand.attempts, list(demand.order), WORKER_LOST, NO_ATTEMPT_LEFT,
+        )  # fmt: skip
+        claim = Statement(f"SELECT {_BROUGHT} FROM {_CLAIM}", values, alone=f"SELECT {_BROUGHT} FROM {_CLAIM_ALONE}")
+        return Operation([claim], heed=self._hold, late=self._give_back, sees="work")
+
+    async def _brought_by(self, claim: Operation) -> Claimed:
+        """What a claim brings."""
+        try:
+            ((*rows, last),) = await self._session.result(claim)
+        except (trio.Cancelled, QueueError):
+            self._work.set()
+            raise
+        expired, due = last[-2:]
+        if due is not None:
+            self._work.set(due)
+        dead = [record([row[_DEAD][column] for column in COLUMNS]) for row in rows if row[_DEAD] is not None]
+        items = _items(rows)
+        if large := {row[0]: row[_SIZE] for row in rows if row[_SIZE] is not None}:
+            items = await self._filled(items, large)
         return Claimed(items=items, dead=dead, expired=expired)
 
-    def _claimed_late(self, found: Sequence[Rows]) -> None:
-        """Nobody waits for these any more: others may have them."""
-        if items := self._claimed(found).items:
-            endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
-            self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
+    async def _filled(self, items: Sequence[Item], large: Mapping[str, int]) -> list[Item]:
+        """With the payloads of those that are so large: it takes its time, in which nobody is locked out."""
+        filled = []
+        try:
+            for item in items:
+                if item.id in large:
+                    ((payload,),) = await self._ask(_PAYLOAD, item.id, item.token, size=large[item.id]) or [(b"null",)]
+                    item = msgspec.structs.replace(item, payload=payload)
+                filled.append(item)
+        except (trio.Cancelled, QueueError):
+            self._give_all_back(items)
+            raise
+        return filled
 
-    async def wait_for_work(self, demand: object = None) -> None:
-        while True:
-            self._work = work = self._work if not self._work.is_set() else trio.Event()
-            due, asked = _AGAIN, False
+    def _together(self, values: Sequence[object], size: int, claim: Operation) -> Operation:
+        """A put with a claim of what it brings: in one statement, which is much sooner done than two."""
+        ((_, more, _),) = claim.statements
+        claim.size = size
+        return Operation([Statement(_PUT_AND_CLAIM, (*values, *more))], size=size, sees=claim.sees, carries=(claim, _apart))
+
+    @property
+    def _unlimited(self) -> bool:
+        """Whether claims wait for no other claim: else a put would, too."""
+        spec = self._settings.spec
+        return spec.concurrency is None and spec.rate is None and self._settings.group_by is None
+
+    def _hold(self, found: Sequence[Rows]) -> None:
+        """These are ours from now on."""
+        self._held.update((item.id, item.token) for item in _items(found[0]))
+
+    def _give_back(self, found: Sequence[Rows]) -> None:
+        """Nobody waits for these any more: others may have them."""
+        if items := _items(found[0]):
+            self._give_all_back(items)
+
+    def _give_all_back(self, items: Sequence[Item]) -> None:
+        self._forget((item.id, item.token) for item in items)
+        endings = [Ending(id=item.id, token=item.token, how="back") for item in items]
+        self._session.post(Statement(_FINISH, (self.name, *_columns(endings))))
+
+    async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
+        if not self._looked:
+            await self._look()
+        while (claim := await self._work.wait(demand)) is not None:
+            claimed = await self._brought_by(claim)
+            if claimed.items or claimed.dead or claimed.expired:
+                return claimed
+        self._looked = False
+        return None
+
+    async def _look(self) -> None:
+        """Find out when a claim may bring something."""
+        self._looked = True
+        self._work.clear()
+        due: float | None = _AGAIN
+        try:
             with suppress(QueueUnavailable):
-                due, asked = await self._do("due(%s)"), True
-            with trio.move_on_after(math.inf if due is None else due):
-                await work.wait()
-            if asked or work.is_set():
-                return
+                due = await self._do("due(%s)")
+        finally:
+            if due is not None:
+                self._work.set(due)
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         ids, tokens = [item.id for item in items], [item.token for item in items]
-        found = {token for (token,) in await self._ask("SELECT supervisor.renew(%s, %s::text[], %s::bigint[])", ids, tokens)}
-        self._forget((item.id, item.token) for item in items if item.token not in found)
-        return [item.token in found for item in items]
+        held = _each(len(items), await self._do("renew(%s, %s::text[], %s::bigint[])", ids, tokens))
+        self._forget((item.id, item.token) for item, still in zip(items, held, strict=True) if not still)
+        return held
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         size = sum(len(ending.result or b"") for ending in endings)
         ((found,),) = await self._ask(_FINISH, *_columns(endings), size=size)
         self._forget((ending.id, ending.token) for ending in endings)
-        return [ending.token in found for ending in endings]
+        return _each(len(endings), found)
 
     async def progress(self, item: Item, done: float, total: float | None) -> None:
         await self._session.ask(Statement(_PROGRESS, (done, total, self.name, item.id, item.token)))
@@ -208,8 +292,9 @@ class PostgresQueue:
         select = f"{_RECORDS} AND state = %s {ended} ORDER BY {order} LIMIT %s"
         return [record(row) for row in await self._ask(select, state.value, limit)]
 
-    async def show(self, id: str) -> Record | None:
-        found = await self._ask(f"{_RECORDS} AND id = %s", id)
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        marked = [Statement("SELECT supervisor.keep(%s, %s)", (self.name, [id]))] if keep else []
+        *_, found = await self._session.ask(*marked, Statement(f"{_RECORDS} AND id = %s", (self.name, id)))
         return record(found[0]) if found else None
 
     # ---- the connection ----
@@ -319,16 +404,34 @@ def _version(db: psycopg.Connection) -> int:
 _AGAIN = 5.0
 """Seconds until what could not be asked is asked again, if nothing is heard before."""
 
-_PUT = (
-    "SELECT * FROM supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[],"
-    " %s::text[], %s::text[], %s::boolean[])"
+_OFFER = (
+    "supervisor.offer(%s, %s::text[], %s::text[], %s::int[], %s::float8[], %s::float8[], %s::float8[], %s::text[], %s::text[],"
+    " %s::boolean[])"
 )
-_CLAIM = (
-    "SELECT id, token, convert_to(payload, 'utf8'), attempts, priority, in_group, put_at, ready_at, dead"
-    " FROM supervisor.claim(%s, %s, %s, %s, %s::int[], %s)"
+_PUT = f"SELECT * FROM {_OFFER}"
+_BROUGHT = (
+    f"id, token, CASE WHEN octet_length(payload) <= {LARGE} THEN convert_to(payload, 'utf8') ELSE '' END, attempts, priority,"
+    f" in_group, put_at, ready_at, dead, CASE WHEN octet_length(payload) > {LARGE} THEN octet_length(payload) END, expired, due"
 )
+_PAYLOAD = "SELECT convert_to(payload, 'utf8') FROM supervisor.items WHERE queue = %s AND id = %s AND token = %s"
+_CLAIM = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s)"
+_CLAIM_ALONE = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s, lazily => true)"
+_NOTHING = (
+    "NULL::text, NULL::bigint, NULL::bytea, NULL::int, NULL::int, NULL::text, NULL::float8, NULL::float8, NULL::json,"
+    " NULL::int, NULL::bigint, NULL::float8"
+)
+"""In place of what a claim brought."""
+
+_PUT_AND_CLAIM = f"SELECT what, who, {_NOTHING} FROM {_OFFER} UNION ALL SELECT NULL, NULL, {_BROUGHT} FROM {_CLAIM}"
+
 _ITEM = ("id", "token", "payload", "attempt", "priority", "group", "put_at", "ready_at")
 """What the fields of an item are called, in this order."""
+
+_DEAD = len(_ITEM)
+"""The column of a claim's answer that has an item which is dead, and none of one that runs."""
+
+_SIZE = _DEAD + 1
+"""The one that has the size of a payload that is too large to come along."""
 
 _FINISH = "SELECT supervisor.finish(%s, %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::float8[])"
 _PROGRESS = (
@@ -356,14 +459,32 @@ _COUNTS = """
       by_state.state, by_state.number,
       (SELECT count(*) FROM supervisor.items WHERE queue = q.name AND state = 'waiting' AND ready_at > supervisor.now()),
       supervisor.now() - (SELECT min(ready_at) FROM supervisor.items
-        WHERE queue = q.name AND state = 'waiting' AND ready_at <= supervisor.now()),
+        WHERE queue = q.name AND state = 'waiting' AND ready_at <= supervisor.now()
+          AND (expires_at IS NULL OR expires_at > supervisor.now())),
       q.paused
     FROM supervisor.queues AS q LEFT JOIN LATERAL (
-      SELECT state, count(*) AS number FROM supervisor.items
-      WHERE queue = q.name AND (forget_at IS NULL OR forget_at > supervisor.now()) GROUP BY state
+      SELECT CASE WHEN state = 'waiting' AND expires_at <= supervisor.now() THEN 'expired' ELSE state END AS state,
+        count(*) AS number
+      FROM supervisor.items WHERE queue = q.name AND (forget_at IS NULL OR forget_at > supervisor.now()) GROUP BY 1
     ) AS by_state ON true
     WHERE q.name = %s
 """
+
+
+def _apart(rows: Rows) -> tuple[Rows, Rows]:
+    """The rows of `_PUT_AND_CLAIM`, each kind by itself."""
+    return [row[:2] for row in rows if row[0] is not None], [row[2:] for row in rows if row[0] is None]
+
+
+def _items(rows: Rows) -> list[Item]:
+    """Those that run, of the rows of a claim; the last row is none."""
+    return [Item(**dict(zip(_ITEM, row, strict=False))) for row in rows if row[_DEAD] is None and row[0] is not None]
+
+
+def _each(count: int, found: Iterable[int]) -> list[bool]:
+    """Of so many, which were found; they are counted from 1."""
+    there = set(found)
+    return [number in there for number in range(1, count + 1)]
 
 
 def _columns(endings: Sequence[Ending]) -> list[list[object]]:

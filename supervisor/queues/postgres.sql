@@ -4,7 +4,8 @@
 -- by the same rules as a daemon. Moments are Unix time by the server's clock. What others should know is told on a channel
 -- for each queue: work, room, paused, resumed, and with a JSON array: ended ["ID", ...], cancel and lost ["ID:TOKEN", ...].
 --
--- Plans are made while the tables are empty, and kept: each statement must leave the planner no choice. Rows are looked for by
+-- Plans are made while the tables are empty, and kept: so functions are in PL/pgSQL (one in SQL that is not inlined is planned
+-- anew at each call), and each statement must leave the planner no choice. Rows are looked for by
 -- an index that has the order that is asked for, or by queue and id with no word of the state (there are indexes for that);
 -- then they are changed by their place, `ctid`, which a lock keeps.
 
@@ -30,10 +31,9 @@ CREATE TABLE supervisor.queues (
   group_by text,
   paused boolean NOT NULL DEFAULT false,
   room_wanted boolean NOT NULL DEFAULT false, -- somebody waits for room
+  expired bigint NOT NULL DEFAULT 0, -- so many, of which no claim has told yet
   rate_since float8 NOT NULL DEFAULT 0 -- since when tokens are saved up
 );
-
-CREATE SEQUENCE supervisor.tokens;
 
 CREATE TABLE supervisor.items (
   seq bigserial NOT NULL,
@@ -54,6 +54,7 @@ CREATE TABLE supervisor.items (
   owner text,
   key text,
   in_group text,
+  parked boolean NOT NULL DEFAULT false, -- it waits, and was passed over since its group was full
   keep boolean NOT NULL DEFAULT false,
   cancelling boolean NOT NULL DEFAULT false,
   result text,
@@ -64,9 +65,11 @@ CREATE TABLE supervisor.items (
   PRIMARY KEY (queue, id)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05);
 
-CREATE INDEX items_waiting ON supervisor.items (queue, priority, ready_at, seq) WHERE state = 'waiting';
+CREATE INDEX items_waiting ON supervisor.items (queue, priority, ready_at, seq) WHERE state = 'waiting' AND NOT parked;
+CREATE INDEX items_parked ON supervisor.items (queue, in_group, priority, ready_at, seq) WHERE state = 'waiting' AND parked;
 CREATE INDEX items_expiring ON supervisor.items (queue, expires_at) WHERE state = 'waiting' AND expires_at IS NOT NULL;
 CREATE INDEX items_running ON supervisor.items (queue, lease_until) WHERE state = 'running';
+CREATE INDEX items_at_work ON supervisor.items (queue, in_group) WHERE state = 'running' AND in_group IS NOT NULL;
 CREATE INDEX items_ended ON supervisor.items (queue, state, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX items_over ON supervisor.items (queue, forget_at) WHERE forget_at IS NOT NULL;
 
@@ -111,8 +114,10 @@ BEGIN
   PERFORM supervisor.tell(q, what || ' [' || line || ']');
 END $$;
 
-CREATE FUNCTION supervisor.waiting(q text) RETURNS bigint LANGUAGE sql AS
-  $$ SELECT coalesce(sum(n), 0)::bigint FROM supervisor.tally WHERE queue = q $$;
+CREATE FUNCTION supervisor.waiting(q text) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN (SELECT coalesce(sum(n), 0)::bigint FROM supervisor.tally WHERE queue = q);
+END $$;
 
 -- So many more wait, or fewer: then who wants room is told. Who makes room holds the lock together with others that do, who
 -- wants it (`want_room`) alone: it sees all that was made before, and what is made later is told.
@@ -130,20 +135,27 @@ BEGIN
   END IF;
 END $$;
 
--- Whether there is room for so many; if not, 'room' is told when there may be.
-CREATE FUNCTION supervisor.want_room(q text, needed bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+-- In how many seconds there may be room for so many: 0: now; else 'room' is told when there is sooner; null: only then.
+CREATE FUNCTION supervisor.want_room(q text, needed bigint) RETURNS float8 LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('supervisor room ' || q, 0));
-  IF supervisor.waiting(q) + needed <= (SELECT size FROM supervisor.queues WHERE name = q) THEN
-    RETURN true;
-  END IF;
+  LOOP
+    IF supervisor.waiting(q) + needed <= (SELECT size FROM supervisor.queues WHERE name = q) THEN
+      RETURN 0;
+    END IF;
+    EXIT WHEN supervisor.expire(q) = 0;
+  END LOOP;
   UPDATE supervisor.queues SET room_wanted = true WHERE name = q;
-  RETURN false;
+  RETURN greatest(0.01, (
+    SELECT expires_at FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL
+    ORDER BY expires_at LIMIT 1
+  ) - supervisor.now());
 END $$;
 
+-- Now and then: to look whether it is worth while would cost more than it saves.
 CREATE FUNCTION supervisor.sum_up(q text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-  IF (SELECT count(*) FROM supervisor.tally WHERE queue = q) > 50 THEN
+  IF random() < 0.03 THEN
     WITH gone AS (
       DELETE FROM supervisor.tally
       WHERE ctid = ANY (ARRAY(SELECT ctid FROM supervisor.tally WHERE queue = q FOR UPDATE SKIP LOCKED))
@@ -181,6 +193,7 @@ BEGIN
     keep_results = excluded.keep_results, expire = excluded.expire, on_conflict = excluded.on_conflict,
     key_for = excluded.key_for, key_queued = excluded.key_queued, group_by = excluded.group_by
   WHERE excluded.declared;
+  UPDATE supervisor.items SET parked = false WHERE queue = q AND state = 'waiting' AND parked;
   PERFORM supervisor.tell(q, 'work'), supervisor.tell(q, 'room'); -- there may be new limits
 END $$;
 
@@ -194,11 +207,12 @@ END $$;
 
 -- ---- put ----
 
--- Have a key: 'stored', or 'replaced' (the one that waited is gone), or 'merged' or 'rejected' and who has it.
-CREATE FUNCTION supervisor.take_key(s supervisor.queues, k text, me text, OUT what text, OUT who text) LANGUAGE plpgsql AS $$
+-- Have a key: 'stored', or 'replaced' (the `old` one that waited is gone), or 'merged' or 'rejected' and who has it.
+CREATE FUNCTION supervisor.take_key(
+  s supervisor.queues, k text, me text, OUT what text, OUT who text, OUT old supervisor.items
+) LANGUAGE plpgsql AS $$
 DECLARE
   held supervisor.keys;
-  kept boolean;
   digest uuid := md5(k)::uuid;
   t float8 := supervisor.now();
 BEGIN
@@ -213,10 +227,10 @@ BEGIN
       what := CASE s.on_conflict WHEN 'merge' THEN 'merged' ELSE 'rejected' END;
       who := held.id;
       EXIT WHEN s.on_conflict <> 'replace';
-      DELETE FROM supervisor.items WHERE queue = s.name AND id = held.id AND state = 'waiting' RETURNING keep INTO kept;
+      DELETE FROM supervisor.items WHERE queue = s.name AND id = held.id AND state = 'waiting' RETURNING * INTO old;
       EXIT WHEN NOT FOUND;
       PERFORM supervisor.count(s.name, -1);
-      IF kept THEN
+      IF old.keep THEN
         PERFORM supervisor.tell_of(s.name, 'ended', ARRAY[held.id]);
       END IF;
       what := 'replaced';
@@ -257,6 +271,15 @@ BEGIN
   RETURN came;
 END $$;
 
+-- An item that replaces another stands in line where that stood, unless it is of another priority or for a later time.
+CREATE FUNCTION supervisor.stand(q text, me text, old supervisor.items) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  t float8 := supervisor.now();
+BEGIN
+  UPDATE supervisor.items SET seq = old.seq, ready_at = old.ready_at
+  WHERE queue = q AND id = me AND priority = old.priority AND ready_at <= t AND old.ready_at <= t;
+END $$;
+
 -- Somebody waits for the end of these items, though nobody did who put them first.
 CREATE FUNCTION supervisor.keep(q text, those text[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -273,20 +296,25 @@ CREATE FUNCTION supervisor.put_all(
 DECLARE
   s supervisor.queues;
   came text[];
+  had record;
   more int := 0;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
   IF s.on_conflict IS NULL OR array_remove(keys, NULL) = '{}' THEN
     came := supervisor.store(q, ids, payloads, priorities, delays, ats, expires, keys, groups, keeps);
     more := cardinality(came);
-    PERFORM supervisor.keep(q, ARRAY(SELECT id FROM unnest(ids, keeps) AS each (id, keep) WHERE keep AND id <> ALL (came)));
-    RETURN QUERY
-      SELECT CASE WHEN d.nth = 1 AND new.id IS NOT NULL THEN 'stored' ELSE 'known' END, d.id
-      FROM (
-        SELECT id, n, row_number() OVER (PARTITION BY id ORDER BY n) AS nth FROM unnest(ids) WITH ORDINALITY AS each (id, n)
-      ) AS d
-      LEFT JOIN unnest(came) AS new (id) USING (id)
-      ORDER BY d.n;
+    IF more = cardinality(ids) THEN
+      RETURN QUERY SELECT 'stored', id FROM unnest(ids) AS id;
+    ELSE
+      PERFORM supervisor.keep(q, ARRAY(SELECT id FROM unnest(ids, keeps) AS each (id, keep) WHERE keep AND id <> ALL (came)));
+      RETURN QUERY
+        SELECT CASE WHEN d.nth = 1 AND new.id IS NOT NULL THEN 'stored' ELSE 'known' END, d.id
+        FROM (
+          SELECT id, n, row_number() OVER (PARTITION BY id ORDER BY n) AS nth FROM unnest(ids) WITH ORDINALITY AS each (id, n)
+        ) AS d
+        LEFT JOIN unnest(came) AS new (id) USING (id)
+        ORDER BY d.n;
+    END IF;
   ELSE
     FOR i IN 1 .. cardinality(ids) LOOP -- one after another: the second of a key meets the first
       what := 'stored';
@@ -294,7 +322,9 @@ BEGIN
       IF EXISTS (SELECT FROM supervisor.items WHERE queue = q AND id = ids[i]) THEN
         what := 'known';
       ELSIF keys[i] IS NOT NULL THEN
-        SELECT * INTO what, who FROM supervisor.take_key(s, keys[i], ids[i]);
+        SELECT * INTO had FROM supervisor.take_key(s, keys[i], ids[i]);
+        what := had.what;
+        who := had.who;
       END IF;
       IF what IN ('stored', 'replaced') THEN
         came := supervisor.store(
@@ -305,12 +335,19 @@ BEGIN
           what := 'known';
         ELSIF what = 'stored' THEN
           more := more + 1;
+        ELSE
+          PERFORM supervisor.stand(q, ids[i], had.old);
         END IF;
       END IF;
       IF what IN ('known', 'merged') AND keeps[i] THEN
         PERFORM supervisor.keep(q, ARRAY[who]);
       END IF;
       RETURN NEXT;
+    END LOOP;
+  END IF;
+  IF more > 0 AND supervisor.waiting(q) > s.size THEN
+    LOOP
+      EXIT WHEN supervisor.expire(q) = 0 OR supervisor.waiting(q) <= s.size;
     END LOOP;
   END IF;
   IF more > 0 AND supervisor.waiting(q) > s.size THEN
@@ -434,40 +471,53 @@ BEGIN
   END IF;
 END $$;
 
--- What time does: what is not kept any longer is gone, what has waited for too long has expired (gives how many), and up to
--- `most` items whose lease has run out wait again.
-CREATE FUNCTION supervisor.tidy(q text, most int, why text) RETURNS bigint LANGUAGE plpgsql AS $$
+-- Up to 1000 of what has waited for too long has expired; gives how many.
+CREATE FUNCTION supervisor.expire(q text) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
   t float8 := supervisor.now();
-  kept_for float8 := (SELECT keep_results FROM supervisor.queues WHERE name = q);
   late bigint;
+  keyed text[];
+  kept text[];
+  grouped boolean;
+BEGIN
+  WITH done AS (
+    UPDATE supervisor.items
+    SET state = 'expired', parked = false, ended_at = t,
+      forget_at = t + (SELECT keep_results FROM supervisor.queues WHERE name = q)
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at <= t
+      ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING id, key, keep, in_group
+  )
+  SELECT
+    count(*), array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep),
+    coalesce(bool_or(in_group IS NOT NULL), false)
+  INTO late, keyed, kept, grouped FROM done;
+  IF late > 0 THEN
+    UPDATE supervisor.queues SET expired = expired + late WHERE name = q;
+    PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, -late);
+  END IF;
+  IF grouped THEN -- the next one of the group may be parked
+    PERFORM supervisor.tell(q, 'work');
+  END IF;
+  RETURN late;
+END $$;
+
+-- Up to `most` items whose lease has run out wait again.
+CREATE FUNCTION supervisor.reclaim(q text, most int, why text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  t float8 := supervisor.now();
   again bigint;
   keyed text[];
   kept text[];
   lost text[];
 BEGIN
-  PERFORM supervisor.sum_up(q);
-  DELETE FROM supervisor.items WHERE ctid = ANY (ARRAY(
-    SELECT ctid FROM supervisor.items WHERE queue = q AND forget_at <= t ORDER BY forget_at LIMIT 1000 FOR UPDATE SKIP LOCKED
-  ));
-  WITH done AS (
-    UPDATE supervisor.items SET state = 'expired', ended_at = t, forget_at = t + kept_for
-    WHERE ctid = ANY (ARRAY(
-      SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at <= t
-      ORDER BY expires_at LIMIT 1000 FOR UPDATE SKIP LOCKED
-    ))
-    RETURNING id, key, keep
-  )
-  SELECT count(*), array_agg(id) FILTER (WHERE key IS NOT NULL), array_agg(id) FILTER (WHERE keep)
-  INTO late, keyed, kept FROM done;
-  IF late > 0 THEN
-    PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, -late);
-  END IF;
   WITH done AS (
     UPDATE supervisor.items SET
       state = CASE WHEN cancelling THEN 'cancelled' ELSE 'waiting' END,
       ended_at = CASE WHEN cancelling THEN t END,
-      forget_at = CASE WHEN cancelling THEN t + kept_for END,
+      forget_at = CASE WHEN cancelling THEN t + (SELECT keep_results FROM supervisor.queues WHERE name = q) END,
       expires_at = t + (expires_at - ready_at), ready_at = t, lease_until = NULL, cancelling = false,
       error = why, traceback = NULL
     WHERE ctid = ANY (ARRAY(
@@ -484,15 +534,43 @@ BEGIN
     PERFORM supervisor.over(q, keyed, kept), supervisor.count(q, again), supervisor.tell_of(q, 'lost', lost),
       supervisor.tell(q, 'work');
   END IF;
-  RETURN late;
+END $$;
+
+-- What time does: what is not kept any longer is gone, what has waited for too long has expired, and up to `most` items whose
+-- lease has run out wait again. Mostly there is nothing of it, so this is asked first.
+CREATE FUNCTION supervisor.tidy(q text, most int, why text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  t float8 := supervisor.now();
+  old boolean;
+  late boolean;
+  lost boolean;
+BEGIN
+  SELECT
+    (SELECT forget_at <= t FROM supervisor.items WHERE queue = q AND forget_at IS NOT NULL ORDER BY forget_at LIMIT 1),
+    (SELECT expires_at <= t FROM supervisor.items
+      WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL ORDER BY expires_at LIMIT 1),
+    (SELECT lease_until <= t FROM supervisor.items WHERE queue = q AND state = 'running' ORDER BY lease_until LIMIT 1)
+  INTO old, late, lost;
+  IF old THEN
+    DELETE FROM supervisor.items WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM supervisor.items WHERE queue = q AND forget_at <= t ORDER BY forget_at LIMIT 1000 FOR UPDATE SKIP LOCKED
+    ));
+  END IF;
+  IF late THEN
+    PERFORM supervisor.expire(q);
+  END IF;
+  IF lost THEN
+    PERFORM supervisor.reclaim(q, most, why);
+  END IF;
 END $$;
 
 -- How many a rate lets through now (null: there is none): what a second brings is saved up, one at least.
-CREATE FUNCTION supervisor.tokens_left(s supervisor.queues) RETURNS float8 LANGUAGE sql AS $$
-  SELECT CASE WHEN s.rate IS NOT NULL THEN
+CREATE FUNCTION supervisor.tokens_left(s supervisor.queues) RETURNS float8 LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN CASE WHEN s.rate IS NOT NULL THEN
     least(greatest(1, s.rate), (supervisor.now() - s.rate_since) * s.rate) + 1e-6 -- a millionth, for what floats lose
-  END
-$$;
+  END;
+END $$;
 
 -- The priorities of what waits, those of `first` first.
 CREATE FUNCTION supervisor.levels(q text, first int[]) RETURNS int[] LANGUAGE plpgsql AS $$
@@ -503,7 +581,8 @@ BEGIN
   LOOP
     level := (
       SELECT priority FROM supervisor.items
-      WHERE queue = q AND state = 'waiting' AND priority > coalesce(level, -2147483648) ORDER BY priority LIMIT 1
+      WHERE queue = q AND state = 'waiting' AND NOT parked AND priority > coalesce(level, -2147483648)
+      ORDER BY priority LIMIT 1
     );
     EXIT WHEN level IS NULL;
     IF level <> ALL (found) THEN
@@ -513,16 +592,43 @@ BEGIN
   RETURN found;
 END $$;
 
+-- How many of a group run.
+CREATE FUNCTION supervisor.at_work(q text, which text) RETURNS bigint LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN (SELECT count(*) FROM supervisor.items WHERE queue = q AND state = 'running' AND in_group = which);
+END $$;
+
+-- What waits of a group that is full is parked, so that a claim passes over it once, not each time; of one that is full no
+-- longer, so many stand in line again as may run. Only who has the lock of `pick` parks or does this.
+CREATE FUNCTION supervisor.unpark(s supervisor.queues) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+  which text := (
+    SELECT in_group FROM supervisor.items WHERE queue = s.name AND state = 'waiting' AND parked ORDER BY in_group LIMIT 1
+  );
+BEGIN
+  WHILE which IS NOT NULL LOOP
+    UPDATE supervisor.items SET parked = false WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM supervisor.items WHERE queue = s.name AND state = 'waiting' AND parked AND in_group = which
+      ORDER BY priority, ready_at, seq LIMIT greatest(0, s.per_key - supervisor.at_work(s.name, which))
+      FOR UPDATE SKIP LOCKED
+    ));
+    which := (
+      SELECT in_group FROM supervisor.items
+      WHERE queue = s.name AND state = 'waiting' AND parked AND in_group > which ORDER BY in_group LIMIT 1
+    );
+  END LOOP;
+END $$;
+
 -- The places of up to `most` items that may run now, in their order, locked. Where there are limits, nobody else picks before
 -- this transaction ends.
 CREATE FUNCTION supervisor.pick(s supervisor.queues, most int, first int[]) RETURNS tid[] LANGUAGE plpgsql AS $$
 DECLARE
   t float8 := supervisor.now();
   places tid[] := '{}';
+  aside tid[] := '{}';
+  room jsonb := '{}'; -- by group, how many more may run
   level int;
-  running bigint;
-  full_groups text[];
-  begun text[] := '{}';
+  left_here int;
   each record;
 BEGIN
   IF s.paused THEN
@@ -531,7 +637,8 @@ BEGIN
   IF s.concurrency IS NULL AND s.rate IS NULL AND s.group_by IS NULL THEN
     FOREACH level IN ARRAY supervisor.levels(s.name, first) LOOP
       places := places || ARRAY(
-        SELECT ctid FROM supervisor.items WHERE queue = s.name AND state = 'waiting' AND priority = level AND ready_at <= t
+        SELECT ctid FROM supervisor.items
+        WHERE queue = s.name AND state = 'waiting' AND NOT parked AND priority = level AND ready_at <= t
         ORDER BY ready_at, seq LIMIT most - cardinality(places) FOR UPDATE SKIP LOCKED
       );
     END LOOP;
@@ -539,102 +646,161 @@ BEGIN
   END IF;
   PERFORM pg_advisory_xact_lock(hashtextextended('supervisor claim ' || s.name, 0));
   SELECT * INTO s FROM supervisor.queues WHERE name = s.name;
-  running := (SELECT count(*) FROM supervisor.items WHERE queue = s.name AND state = 'running');
-  most := least(most, s.concurrency - running, floor(supervisor.tokens_left(s)));
-  full_groups := ARRAY(
-    SELECT in_group FROM supervisor.items WHERE queue = s.name AND state = 'running' AND in_group IS NOT NULL
-    GROUP BY in_group HAVING count(*) >= s.per_key
-  );
+  most := least(most, floor(supervisor.tokens_left(s)));
+  IF s.concurrency IS NOT NULL THEN
+    most := least(most, s.concurrency - (SELECT count(*) FROM supervisor.items WHERE queue = s.name AND state = 'running'));
+  END IF;
+  IF most <= 0 THEN
+    RETURN places;
+  END IF;
+  IF s.group_by IS NOT NULL THEN
+    PERFORM supervisor.unpark(s);
+  END IF;
   FOREACH level IN ARRAY supervisor.levels(s.name, first) LOOP
     EXIT WHEN cardinality(places) >= most;
     FOR each IN
       SELECT ctid AS place, in_group FROM supervisor.items
-      WHERE queue = s.name AND state = 'waiting' AND priority = level AND ready_at <= t
-        AND (s.group_by IS NULL OR in_group IS NULL OR in_group <> ALL (full_groups))
+      WHERE queue = s.name AND state = 'waiting' AND NOT parked AND priority = level AND ready_at <= t
       ORDER BY ready_at, seq FOR UPDATE SKIP LOCKED
     LOOP
       IF s.group_by IS NOT NULL AND each.in_group IS NOT NULL THEN
-        CONTINUE WHEN each.in_group = ANY (full_groups);
-        begun := begun || each.in_group;
-        running := (
-          SELECT count(*) FROM supervisor.items WHERE queue = s.name AND state = 'running' AND in_group = each.in_group
-        );
-        IF running + cardinality(array_positions(begun, each.in_group)) >= s.per_key THEN
-          full_groups := full_groups || each.in_group;
+        left_here := coalesce((room ->> each.in_group)::int, s.per_key - supervisor.at_work(s.name, each.in_group));
+        room := room || jsonb_build_object(each.in_group, greatest(0, left_here - 1));
+        IF left_here <= 0 THEN
+          aside := aside || each.place;
+          EXIT WHEN cardinality(aside) >= 5000; -- the next claim goes on
+          CONTINUE;
         END IF;
       END IF;
       places := places || each.place;
       EXIT WHEN cardinality(places) >= most;
     END LOOP;
+    EXIT WHEN cardinality(aside) >= 5000;
   END LOOP;
+  UPDATE supervisor.items SET parked = true WHERE ctid = ANY (aside);
   RETURN places;
 END $$;
 
 -- Of places, the first ones, whose items are not too much to send in one go; one at least.
-CREATE FUNCTION supervisor.trimmed(places tid[]) RETURNS tid[] LANGUAGE sql AS $$
-  SELECT ARRAY(
+CREATE FUNCTION supervisor.trimmed(places tid[]) RETURNS tid[] LANGUAGE plpgsql AS $$
+BEGIN
+  RETURN ARRAY(
     SELECT place FROM (
       SELECT place, n, sum(size) OVER (ORDER BY n) - size AS before
       FROM unnest(places) WITH ORDINALITY AS each (place, n),
         LATERAL (SELECT octet_length(payload) AS size FROM supervisor.items WHERE ctid = each.place LIMIT 1) AS sized
     ) AS sums
     WHERE before < 4000000 ORDER BY n
-  )
-$$;
+  );
+END $$;
 
--- Claim up to `most` items: gives those that run, and as `dead` those of which no attempt of the `allowed` is left.
-CREATE FUNCTION supervisor.claim(q text, most int, who text, allowed int, first int[], why text) RETURNS TABLE (
-  id text, token bigint, payload text, attempts int, priority int, in_group text, put_at float8, ready_at float8, dead json
+-- Claim up to `most` items: a row for each that runs, and with `dead` for each of which no attempt of the `allowed` is left. The
+-- last row is none: it says how many have `expired` since the last one that did, and in how many seconds a claim may bring more
+-- (`due`; null: not before something happens).
+--
+-- `lazily`: the transaction, which is only this, is not waited for until it is on the disk. If the server itself crashes in the
+-- next moments, the claim never was. What the item then gets as its next token is another one all the same: the time is in it.
+CREATE FUNCTION supervisor.claim(
+  q text, most int, who text, allowed int, first int[], why_lost text, why_dead text, lazily boolean DEFAULT false
+) RETURNS TABLE (
+  id text, token bigint, payload text, attempts int, priority int, in_group text, put_at float8, ready_at float8, dead json,
+  expired bigint, due float8
 ) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
   s supervisor.queues;
   places tid[];
+  picked int;
   t float8;
   begun bigint;
-  late supervisor.items[];
+  late supervisor.items[] := '{}';
 BEGIN
+  IF lazily THEN
+    PERFORM set_config('synchronous_commit', 'off', true);
+  END IF;
+  PERFORM supervisor.tidy(q, most, why_lost);
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  places := supervisor.trimmed(supervisor.pick(s, most, first));
-  IF places = '{}' THEN
-    RETURN;
+  places := supervisor.pick(s, most, first);
+  picked := cardinality(places);
+  IF picked > 1 THEN
+    places := supervisor.trimmed(places);
   END IF;
-  t := supervisor.now();
-  IF EXISTS (SELECT FROM supervisor.items WHERE ctid = ANY (places) AND attempts >= allowed) THEN
-    WITH done AS (
-      UPDATE supervisor.items AS i SET state = 'dead', ended_at = t, error = coalesce(error, why)
-      WHERE ctid = ANY (places) AND attempts >= allowed RETURNING i
-    )
-    SELECT array_agg(i) INTO late FROM done;
-    PERFORM supervisor.over(
-      q, array_agg(i.id) FILTER (WHERE i.key IS NOT NULL), array_agg(i.id) FILTER (WHERE i.keep)
-    ) FROM unnest(late) AS i;
-    RETURN QUERY SELECT
-      i.id, i.token, NULL, i.attempts, i.priority, i.in_group, i.put_at, i.ready_at, row_to_json(i) FROM unnest(late) AS i;
+  IF picked > 0 THEN
+    t := supervisor.now();
+    IF EXISTS (SELECT FROM supervisor.items WHERE ctid = ANY (places) AND attempts >= allowed) THEN
+      WITH done AS (
+        UPDATE supervisor.items AS i SET state = 'dead', ended_at = t, error = coalesce(error, why_dead)
+        WHERE ctid = ANY (places) AND attempts >= allowed RETURNING i
+      )
+      SELECT array_agg(i) INTO late FROM done;
+      PERFORM supervisor.over(
+        q, array_agg(i.id) FILTER (WHERE i.key IS NOT NULL), array_agg(i.id) FILTER (WHERE i.keep)
+      ) FROM unnest(late) AS i;
+      RETURN QUERY SELECT
+        i.id, i.token, NULL, i.attempts, i.priority, i.in_group, i.put_at, i.ready_at, row_to_json(i), NULL::bigint,
+        NULL::float8
+      FROM unnest(late) AS i;
+    END IF;
+    IF s.key_queued THEN
+      DELETE FROM supervisor.keys
+      WHERE queue = q AND id IN (SELECT id FROM supervisor.items WHERE ctid = ANY (places)) AND until IS NULL;
+    END IF;
+    RETURN QUERY
+      WITH done AS (
+        UPDATE supervisor.items AS i SET
+          state = 'running', attempts = attempts + 1, token = greatest(token + 1, (t * 1000000)::bigint), started_at = t,
+          owner = who, lease_until = t + s.lease, done = NULL, total = NULL
+        WHERE ctid = ANY (places) -- those that are dead are at another place by now
+        RETURNING id, token, payload, attempts, priority, in_group, put_at, ready_at, seq
+      )
+      SELECT
+        d.id, d.token, d.payload, d.attempts, d.priority, d.in_group, d.put_at, d.ready_at, NULL::json, NULL::bigint,
+        NULL::float8
+      FROM done AS d ORDER BY array_position(first, d.priority) NULLS LAST, d.priority, d.ready_at, d.seq;
+    GET DIAGNOSTICS begun = ROW_COUNT;
+    IF s.rate IS NOT NULL THEN
+      UPDATE supervisor.queues SET rate_since = greatest(rate_since, t - greatest(1, rate) / rate) + begun / rate
+      WHERE name = q;
+    END IF;
+    PERFORM supervisor.count(q, -(begun + cardinality(late))), supervisor.sum_up(q);
   END IF;
-  IF s.key_queued THEN
-    DELETE FROM supervisor.keys
-    WHERE queue = q AND id IN (SELECT id FROM supervisor.items WHERE ctid = ANY (places)) AND until IS NULL;
+  IF s.expired > 0 THEN
+    UPDATE supervisor.queues AS it SET expired = it.expired - s.expired WHERE name = q;
   END IF;
-  RETURN QUERY
-    WITH done AS (
-      UPDATE supervisor.items AS i SET
-        state = 'running', attempts = attempts + 1, token = nextval('supervisor.tokens'), started_at = t, owner = who,
-        lease_until = t + s.lease, done = NULL, total = NULL
-      WHERE ctid = ANY (places) -- those that are dead are at another place by now
-      RETURNING id, token, payload, attempts, priority, in_group, put_at, ready_at, seq
-    )
-    SELECT d.id, d.token, d.payload, d.attempts, d.priority, d.in_group, d.put_at, d.ready_at, NULL::json
-    FROM done AS d ORDER BY array_position(first, d.priority) NULLS LAST, d.priority, d.ready_at, d.seq;
-  GET DIAGNOSTICS begun = ROW_COUNT;
-  IF s.rate IS NOT NULL THEN
-    UPDATE supervisor.queues SET rate_since = greatest(rate_since, t - greatest(1, rate) / rate) + begun / rate WHERE name = q;
-  END IF;
-  PERFORM supervisor.count(q, -(begun + coalesce(cardinality(late), 0)));
+  id := NULL;
+  expired := s.expired;
+  due := CASE
+    WHEN picked > cardinality(places) OR late <> '{}' THEN 0
+    WHEN picked >= most THEN supervisor.due(q)
+    ELSE supervisor.next_moment(q)
+  END;
+  RETURN NEXT;
 END $$;
 
 -- In how many seconds a claim may bring something; 0: now; null: not before something happens.
 CREATE FUNCTION supervisor.due(q text) RETURNS float8 LANGUAGE plpgsql AS $$
+DECLARE
+  s supervisor.queues;
+  level int;
+BEGIN
+  SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
+  IF s.concurrency IS NOT NULL OR s.rate IS NOT NULL OR s.group_by IS NOT NULL THEN
+    RETURN CASE WHEN supervisor.pick(s, 1, '{}') = '{}' THEN supervisor.next_moment(q) ELSE 0 END;
+  END IF;
+  FOREACH level IN ARRAY CASE WHEN s.paused THEN '{}' ELSE supervisor.levels(q, '{}') END LOOP
+    IF EXISTS ( -- without a lock: others would pass over what nobody takes
+      SELECT FROM supervisor.items
+      WHERE queue = q AND state = 'waiting' AND NOT parked AND priority = level AND ready_at <= supervisor.now()
+      ORDER BY ready_at LIMIT 1
+    ) THEN
+      RETURN 0;
+    END IF;
+  END LOOP;
+  RETURN supervisor.next_moment(q);
+END $$;
+
+-- The same, where a claim brings nothing now.
+CREATE FUNCTION supervisor.next_moment(q text) RETURNS float8 LANGUAGE plpgsql AS $$
 DECLARE
   s supervisor.queues;
   t float8 := supervisor.now();
@@ -642,26 +808,26 @@ DECLARE
   moment float8;
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
-  IF supervisor.pick(s, 1, '{}') <> '{}' THEN
-    RETURN 0;
-  END IF;
-  moment := least(
-    (SELECT min(lease_until) FROM supervisor.items WHERE queue = q AND state = 'running'),
-    (SELECT min(expires_at) FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL)
-  );
+  SELECT least(
+    (SELECT lease_until FROM supervisor.items WHERE queue = q AND state = 'running' ORDER BY lease_until LIMIT 1),
+    (SELECT expires_at FROM supervisor.items
+      WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL ORDER BY expires_at LIMIT 1)
+  ) INTO moment;
   FOREACH level IN ARRAY CASE WHEN s.paused THEN '{}' ELSE supervisor.levels(q, '{}') END LOOP
     moment := least(moment, (
-      SELECT ready_at FROM supervisor.items WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at > t
+      SELECT ready_at FROM supervisor.items
+      WHERE queue = q AND state = 'waiting' AND NOT parked AND priority = level AND ready_at > t
       ORDER BY ready_at LIMIT 1
     ));
     IF EXISTS (
-      SELECT FROM supervisor.items WHERE queue = q AND state = 'waiting' AND priority = level AND ready_at <= t
+      SELECT FROM supervisor.items
+      WHERE queue = q AND state = 'waiting' AND NOT parked AND priority = level AND ready_at <= t
       ORDER BY ready_at LIMIT 1
     ) THEN -- either a limit keeps it, or somebody claims it this moment, if that does not fail
       IF s.rate IS NOT NULL THEN
         moment := least(moment, greatest(s.rate_since + 1 / s.rate, t + 0.001));
-      ELSIF s.concurrency IS NULL AND s.group_by IS NULL THEN
-        moment := least(moment, t + 1);
+      ELSIF s.concurrency IS NULL THEN
+        moment := least(moment, t + CASE WHEN s.group_by IS NULL THEN 1 ELSE 0.01 END); -- or many are being parked
       END IF;
     END IF;
   END LOOP;
@@ -673,22 +839,31 @@ END $$;
 -- What of this is still held so, locked.
 CREATE FUNCTION supervisor.held(q text, ids text[], tokens bigint[]) RETURNS TABLE (
   n bigint, place tid, id text, token bigint, cancelling boolean, keep boolean, key text
-) LANGUAGE sql AS $$
-  SELECT each.n, i.ctid, i.id, i.token, i.cancelling, i.keep, i.key
-  FROM unnest(ids, tokens) WITH ORDINALITY AS each (id, token, n), LATERAL (
-    SELECT ctid, * FROM supervisor.items WHERE queue = q AND id = each.id AND token = each.token LIMIT 1 FOR UPDATE
-  ) AS i
-  WHERE i.state = 'running'
-$$;
+) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY
+    SELECT each.n, i.ctid, i.id, i.token, i.cancelling, i.keep, i.key
+    FROM unnest(ids, tokens) WITH ORDINALITY AS each (id, token, n), LATERAL (
+      SELECT ctid, * FROM supervisor.items WHERE queue = q AND id = each.id AND token = each.token LIMIT 1 FOR UPDATE
+    ) AS i
+    WHERE i.state = 'running';
+END $$;
 
--- Prolong leases; gives the tokens of those that are still held.
-CREATE FUNCTION supervisor.renew(q text, ids text[], tokens bigint[]) RETURNS SETOF bigint LANGUAGE sql AS $$
+-- Prolong leases; gives which of these are still held, counted from 1.
+CREATE FUNCTION supervisor.renew(q text, ids text[], tokens bigint[]) RETURNS bigint[] LANGUAGE plpgsql AS $$
+DECLARE
+  places tid[];
+  found bigint[];
+BEGIN
+  SELECT coalesce(array_agg(place), '{}'), coalesce(array_agg(n), '{}') INTO places, found
+  FROM supervisor.held(q, ids, tokens);
   UPDATE supervisor.items SET lease_until = supervisor.now() + (SELECT lease FROM supervisor.queues WHERE name = q)
-  WHERE ctid = ANY (ARRAY(SELECT place FROM supervisor.held(q, ids, tokens)))
-  RETURNING token
-$$;
+  WHERE ctid = ANY (places);
+  RETURN found;
+END $$;
 
--- What became of items; gives the tokens of those that were still held.
+-- What became of items; gives which of these were still held, counted from 1.
 CREATE FUNCTION supervisor.finish(
   q text, ids text[], tokens bigint[], hows text[], results text[], errors text[], tracebacks text[], delays float8[]
 ) RETURNS bigint[] LANGUAGE plpgsql AS $$
@@ -696,6 +871,7 @@ DECLARE
   s supervisor.queues;
   t float8 := supervisor.now();
   found bigint[] := '{}';
+  ended tid[] := '{}';
   gone tid[] := '{}';
   again int := 0;
   keyed text[];
@@ -705,8 +881,9 @@ DECLARE
 BEGIN
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
   FOR each IN SELECT * FROM supervisor.held(q, ids, tokens) LOOP
-    CONTINUE WHEN each.token = ANY (found); -- said twice
-    found := found || each.token;
+    CONTINUE WHEN each.place = ANY (ended); -- said twice
+    ended := ended || each.place;
+    found := found || each.n;
     how := hows[each.n];
     IF how IN ('retry', 'back') AND NOT each.cancelling THEN
       again := again + 1;
@@ -755,10 +932,13 @@ BEGIN
     RETURN 'unknown';
   ELSIF item.state = 'waiting' THEN
     UPDATE supervisor.items
-    SET state = 'cancelled', ended_at = supervisor.now(),
+    SET state = 'cancelled', parked = false, ended_at = supervisor.now(),
       forget_at = supervisor.now() + (SELECT keep_results FROM supervisor.queues WHERE name = q)
     WHERE queue = q AND id = which;
     PERFORM supervisor.over(q, ARRAY[which], CASE WHEN item.keep THEN ARRAY[which] END), supervisor.count(q, -1);
+    IF item.in_group IS NOT NULL THEN -- the next one of the group may be parked
+      PERFORM supervisor.tell(q, 'work');
+    END IF;
     RETURN 'cancelled';
   ELSIF item.state = 'running' THEN
     UPDATE supervisor.items SET cancelling = true WHERE queue = q AND id = which;
@@ -798,8 +978,9 @@ DECLARE
   kept text[];
 BEGIN
   IF what = 'waiting' THEN
+    UPDATE supervisor.items SET parked = false WHERE queue = q AND state = 'waiting' AND parked;
     places := ARRAY(
-      SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'waiting'
+      SELECT ctid FROM supervisor.items WHERE queue = q AND state = 'waiting' AND NOT parked
       ORDER BY priority, ready_at, seq LIMIT most FOR UPDATE SKIP LOCKED
     );
   ELSE

@@ -2,7 +2,7 @@
 
     Session       asks the thread and waits: `ask`, `post`; hears what the server tells
     Statement     SQL and its parameters
-    _Operation    statements that are done together, and what came of them
+    Operation     statements that are done together, and what came of them
     _Connection   the thread, and the connection that only it touches
 
 A thread, since psycopg has no interface for Trio: driving its generators would rest on its private parts, and names would be
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import psycopg
 import trio
 
-from supervisor.queues import shown_backend
+from supervisor.queues import shown_backend, unknown_parameter
 from supervisor.queues.protocol import QueueError, QueueUnavailable
 
 PATIENCE = 5.0
@@ -37,6 +37,12 @@ PATIENCE = 5.0
 
 PACE = 1_000_000
 """Bytes a second that a connection carries at least: large operations may take longer."""
+
+STATEMENT = 4.0
+"""Seconds that the server gives a statement: less than we do, so that nobody is locked out who waits for what we gave up."""
+
+LARGE = 1_000_000
+"""Bytes above which these limits are as much longer as that takes."""
 
 TOGETHER = 64
 """Operations in one transaction at most."""
@@ -56,11 +62,12 @@ _DEFAULTS = {
     "keepalives_count": 4,
 }
 
-_SETTINGS = """
+_SETTINGS = f"""
     SET default_transaction_isolation = 'read committed';  -- each statement of a function sees what others have done
-    SET statement_timeout = '4s';
+    SET statement_timeout = '{STATEMENT}s';
     SET lock_timeout = '1s';  -- an application that keeps a unique key in an open transaction
     SET idle_in_transaction_session_timeout = '5s';
+    SET plan_cache_mode = force_generic_plan;  -- or they are made anew at each call, for the sake of how long an array is
     SET enable_seqscan = off;  -- plans are made while the tables are still empty, and kept
     SET enable_bitmapscan = off;
     SET jit = off;
@@ -75,6 +82,8 @@ class Statement(NamedTuple):
 
     sql: str
     values: Sequence[object] = ()
+    alone: str = ""
+    """What is done instead where it is all that its transaction does."""
 
 
 class Session:
@@ -89,31 +98,37 @@ class Session:
     ) -> None:
         self.where = shown_backend(url)
         self._connection = _Connection(self.where, parameters(url), prepare, heard, connected, self._finish)
-        self._open: set[_Operation] = set()
+        self._open: set[Operation] = set()
         self._quiet = trio.Event()
         self._closing = False
 
-    async def ask(
-        self, *statements: Statement, size: int = 0, late: Callable[[list[Rows]], object] | None = None
-    ) -> list[Rows]:
+    async def ask(self, *statements: Statement, size: int = 0) -> list[Rows]:
         """Do these as one; gives what each found, once that is stored. `size`: about how many bytes are sent.
 
         Raises QueueUnavailable where the server does not, within a few seconds, and QueueError for what it refuses.
-        Cancelled, or too late: it may happen all the same; then `late` gets what came of it, if that is ever known.
+        Cancelled, or too late: it may happen all the same.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        operation = Operation(statements, size=size)
+        self.send(operation)
+        return await self.result(operation)
+
+    def send(self, *operations: Operation) -> None:
+        """Have these done, in one transaction if nothing goes wrong. Raises ClosedResourceError at the end."""
         if self._closing:
             raise trio.ClosedResourceError(f"the queue in {self.where} is closed")
-        operation = _Operation(statements, late)
-        self._put(operation)
-        with trio.move_on_after(PATIENCE + size / PACE):
+        self._put(*operations)
+
+    async def result(self, operation: Operation) -> list[Rows]:
+        """What came of an operation that was sent: see `ask`."""
+        with trio.move_on_after(PATIENCE + operation.size / PACE):
             return await operation.wait()
         self._connection.cut()
         raise QueueUnavailable(f"{self.where} does not answer")
 
     def post(self, *statements: Statement, then: Callable[[list[Rows]], object] | None = None) -> None:
         """Do these, with nobody waiting; it does not matter much if they fail. `then` gets what they found."""
-        self._put(_Operation(statements, then, awaited=False))
+        self._put(Operation(statements, late=then, awaited=False))
 
     async def close(self) -> None:
         """Do what was asked before, and what `late` makes of it, for a few seconds at most; disconnect. Also when cancelled."""
@@ -127,31 +142,51 @@ class Session:
                 self._connection.cut()
             await self._connection.close()
 
-    def _put(self, operation: _Operation) -> None:
-        self._open.add(operation)
-        self._connection.put(operation)
+    def _put(self, *operations: Operation) -> None:
+        self._open.update(operations)
+        self._connection.put(*operations)
 
-    def _finish(self, operations: Sequence[_Operation]) -> None:
+    def _finish(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
             operation.finish()
         self._open.difference_update(operations)
         self._quiet.set()
 
 
-class _Operation:
-    """What is asked for. The thread reads `statements` and `wanted`, and sets `found` or `error`."""
+class Operation:
+    """What is asked for. The thread reads `statements`, `sees` and `wanted`, and sets `found` or `error`.
 
-    __slots__ = ("_awaited", "_late", "_over", "error", "found", "statements", "wanted")
+    `heed` gets what was found as soon as it is known here, before anything that the server tells after it; `late` instead where
+    nobody waits for it, or no more.
+    """
+
+    __slots__ = ("_awaited", "_carries", "_heed", "_late", "_over", "error", "found", "sees", "size", "statements", "wanted")
 
     def __init__(
-        self, statements: Sequence[Statement], late: Callable[[list[Rows]], object] | None = None, *, awaited: bool = True
+        self,
+        statements: Sequence[Statement],
+        *,
+        size: int = 0,
+        heed: Callable[[list[Rows]], object] | None = None,
+        late: Callable[[list[Rows]], object] | None = None,
+        sees: str = "",
+        carries: tuple[Operation, Callable[[Rows], tuple[Rows, Rows]]] | None = None,
+        awaited: bool = True,
     ) -> None:
         self.statements = statements
+        self.size = size
+        """About how many bytes go over the line: large ones may take their time."""
+        self.sees = sees
+        """It is done after what comes with it, and what this connection itself has notified until then is not handed on, where
+        it is this: it has seen what that tells of."""
+        self._carries = carries
+        """Another one that is done by the same statement, and how to tell what each of them finds."""
         self.wanted = True
         """False: whoever asked has gone away. If it has not begun, it never will."""
         self.found: list[Rows] = []
         self.error: QueueError | None = None
         self._awaited = awaited
+        self._heed = heed
         self._late = late
         self._over = trio.Event()
 
@@ -160,21 +195,43 @@ class _Operation:
         try:
             await self._over.wait()
         except trio.Cancelled:
-            self.wanted = self._awaited = False
-            self._tell_late()
+            self.abandon()
             raise
         if self.error is not None:
             raise self.error
         return self.found
 
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        self.wanted, self._awaited = self._carries is not None, False
+        self._tell_late()
+
     def finish(self) -> None:
         """It is over."""
+        if self._carries is not None:
+            self._hand_over(*self._carries)
         self._over.set()
+        if self._heed is not None and self._awaited and self.found:
+            self._heed(self.found)
         self._tell_late()
+
+    def _hand_over(self, other: Operation, divide: Callable[[Rows], tuple[Rows, Rows]]) -> None:
+        if self.found:
+            mine, its = divide(self.found[0])
+            self.found, other.found = [mine], [its]
+        other.error = self.error and type(self.error)(*self.error.args)
+        other.finish()
 
     def _tell_late(self) -> None:
         if self._late is not None and not self._awaited and self.found:
             self._late(self.found)
+
+
+class _Told(NamedTuple):
+    """A notification, and whether this connection has made it itself."""
+
+    said: str
+    own: bool
 
 
 class _Connection:
@@ -187,7 +244,7 @@ class _Connection:
         prepare: Callable[[psycopg.Connection], object],
         heard: Callable[[str], object],
         connected: Hook,
-        finish: Callable[[Sequence[_Operation]], object],
+        finish: Callable[[Sequence[Operation]], object],
     ) -> None:
         self.where = where
         self._parameters = parameters
@@ -195,28 +252,30 @@ class _Connection:
         self._heard = heard
         self._connected = connected
         self._finish = finish
-        self._asked: deque[_Operation | None] = deque()
+        self._asked: deque[Operation | None] = deque()
         self._awake, self._waker = socket.socketpair()
         self._awake.setblocking(False)
         self._woken = False
         self._thread: threading.Thread | None = None
         self._token: trio.lowlevel.TrioToken
         self._db: psycopg.Connection | None = None
+        self._pid = 0
+        """The number of the connection, by which the server tells who has notified."""
         self._line: socket.socket | None = None
         self._line_lock = threading.Lock()
-        self._told: list[str] = []
+        self._told: list[_Told] = []
         self._failures = 0
         self._again_at = float("inf")
 
     # -- in the Trio thread ---------------------------------------------------------------------------------------------
 
-    def put(self, operation: _Operation | None) -> None:
-        """Hand it over; the first one starts the thread."""
+    def put(self, *operations: Operation | None) -> None:
+        """Hand them over; the first one starts the thread."""
         if self._thread is None:
             self._token = trio.lowlevel.current_trio_token()
             self._thread = threading.Thread(target=self._run, name=f"queue in {self.where}", daemon=True)
             self._thread.start()
-        self._asked.append(operation)
+        self._asked.extend(operations)
         if not self._woken:
             self._woken = True
             self._waker.send(b"!")
@@ -261,20 +320,21 @@ class _Connection:
         left = self._again_at - time.monotonic()
         poll.poll(None if left == float("inf") else max(0.0, left * 1000))
 
-    def _gather(self) -> list[_Operation | None]:
+    def _gather(self) -> list[Operation | None]:
         """What has been asked by now."""
         with suppress(BlockingIOError):
             self._awake.recv(64)
         self._woken = False
-        gathered: list[_Operation | None] = []
+        gathered: list[Operation | None] = []
         while self._asked and len(gathered) < TOGETHER:
             gathered.append(self._asked.popleft())
             if gathered[-1] is None:
                 break
         return gathered
 
-    def _perform(self, operations: list[_Operation]) -> None:
+    def _perform(self, operations: list[Operation]) -> None:
         wanted = [operation for operation in operations if operation.wanted]
+        wanted.sort(key=lambda operation: operation.sees)
         try:
             if wanted:
                 self._do(self._connect(), wanted)
@@ -282,17 +342,24 @@ class _Connection:
             self._fail(wanted, error)
         self._tell(lambda: self._finish(operations))
 
-    def _do(self, db: psycopg.Connection, operations: Sequence[_Operation]) -> None:
+    def _do(self, db: psycopg.Connection, operations: Sequence[Operation]) -> None:
         """All in one transaction, in one round trip."""
-        if len(operations) == 1 and len(operations[0].statements) == 1:
-            operations[0].found = [_rows(db.execute(*operations[0].statements[0], binary=True))]
-            return
-        with db.pipeline():
-            cursors = [[db.execute(*each, binary=True) for each in operation.statements] for operation in operations]
-        for operation, found in zip(operations, cursors, strict=True):
-            operation.found = [_rows(cursor) for cursor in found]
+        size = sum(operation.size for operation in operations)
+        if len(operations) == 1 and len(operations[0].statements) == 1 and size <= LARGE:
+            sql, values, alone = operations[0].statements[0]
+            operations[0].found = [_rows(db.execute(alone or sql, values, binary=True))]
+        else:
+            with db.pipeline():
+                if size > LARGE:
+                    limit = round(1000 * (STATEMENT + size / PACE))
+                    db.execute("SELECT set_config('statement_timeout', %s, true)", [str(limit)])
+                cursors = [[db.execute(each.sql, each.values, binary=True) for each in it.statements] for it in operations]
+            for operation, found in zip(operations, cursors, strict=True):
+                operation.found = [_rows(cursor) for cursor in found]
+        if (seen := operations[-1].sees) and self._told:
+            self._told = [each for each in self._told if each != (seen, True)]
 
-    def _fail(self, operations: list[_Operation], error: Exception) -> None:
+    def _fail(self, operations: list[Operation], error: Exception) -> None:
         """Nothing of it is stored. If the connection is good, it is the fault of one of them: each by itself."""
         if self._db is None or _is_lost(self._db, error) or len(operations) == 1:
             if self._db is not None and _is_lost(self._db, error):
@@ -316,13 +383,13 @@ class _Connection:
             else:
                 self._db.pgconn.consume_input()
                 while (notification := self._db.pgconn.notifies()) is not None:
-                    self._told.append(notification.extra.decode())
+                    self._told.append(_Told(notification.extra.decode(), own=notification.be_pid == self._pid))
         except Exception:
             self._drop()
             self._plan_again()
         if self._told:
             told, self._told = self._told, []
-            self._tell(lambda: [self._heard(each) for each in told])
+            self._tell(lambda: [self._heard(each.said) for each in told])
 
     def _connect(self) -> psycopg.Connection:
         """The connection; made when there is none."""
@@ -333,7 +400,8 @@ class _Connection:
         try:
             with self._line_lock:
                 self._line = socket.socket(fileno=os.dup(db.fileno()))
-            db.add_notify_handler(lambda notification: self._told.append(notification.payload))
+            self._pid = db.info.backend_pid
+            db.add_notify_handler(lambda told: self._told.append(_Told(told.payload, own=told.pid == self._pid)))
             self._prepare(db)
             db.execute(_SETTINGS)
         except BaseException:
@@ -376,6 +444,8 @@ def parameters(url: str) -> dict[str, Any]:
     try:
         return _DEFAULTS | psycopg.conninfo.conninfo_to_dict(url)
     except psycopg.Error:
+        if unknown := unknown_parameter(url, [each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults()]):
+            raise QueueError(f'{unknown} (libpq has a list of them: "parameter key words")') from None
         raise QueueError(
             "this is no URL of a PostgreSQL: expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for each"
             " character of the password that is no letter or digit"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypedDict
+from itertools import accumulate
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import trio
 
-from supervisor.errors import BadItem, QueueError, QueueFull, QueueUnavailable
+from supervisor.errors import BadItem, QueueError, QueueFull, QueueUnavailable, did_you_mean
 from supervisor.queues.protocol import Draft, Engine, Notice, Receipt, Record, Settings, State, new_id
+
+T = TypeVar("T")
 
 DEPTH = 256
 """Levels of nesting that an item may have: whoever reads it has a stack, too."""
@@ -23,14 +25,23 @@ CHUNK = 500
 """Items that are put at once, at most, and bytes of them."""
 CHUNK_BYTES = 4 << 20
 
+LARGE = 1 << 18
+"""Bytes of JSON, of one item or of many, that are looked through before everybody else has a turn; a larger item is looked
+through in a thread."""
+
 LONGEST_KEY = 128
 """Characters of a key or a group; a longer one is known by its hash."""
 
 LOOK_AGAIN = 30.0
-"""Seconds after which one who waits for an end looks by itself: an engine that was away may not have told it."""
+"""Seconds after which one who waits for an end looks by itself: an engine that was away meanwhile may not have told it."""
 
 TRY_AGAIN = 1.0
 """Seconds between looks while the engine is away."""
+
+
+Check = Callable[[Sequence[bytes]], Awaitable[None]]
+"""Asks whether who handles the queue takes these items, which are JSON. Raises BadItem for the first that is not taken; its
+`position` says which."""
 
 
 class ManyOptions(TypedDict, total=False):
@@ -53,11 +64,12 @@ class PutOptions(ManyOptions, total=False):
 class Producer:
     """Puts items into one queue, and waits for what becomes of them.
 
-    An item is any value that is JSON: also a dataclass, a `msgspec.Struct`, a datetime. Belongs to the Trio thread.
+    An item is any value that is JSON: also a dataclass, a `msgspec.Struct`, a datetime; `msgspec.Raw` is JSON already, and
+    where that is large it is not decoded at all. Belongs to the Trio thread.
     """
 
-    def __init__(self, engine: Engine, check: Callable[[Any], object] | None = None) -> None:
-        """`check` is called with each value before it is put, and raises BadItem where the handler does not take it."""
+    def __init__(self, engine: Engine, check: Check | None = None) -> None:
+        """`check` is called with all items before the first is put."""
         self._engine = engine
         self._check = check
         self._awaited: dict[str, set[trio.Event]] = {}
@@ -116,16 +128,16 @@ class Producer:
     async def wait(self, id: str, timeout: float | None = None) -> Record:  # noqa: ASYNC109 (TimeoutError says it better)
         """Wait until an item has ended; gives it, with its state, result or error.
 
-        An item is known when it has ended if it has a result, or was put with `keep`, and then for the queue's `keep_results`.
-        Raises QueueError for one that is not known, and TimeoutError where it has not ended in so many seconds. An engine that
-        is away is waited for.
+        An item is known when it has ended if it has a result, was put with `keep`, or somebody waited for it, and then for the
+        queue's `keep_results`. Raises QueueError for one that is not known, and TimeoutError where it has not ended in so many
+        seconds. An engine that is away is waited for.
         """
         with trio.move_on_after(math.inf if timeout is None else timeout):
             while True:
                 with self._listening(id) as ended:
                     patience = LOOK_AGAIN
                     try:
-                        record = await self._engine.show(id)
+                        record = await self._engine.show(id, keep=True)
                     except QueueUnavailable:
                         patience = TRY_AGAIN
                     else:
@@ -171,7 +183,7 @@ class Producer:
         timeout: float | None,  # noqa: ASYNC109
     ) -> list[Receipt]:
         await self._prepare()
-        drafts = drafted(self._engine.settings, payloads, ids, check=self._check, **said)
+        drafts = await self._drafted(payloads, ids, said)
         until = math.inf if timeout is None else trio.current_time() + timeout
         receipts: list[Receipt] = []
         most = CHUNK
@@ -189,6 +201,31 @@ class Producer:
             if on_stored is not None:
                 on_stored(len(receipts))
         return receipts
+
+    async def _drafted(self, payloads: Sequence[Any], ids: Sequence[str] | None, said: Mapping[str, Any]) -> list[Draft]:
+        """Values as what an engine takes. Raises BadItem, which names the item where there are several."""
+        if ids is not None and len(ids) != len(payloads):
+            raise BadItem(f"expected as many ids as items ({len(payloads)}), got {len(ids)}")
+        settings, options = self._engine.settings, _options(self._engine.settings, **said)
+        drafts: list[Draft] = []
+        looked = 0
+        try:
+            for payload in payloads:
+                value, text = await _aside(_size(payload), encoded, payload)
+                id = None if ids is None else ids[len(drafts)]
+                drafts.append(await _aside(len(text), _draft, settings, id, value, text, options))
+                looked += len(text)
+                if looked > LARGE:
+                    looked = 0
+                    await trio.lowlevel.checkpoint()
+            if self._check is not None:
+                await self._check([draft.payload for draft in drafts])
+        except BadItem as bad:
+            bad.position = len(drafts) if bad.position is None else bad.position
+            if len(payloads) > 1:
+                bad.args = (f"item {bad.position + 1} of {len(payloads)}: {bad}",)
+            raise
+        return drafts
 
     async def _wait_for_room(self, until: float, full: QueueFull, stored: int, of: int) -> None:
         if trio.current_time() < until:
@@ -211,97 +248,181 @@ def _chunk(drafts: Sequence[Draft], start: int, most: int) -> Sequence[Draft]:
 # ---- from values to drafts ----
 
 
-def drafted(
+class _Options(NamedTuple):
+    """What was said of items, as drafts have it."""
+
+    priority: int
+    delay: float
+    at: float | None
+    expire: float | None
+    keep: bool
+
+
+def _options(
     settings: Settings,
-    payloads: Sequence[Any],
-    ids: Sequence[str] | None,
     *,
-    check: Callable[[Any], object] | None,
     priority: str | None,
     delay: float,
     at: float | datetime.datetime | None,
     expire: float | None,
     keep: bool,
-) -> list[Draft]:
-    """Values as what an engine takes. Raises BadItem, which names the item where there are several."""
-    if ids is not None and len(ids) != len(payloads):
-        raise BadItem(f"expected as many ids as items ({len(payloads)}), got {len(ids)}")
-    said = {
-        "priority": _priority(settings, priority),
-        "delay": _seconds("delay", delay, least=0.0),
-        "at": None if at is None else _moment(at),
-        "expire": settings.spec.expire if expire is None else _seconds("expire", expire, least=1e-3),
-        "keep": keep,
-    }
-    drafts: list[Draft] = []
-    for number, payload in enumerate(payloads):
-        try:
-            text = encoded(payload)
-            if check is not None:
-                check(payload)
-            id = new_id() if ids is None else _id(ids[number])
-            drafts.append(_draft(settings, id, payload, text, said))
-        except BadItem as bad:
-            bad.position = number
-            if len(payloads) > 1:
-                bad.args = (f"item {number + 1} of {len(payloads)}: {bad}",)
-            raise
-    return drafts
+) -> _Options:
+    return _Options(
+        priority=_priority(settings, priority),
+        delay=_seconds("delay", delay, least=0.0),
+        at=None if at is None else _moment(at),
+        expire=settings.spec.expire if expire is None else _seconds("expire", expire, least=1e-3),
+        keep=keep,
+    )
 
 
-def _draft(settings: Settings, id: str, payload: Any, text: bytes, said: Mapping[str, Any]) -> Draft:
-    unique, group_by = settings.spec.unique, settings.group_by
-    if unique is None and group_by is None:
-        return Draft(id=id, payload=text, **said)
-    value = payload if type(payload) is dict else msgspec.json.decode(text)
-    key = None
-    if unique is not None:
-        key = _word([_field(value, name, "unique") for name in unique.by] if unique.by else value)
-    group = None if group_by is None else _field(value, group_by, "serialize_by")
-    if group is not None:
-        group = _shortened(group) if isinstance(group, str) else _word(group)
-    return Draft(id=id, payload=text, key=key, group=group, **said)
+def _size(payload: Any) -> int:
+    """How much JSON it is, where that is known."""
+    return memoryview(payload).nbytes if isinstance(payload, msgspec.Raw) else 0
 
 
-def encoded(payload: Any) -> bytes:
-    """A value as JSON. Raises BadItem for what is none."""
+async def _aside(size: int, function: Callable[..., T], *args: Any) -> T:
+    """Call it; in a thread where there is much to look at. That holds up others for no longer than its longest step takes."""
+    if size <= LARGE:
+        return function(*args)
+    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+
+
+def encoded(payload: Any) -> tuple[Any, bytes]:
+    """A value, and that as JSON; where it is large and JSON already, there is no other value of it.
+
+    Raises BadItem for what is no JSON, as far as that is seen without looking into it.
+    """
     try:
-        text = msgspec.json.encode(payload)
-        if b"null" in text or text.count(b"[") + text.count(b"{") > DEPTH:
-            _look_through(payload)
+        if isinstance(payload, msgspec.Raw):
+            if _size(payload) > LARGE:
+                return msgspec.json.decode(payload, type=msgspec.Raw), bytes(payload)
+            payload = msgspec.json.decode(payload)
+        return payload, msgspec.json.encode(payload)
     except RecursionError:
         raise BadItem(_TOO_DEEP) from None
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise BadItem(f"no JSON: {str(error)[:1].lower()}{str(error)[1:]}") from None
-    return text
+        raise BadItem(f"no JSON: {_lower(str(error))}") from None
+
+
+def _lower(text: str) -> str:
+    """What an exception says, as the middle of a sentence."""
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 _TOO_DEEP = f"nested too deeply: an item may have {DEPTH} levels"
 
 
-def _look_through(payload: Any) -> None:
-    """What JSON cannot say, and is not refused when it is written: NaN, infinity (they become null), and any depth."""
-    level = [msgspec.to_builtins(payload)]
-    for _ in range(DEPTH + 1):
+def _draft(settings: Settings, id: str | None, value: Any, text: bytes, options: _Options) -> Draft:
+    """Raises BadItem for what is no JSON, what is nested too deeply, and what has not the fields that it needs."""
+    if b"null" in text and not isinstance(value, msgspec.Raw):
+        _look_for_numbers(value)
+    if text.count(b"[") + text.count(b"{") > DEPTH and _depth(text) > DEPTH:
+        raise BadItem(_TOO_DEEP)
+    key, group = _marks(settings, value, text)
+    priority, delay, at, expire, keep = options
+    return Draft(
+        id=new_id() if id is None else _id(id),
+        payload=text,
+        priority=priority,
+        delay=delay,
+        at=at,
+        expire=expire,
+        key=key,
+        group=group,
+        keep=keep,
+    )
+
+
+def _look_for_numbers(value: Any) -> None:
+    """JSON has no NaN and no infinity, and they are not refused when it is written: they become null."""
+    level = [value]
+    while level:
         inner: list[Any] = []
-        for value in level:
-            if isinstance(value, float) and not math.isfinite(value):
-                raise BadItem(f"no JSON: there is no {value} in it")
-            if isinstance(value, dict):
-                inner += value.values()
-            elif isinstance(value, (list, tuple, set, frozenset)):
-                inner += value
-        if not inner:
-            return
+        for each in level:
+            if isinstance(each, float):
+                if not math.isfinite(each):
+                    raise BadItem(f"no JSON: there is no {each} in it")
+            elif isinstance(each, dict):
+                inner += each.values()
+            elif isinstance(each, (list, tuple, set, frozenset)):
+                inner += each
+            elif not isinstance(each, _SIMPLE) and isinstance(plain := msgspec.to_builtins(each), (dict, list, float)):
+                inner.append(plain)
         level = inner
-    raise BadItem(_TOO_DEEP)
+
+
+_SIMPLE = (str, int, bytes, bytearray, type(None), datetime.date, datetime.time, datetime.timedelta, msgspec.Raw)
+"""What has nothing in it."""
+
+_PIECE = 1 << 16
+"""Bytes that are looked at in one step."""
+
+
+def _depth(text: bytes) -> int:
+    """Levels of nesting in JSON, which is not decoded for that."""
+    deepest = depth = end = 0
+    inside = False
+    while end < len(text):
+        begin, end = end, min(end + _PIECE, len(text))
+        while text[end - 1 : end] == b"\\" and end < len(text):  # what is escaped is not to begin the next piece
+            end += 1
+        piece = text[begin:end]
+        if b"\\" in piece:
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _OTHERS).split(b'"')
+        brackets = b"".join(parts[inside::2])
+        inside = inside if len(parts) % 2 else not inside
+        if brackets:
+            levels = [*accumulate(memoryview(brackets.translate(_STEPS)).cast("b"), initial=depth)]
+            deepest, depth = max(deepest, max(levels)), levels[-1]
+    return deepest
+
+
+_OTHERS = bytes(each for each in range(256) if each not in b'[]{}"')
+_STEPS = bytes({**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", 255)}.get(each, 0) for each in range(256))
+"""Opening brackets are one level more, closing ones one (as a byte with a sign) less."""
+
+
+def _marks(settings: Settings, value: Any, text: bytes) -> tuple[str | None, str | None]:
+    """What `unique` and `serialize_by` go by."""
+    unique, group_by = settings.spec.unique, settings.group_by
+    if unique is None and group_by is None:
+        return None, None
+    names = unique.by if unique is not None else ()
+    if unique is not None and not names:
+        value = msgspec.json.decode(text)
+    elif type(value) is not dict:
+        value = _some_of(text, {*names, *([group_by] if group_by is not None else [])})
+    key = None
+    if unique is not None:
+        key = _word([_field(value, name, "unique") for name in names] if names else value)
+    group = None if group_by is None else _field(value, group_by, "serialize_by")
+    if group is not None:
+        group = _shortened(group) if isinstance(group, str) else _word(group)
+    return key, group
+
+
+def _some_of(text: bytes, names: Iterable[str]) -> Any:
+    """An object with these fields at least, as far as it has them; of what is no object, the value, or how it begins."""
+    if len(text) <= LARGE:
+        return msgspec.json.decode(text)
+    if text.lstrip()[:1] != b"{":
+        return text[:LONGEST_KEY].decode(errors="replace")
+    fields = {f"field{number}": name for number, name in enumerate(names)}
+    raw = msgspec.Raw | msgspec.UnsetType
+    some = msgspec.defstruct("Some", [(field, raw, msgspec.UNSET) for field in fields], rename=fields)
+    found = msgspec.structs.asdict(msgspec.json.decode(text, type=some))
+    return {fields[field]: msgspec.json.decode(each) for field, each in found.items() if each is not msgspec.UNSET}
 
 
 def _field(value: Any, name: str, wanted_by: str) -> Any:
     if not isinstance(value, dict):
-        raise BadItem(f"expected an object with a field {name!r} (`{wanted_by}` of the queue), got {_shortened(repr(value))}")
+        raise BadItem(f"expected an object with a field {name!r} (`{wanted_by}` of the queue), got {repr(value)[:LONGEST_KEY]}")
     if name not in value:
-        raise BadItem(f"there is no field {name!r}, which `{wanted_by}` of the queue names{_meant(name, value)}")
+        raise BadItem(
+            f"there is no field {name!r}, which `{wanted_by}` of the queue names{did_you_mean(name, map(str, value))}"
+        )
     return value[name]
 
 
@@ -319,7 +440,7 @@ def _priority(settings: Settings, name: str | None) -> int:
     if name is None:
         return len(names) // 2
     if name not in names:
-        raise BadItem(f"no priority {name!r}; there are {', '.join(names)}{_meant(str(name), names)}")
+        raise BadItem(f"no priority {name!r}; there are {', '.join(names)}{did_you_mean(str(name), names)}")
     return names.index(name)
 
 
@@ -343,8 +464,3 @@ def _id(id: str) -> str:
     if not isinstance(id, str) or not 0 < len(id) <= LONGEST_KEY or not id.isprintable() or " " in id:
         raise BadItem(f"id: expected 1 to {LONGEST_KEY} printable characters without spaces, got {id!r}")
     return id
-
-
-def _meant(word: str, known: Iterable[Any]) -> str:
-    near = difflib.get_close_matches(word, [str(each) for each in known], n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""

@@ -9,8 +9,9 @@ An item waits, runs and ends: *done*, *dead* (no attempt is left, or none is wor
 are counted when it is claimed and stored before its handler begins, so that an item which kills its worker each time is dead
 in the end. A claim has a `token` that no earlier claim of the item had: who comes with an old one has lost the item.
 
-How long an item is known when it has ended: a dead one until somebody requeues or purges it. A cancelled or expired one for
-`keep_results`, and a done one too if it has a result or was put with `keep`; else it is gone at once.
+How long an item is known when it has ended: a dead one until somebody requeues or purges it (in memory only the last 10 000
+are kept). A cancelled or expired one for `keep_results`, and a done one too if it has a result or was put with `keep`; else it
+is gone at once.
 
 Everything is at least once: see `docs/queues.md` for exactly what that means.
 """
@@ -86,8 +87,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     at: float | None = None
     """Not before this moment of the wall clock (Unix time); with a `delay`, the later of both."""
     expire: float | None = None
-    """Seconds from when it may be claimed after which it is *expired* instead; None: never. A Producer says the queue's own.
-    From then on it takes no room, and is counted as expired, whether a claim has met it or not."""
+    """Seconds from when it may be claimed after which it is *expired* instead; None: never. A Producer says the queue's own."""
     key: str | None = None
     """What `unique` compares; None: it is like no other."""
     group: str | None = None
@@ -286,9 +286,9 @@ class Engine(Protocol):
     async def put(self, drafts: Sequence[Draft]) -> list[Receipt]:
         """Store all of them, or none; returns when they are as safe as the engine keeps things, in the order of `drafts`.
 
-        `size` items may wait, the delayed ones among them. Raises QueueFull where they do not all fit, not counting those that
-        are not stored or replace another: `wait_for_room`, then try again. More than `size` at once never fit. What comes
-        back (retry, back, requeue) always fits.
+        `size` items may wait, the delayed ones among them, but not those that have waited for too long. Raises QueueFull where
+        they do not all fit, not counting those that are not stored or replace another: `wait_for_room`, then try again. More
+        than `size` at once never fit. What comes back (retry, back, requeue) always fits.
         """
 
     async def wait_for_room(self) -> None:
@@ -339,10 +339,11 @@ class Engine(Protocol):
         """Have nobody claim anything, or go on; stays so over restarts where the queue is durable."""
 
     async def counts(self) -> Counts:
-        """The queue in numbers."""
+        """The queue in numbers, as it is at this moment: what has waited for too long is expired, whoever claims or not."""
 
     async def peek(self, state: State, limit: int) -> list[Record]:
         """The next items of a state: of those that wait, in the order of claims; of others, the latest first."""
 
-    async def show(self, id: str) -> Record | None:
-        """An item, whatever its state; None where it is not known (any more)."""
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        """An item, whatever its state; None where it is not known (any more). With `keep`, somebody waits for its end, as if
+        it had been put with that: in the same step, so that none is told of its end before and forgotten."""

@@ -18,7 +18,17 @@ local HEAVY = 16777216     -- bytes of payload in one answer, unless one item al
 local REMEMBERED = 50000   -- ids of items that are done and gone, twice at most
 local REMEMBER = 600       -- and so many seconds
 
-local limits = decode(ARGV[1])
+local limits, asked = decode(ARGV[1]), decode(ARGV[2])
+
+-- Which of these commands the user may not run (a server before 7.0 does not say). Nothing else is done in this call.
+if asked[1][1] == 'refused' then
+  local refused = {}
+  for _, name in ipairs(redis.acl_check_cmd and asked[1][2] or {}) do
+    if not redis.acl_check_cmd(name, name == 'PUBLISH' and NEWS or ITEMS, '0', '0') then refused[#refused + 1] = name end
+  end
+  return { { encode(refused) } }
+end
+
 local time = call('TIME')
 local NOW = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local MICROS = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -26,26 +36,31 @@ local MICROS = tonumber(time[1]) * 1000000 + tonumber(time[2])
 -- A write before all others: where nothing may be written (no memory, a replica) nothing is done by half.
 local new = call('HSET', CONTROL, 'at', MICROS) == 1 and call('HLEN', CONTROL) == 1
 
-local found = call('HMGET', CONTROL, 'seq', 'top', 'paused', 'hungry', 'need', 'rate', 'expired', 'which')
+local found = call('HMGET', CONTROL, 'seq', 'top', 'paused', 'hungry', 'need', 'rate', 'expired', 'which', 'alarm')
 local control = {
   seq = tonumber(found[1]) or 0,          -- the last number given to an item
   top = tonumber(found[2]) or 0,          -- the least urgent priority that anything ever had
   paused = found[3] == '1',
-  hungry = found[4] == '1',               -- a claim got less than it wanted: who brings something says so
+  hungry = found[4] == '1',               -- a claim left nothing that may run: who brings something says so
   need = tonumber(found[5]) or 0,         -- a producer waits for so much room
   rate = tonumber(found[6]) or 0,         -- when the bucket of the rate is full again
   expired = tonumber(found[7]) or 0,      -- since a claim told of it
   which = tonumber(found[8]) or 0,        -- which of the two sets of remembered ids is filled
+  alarm = tonumber(found[9]) or 0,        -- when all who are hungry look again by themselves: they have been told so
 }
 local before = {}
 for name, value in pairs(control) do before[name] = value end
 
 -- ---- what is told to others, once, at the end ----
 
-local wake, over, told = nil, {}, {}
+local wake_now, wake, over, told = false, nil, {}, {}
 
 local function wakes(delay)
-  if not wake or delay < wake then wake = delay end
+  if delay <= 0 then
+    wake_now = true
+  elseif not wake or delay < wake then
+    wake = delay
+  end
 end
 
 local function tell(...)
@@ -67,6 +82,15 @@ end
 
 local function save(id, item)
   call('HSET', ITEMS, id, encode(item))
+end
+
+-- Somebody waits for its end.
+local function awaited(id)
+  local item = load(id)
+  if item and not item.keep then
+    item.keep = true
+    save(id, item)
+  end
 end
 
 local function ready(prio)
@@ -180,6 +204,21 @@ local function again(id, item, at)
   save(id, item)
 end
 
+-- What has waited for too long, some of it; gives how many.
+local function expire()
+  local late = call('ZRANGEBYSCORE', EXPIRING, '-inf', NOW, 'LIMIT', 0, BULK)
+  for _, id in ipairs(late) do
+    local item = load(id)
+    call('ZREM', EXPIRING, id)
+    if item then
+      unplace(id, item)
+      finish(id, item, 'expired')
+      control.expired = control.expired + 1
+    end
+  end
+  return #late
+end
+
 -- What is due by the clock. Not for those who end or renew what they have: who is late, but first, is in time.
 local function tidy()
   for _, id in ipairs(call('ZRANGEBYSCORE', RUNNING, '-inf', NOW, 'LIMIT', 0, BULK)) do
@@ -197,15 +236,7 @@ local function tidy()
       call('ZREM', RUNNING, id)
     end
   end
-  for _, id in ipairs(call('ZRANGEBYSCORE', EXPIRING, '-inf', NOW, 'LIMIT', 0, BULK)) do
-    local item = load(id)
-    call('ZREM', EXPIRING, id)
-    if item then
-      unplace(id, item)
-      finish(id, item, 'expired')
-      control.expired = control.expired + 1
-    end
-  end
+  expire()
   local due = call('ZRANGEBYSCORE', DELAYED, '-inf', NOW, 'WITHSCORES', 'LIMIT', 0, BULK)
   for at = 1, #due, 2 do
     local _, prio = of_member(due[at])
@@ -313,20 +344,18 @@ end
 function verbs.put(drafts)
   tidy()
   local receipts, fresh = judge(drafts)
-  if fresh > 0 and waiting() + fresh > limits.size then
-    control.need = control.need > 0 and math.min(control.need, fresh) or fresh
-    return { encode(false) }
+  while fresh > 0 and waiting() + fresh > limits.size do
+    if expire() == 0 then
+      control.need = control.need > 0 and math.min(control.need, fresh) or fresh
+      local first = call('ZRANGE', EXPIRING, 0, 0, 'WITHSCORES')
+      return { encode(first[2] and tonumber(first[2]) - NOW or -1) } -- in how many seconds the clock may make room
+    end
   end
   for at, draft in ipairs(drafts) do
     if not draft.nothing then
       store(draft)
     elseif draft.keep and receipts[at][2] ~= 'rejected' then -- who put it waits for the end of the other
-      local id = receipts[at][1]
-      local item = load(id)
-      if item and not item.keep then
-        item.keep = true
-        save(id, item)
-      end
+      awaited(receipts[at][1])
     end
   end
   return { encode(receipts) }
@@ -355,6 +384,17 @@ local function next_due()
     soonest = math.min(soonest or math.huge, control.rate - NOW - (limits.burst - 1) / limits.rate)
   end
   return soonest and math.max(soonest, 0) or -1
+end
+
+-- Whether another claim may bring something now.
+local function has_more()
+  if control.paused or tokens() < 1 or limits.concurrency and call('ZCARD', RUNNING) >= limits.concurrency then
+    return false
+  end
+  for prio = 0, control.top do
+    if call('EXISTS', ready(prio)) == 1 then return true end
+  end
+  return false
 end
 
 local function run(id, item, owner, client)
@@ -421,8 +461,16 @@ function verbs.claim(limit, owner, attempts, order, client)
     end
     began(#got.items)
   end
-  local due = (got.looked >= want + BULK or got.bytes >= HEAVY) and 0 or next_due()
-  if #got.items < limit then control.hungry = true end
+  local more = got.looked >= want + BULK or got.bytes >= HEAVY or #got.items >= want and has_more()
+  local due = more and 0 or next_due()
+  if due ~= 0 then
+    control.hungry = true
+    if wake_now then -- what came in this call is taken, or waits for the clock
+      wake_now = false
+      if due > 0 then wakes(due) end
+    end
+    if control.alarm > NOW then due = math.min(due > 0 and due or math.huge, control.alarm - NOW) end
+  end
   local dead = records(got.dead)
   local answer = { encode({ got.items, decode(dead[1]), control.expired, due }) }
   control.expired = 0
@@ -579,8 +627,10 @@ end
 function verbs.counts()
   tidy()
   local answer = { running = call('ZCARD', RUNNING), delayed = call('ZCARD', DELAYED), paused = control.paused }
-  answer.waiting = waiting() - answer.delayed
+  local late = call('ZCOUNT', EXPIRING, '-inf', NOW) -- more than `tidy` does in one step
+  answer.waiting = waiting() - answer.delayed - late
   for _, state in ipairs(ENDED) do answer[state] = call('ZCARD', PREFIX .. state) end
+  answer.expired = answer.expired + late
   local lines = { PARKED }
   for prio = 0, control.top do lines[#lines + 1] = ready(prio) end
   for _, key in ipairs(lines) do
@@ -597,8 +647,9 @@ function verbs.peek(state, most)
   return records(call('ZREVRANGE', PREFIX .. state, 0, most - 1))
 end
 
-function verbs.show(id)
+function verbs.show(id, keep)
   tidy()
+  if keep then awaited(id) end
   return records({ id })
 end
 
@@ -619,7 +670,7 @@ end
 -- ---- what was asked ----
 
 local answers = {}
-for at, ask in ipairs(decode(ARGV[2])) do
+for at, ask in ipairs(asked) do
   answers[at] = verbs[ask[1]](unpack(ask, 2, 7))
 end
 
@@ -629,9 +680,12 @@ if control.need > 0 and limits.size - waiting() >= control.need then
   control.need = 0
   tell('room')
 end
-if wake and control.hungry then
+if control.hungry and wake_now then
+  tell('work', 0)
+  control.hungry = false
+elseif control.hungry and wake and (control.alarm <= NOW or NOW + wake < control.alarm) then
   tell('work', wake)
-  if wake == 0 then control.hungry = false end
+  control.alarm = NOW + wake
 end
 if #over > 0 then tell('ended', over) end
 for _, text in ipairs(told) do call('PUBLISH', NEWS, text) end

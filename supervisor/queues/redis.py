@@ -18,9 +18,10 @@ Why no streams: a stream gives what was put first, and that is all it can. Here 
 its time has come, or because the one before it of the same group is done; one that was given back goes to the front, one that
 is cancelled leaves the middle, and a late worker is told by its token that it is late: a consumer group knows none of that.
 
-Nobody asks again and again. A claim that gets less than it wanted leaves a mark, and whoever brings something then tells all;
-what the clock alone will bring, the claim has told. A daemon that was away asks at once for what it has missed: which of its
-items are lost, or to be cancelled; those of which it never heard, since the answer to its claim was lost, wait again.
+Nobody asks again and again. A claim that leaves nothing which may run leaves a mark, and whoever brings something then tells
+all; what the clock alone will bring, the claim has told. Where this process itself puts and waits for work, one call does both.
+A daemon that was away asks at once for what it has missed: which of its items are lost, or to be cancelled; those of which it
+never heard, since the answer to its claim was lost, wait again.
 
 How safe an item is depends on the server: by default Redis writes its data down now and then. `appendonly yes` is what one
 wants; what is missing is said once.
@@ -29,7 +30,7 @@ wants; what is missing is said once.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,9 +41,11 @@ from msgspec.msgpack import Decoder
 
 from supervisor.concurrency.crew import open_crew
 from supervisor.queues import Place
+from supervisor.queues.lookout import Lookout
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
+    Demand,
     Draft,
     Ending,
     Item,
@@ -58,7 +61,7 @@ from supervisor.queues.protocol import (
     packed,
     unpacked,
 )
-from supervisor.queues.redis_link import FAREWELL, Address, Link, Reply
+from supervisor.queues.redis_link import COMMANDS, FAREWELL, Address, Link, Operation, Reply, ResponseError
 from supervisor.queues.sql import NO_ATTEMPT_LEFT, WORKER_LOST
 
 if TYPE_CHECKING:
@@ -85,6 +88,15 @@ async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Red
             yield queue
         finally:
             await queue._close()
+
+
+def refusal(backend: str) -> str:
+    """Why this URL is of no use; empty where it is."""
+    try:
+        Address.parse(backend)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 # ---- what goes over the wire; `redis.lua` has the same names ----
@@ -179,9 +191,10 @@ class _News(msgspec.Struct, array_like=True):
 _any = Decoder().decode
 _flag = Decoder(bool).decode
 _flags = Decoder(list[bool]).decode
+_names = Decoder(list[str]).decode
 _number = Decoder(int).decode
 _numbers = Decoder(list[int]).decode
-_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | bool).decode
+_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | float).decode
 _claim = Decoder(tuple[list[_Taken], list[_Row], int, float]).decode
 _cancelled = Decoder(Literal["cancelled", "running", "ended", "unknown"]).decode
 _counts = Decoder(Counts).decode
@@ -203,32 +216,6 @@ def _told(error: str | None, traceback: str | None) -> Raw:
     return _text(msgspec.msgpack.encode(texts))
 
 
-class Alarm:
-    """A moment, on Trio's clock, that can be waited for, and moved."""
-
-    def __init__(self) -> None:
-        self._at = math.inf
-        self._moved = trio.Event()
-
-    def clear(self) -> None:
-        """It never comes."""
-        self._at = math.inf
-
-    def set(self, after: float = 0.0) -> None:
-        """It comes in so many seconds, or sooner."""
-        at = trio.current_time() + after
-        if at < self._at:
-            self._at = at
-            self._moved.set()
-            self._moved = trio.Event()
-
-    async def wait(self) -> None:
-        """Until it has come."""
-        while self._at > trio.current_time():
-            with trio.move_on_at(self._at):
-                await self._moved.wait()
-
-
 class RedisQueue:
     """The engine: see the module and the protocol."""
 
@@ -247,9 +234,11 @@ class RedisQueue:
         """Ids of which there was news before the claim had brought them."""
         self._doubtful: dict[str, None] = {}
         """Ids of drafts that were put without an answer, the latest last."""
-        self._work = Alarm()
+        self._work = Lookout[Operation](Operation.abandon)
         self._room = trio.Event()
         self._no_room = self._room
+        self._room_by_itself = math.inf
+        """When something expires that takes up room, on Trio's clock."""
         self._paused = False
         self._looked_at_durability = False
         self._declared: Raw | None = None
@@ -312,15 +301,19 @@ class RedisQueue:
             )
             for draft in drafts
         ]
+        await trio.lowlevel.checkpoint_if_cancelled()
+        operation, along = Operation(_receipts, ("put", rows)), self._work.claim_along(self._operation)
+        self._link.queue(operation, *([along] if along else ()))
         try:
-            receipts, _ = await self._link.ask(_receipts, "put", rows)
+            receipts, _ = await self._link.answer(operation)
         except (QueueUnavailable, trio.Cancelled):
             self._doubt(drafts)
             raise
         for draft in drafts:
             self._doubtful.pop(draft.id, None)
-        if receipts is False:
+        if isinstance(receipts, float):
             self._no_room = room
+            self._room_by_itself = trio.current_time() + (receipts if receipts >= 0 else math.inf)
             raise QueueFull(f"queue {self.name} is full: {self._settings.spec.size} items may wait")
         return [Receipt(id=id, what=what) for id, what in receipts]
 
@@ -332,28 +325,38 @@ class RedisQueue:
 
     async def wait_for_room(self) -> None:
         self._link.wake()
-        await self._no_room.wait()
+        with trio.move_on_at(self._room_by_itself):
+            await self._no_room.wait()
 
     # ---- workers ----
 
     async def claim(self, limit: int, *, owner: str, attempts: int, order: Sequence[int] = ()) -> Claimed:
         self._work.clear()
+        operation = self._operation(Demand(limit=limit, owner=owner, attempts=attempts, order=order))
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._link.queue(operation)
+        return await self._brought_by(operation)
+
+    def _operation(self, demand: Demand) -> Operation:
+        """A claim that is still to be made."""
+        asked = ("claim", demand.limit, demand.owner, demand.attempts, list(demand.order), self._client)
+        return Operation(_claim, asked, found=self._give_back)
+
+    async def _brought_by(self, operation: Operation) -> Claimed:
+        """What a claim brings."""
         self._claiming += 1
         try:
-            asked = ("claim", limit, owner, attempts, list(order), self._client)
-            reply = await self._link.ask(_claim, *asked, found=self._give_back)
-        except trio.Cancelled:
+            reply = await self._link.answer(operation)
+        except (trio.Cancelled, QueueUnavailable):
             self._work.set()
             raise
         finally:
             self._claiming -= 1
-        return self._claimed(reply, limit)
+        return self._claimed(reply)
 
-    def _claimed(self, reply: Reply, limit: int) -> Claimed:
+    def _claimed(self, reply: Reply) -> Claimed:
         (taken, dead, expired, due), blobs = reply
-        if len(taken) == limit:
-            self._work.set()
-        elif due >= 0:
+        if due >= 0:
             self._work.set(due)
         items = [_item(each, payload) for each, payload in zip(taken, blobs, strict=False)]
         for item in items:
@@ -371,9 +374,13 @@ class RedisQueue:
         if taken := reply[0][0]:
             self._link.post(_any, "finish", [_Ending(id=each.id, token=each.token, how="back", delay=0.0) for each in taken])
 
-    async def wait_for_work(self, demand: object = None) -> None:
+    async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
         self._link.wake()
-        await self._work.wait()
+        while (claim := await self._work.wait(demand)) is not None:
+            claimed = await self._brought_by(claim)
+            if claimed.items or claimed.dead or claimed.expired:
+                return claimed
+        return None
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         claims = [(item.id, item.token) for item in items]
@@ -463,8 +470,8 @@ class RedisQueue:
             found.sort(key=lambda each: (each[0].began, each[0].seq), reverse=True)
         return [record for _, record in found][:limit]
 
-    async def show(self, id: str) -> Record | None:
-        return next(self._records(*await self._link.ask(_rows, "show", id)), None)
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        return next(self._records(*await self._link.ask(_rows, "show", id, keep)), None)
 
     def _records(self, rows: Sequence[_Row], blobs: Sequence[bytes]) -> Iterator[Record]:
         """Each with its three blobs: payload, result, error."""
@@ -507,6 +514,7 @@ class RedisQueue:
 
     async def _join(self, mouth: BaseConnection) -> None:
         """A new connection: look what was missed, and have everybody look for work and room."""
+        await self._look_at_rights(mouth)
         if not self._looked_at_durability:
             self._looked_at_durability = True
             await self._look_at_durability(mouth)
@@ -552,6 +560,13 @@ class RedisQueue:
         if paused is not self._paused:
             self._paused = paused
             self._place.listen(Notice(what="paused" if paused else "resumed"))
+
+    async def _look_at_rights(self, mouth: BaseConnection) -> None:
+        """Raises ResponseError where the user may not do all that the script does: it would do some of it, and stop."""
+        ((refused, _),) = await self._link.call(mouth, [(_names, "refused", COMMANDS)])
+        if refused:
+            words = " ".join(f"+{each.lower()}" for each in refused)
+            raise ResponseError(f"this user may not run {', '.join(refused)}, which queues need: ACL SETUSER ... {words}")
 
     async def _look_at_durability(self, mouth: BaseConnection) -> None:
         """Say what of the server's settings loses items."""

@@ -16,10 +16,11 @@ import hashlib
 import logging
 import math
 import random
+import re
 import socket
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 import msgspec
 import trio
 
+from supervisor.queues import unknown_parameter
 from supervisor.queues.protocol import QueueUnavailable
 
 try:
@@ -37,7 +39,8 @@ try:
     from coredis.connection import UnixDomainSocketConnection as UnixConnection
     from coredis.connection import UnixDomainSocketLocation as UnixLocation
     from coredis.exceptions import ConnectionError as ConnectionLost
-    from coredis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
+    from coredis.exceptions import MovedError, NoScriptError, RedisError
+    from coredis.exceptions import ResponseError as ResponseError
 except ModuleNotFoundError as error:
     hint = "a queue in Redis needs the library coredis: pip install 'trio-supervisor[redis]'"
     raise ModuleNotFoundError(hint, name=error.name) from error
@@ -69,6 +72,9 @@ Decode = Callable[[bytes], Any]
 """Raises ValueError for what it does not know."""
 
 _SCRIPT = Path(__file__).with_name("redis.lua").read_bytes()
+COMMANDS = sorted({found.decode() for found in re.findall(rb"(?:call|many)\('([A-Z]+)'", _SCRIPT)})
+"""What the script runs."""
+
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 _KEEPALIVE: dict[int, int | bytes] = {
     socket.TCP_KEEPIDLE: 15,
@@ -76,14 +82,17 @@ _KEEPALIVE: dict[int, int | bytes] = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: 20_000,
 }
+_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+"""What can be said of TLS: files."""
+
 _NOWHERE = logging.NullHandler()
 """The library logs what it raises as well: on stderr, where nobody has said otherwise."""
 
 _TROUBLE = (RedisError, OSError)
 """What a server that is away, or not well, brings with it."""
 
-_FIRST = ("finish", "renew", "progress")
-"""What makes room, or is late already, goes first."""
+_ORDER: dict[object, int] = {"finish": 0, "renew": 0, "progress": 0, "claim": 2}
+"""What makes room, or is late already, goes first; a claim finds all that the others bring."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +118,13 @@ class Address:
         try:
             parts = urlsplit(url)
             query = {name: values[-1] for name, values in parse_qs(parts.query, strict_parsing=bool(parts.query)).items()}
+            unknown = unknown_parameter(url, ("db", *(_TLS if parts.scheme == "rediss" else ())))
             db, tls = cls._db(parts, query), cls._tls(query) if parts.scheme == "rediss" else None
             port = parts.port or 6379
         except (ValueError, OSError) as error:
             raise ValueError(f"expected the URL of a Redis such as redis://host:6379/0: {error}") from None
-        if query:
-            raise ValueError(f"{parts.scheme}://: does not know {', '.join(query)}")
+        if unknown:
+            raise ValueError(f"{parts.scheme}://: {unknown}{_only_tls(query, parts.scheme)}")
         unix = parts.scheme == "redis+unix"
         if not (parts.path if unix else parts.hostname):
             raise ValueError(f"{parts.scheme}://: names no {'path' if unix else 'host'}")
@@ -131,9 +141,12 @@ class Address:
 
     @staticmethod
     def _tls(query: dict[str, str]) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=query.pop("ssl_ca_certs", None))
-        if certificate := query.pop("ssl_certfile", None):
-            context.load_cert_chain(certificate, query.pop("ssl_keyfile", None))
+        for word in _TLS:
+            if word in query and not Path(query[word]).is_file():
+                raise ValueError(f"{word}: there is no file {query[word]}")
+        context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
+        if certificate := query.get("ssl_certfile"):
+            context.load_cert_chain(certificate, query.get("ssl_keyfile"))
         return context
 
     def __str__(self) -> str:
@@ -191,6 +204,13 @@ class Operation:
         self.error = error
         self.over.set()
 
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        if not self.alone:
+            self.alone = True
+            if self.over.is_set() and self.error is None and self.found is not None:
+                self.found(self.reply)
+
 
 class Link:
     """See the module. `run` it in a task of its own; nothing happens before something is asked.
@@ -224,18 +244,20 @@ class Link:
 
     # ---- asking ----
 
-    async def ask(self, decode: Decode, *asked: object, found: Callable[[Reply], object] | None = None) -> Reply:
+    async def ask(self, decode: Decode, *asked: object) -> Reply:
         """The script's answer to a verb and its arguments. Raises QueueUnavailable, also where it is none that `decode` knows.
-
-        Cancelled: it may be done all the same, and then `found` gets the answer.
-        """
+        Cancelled: it may be done all the same."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        operation = Operation(decode, asked, found)
-        self._queue(operation)
+        operation = Operation(decode, asked)
+        self.queue(operation)
+        return await self.answer(operation)
+
+    async def answer(self, operation: Operation) -> Reply:
+        """The answer to what is under way. Cancelled: it may be done all the same, and then its `found` gets the answer."""
         try:
             await operation.over.wait()
         except trio.Cancelled:
-            operation.alone = True
+            operation.abandon()
             if operation in self._line:
                 self._line.remove(operation)
             raise
@@ -245,13 +267,14 @@ class Link:
 
     def post(self, decode: Decode, *asked: object, found: Callable[[Reply], object] | None = None) -> None:
         """Ask without waiting. Nobody hears of a failure."""
-        self._queue(Operation(decode, asked, found, alone=True))
+        self.queue(Operation(decode, asked, found, alone=True))
 
-    def _queue(self, operation: Operation) -> None:
+    def queue(self, *operations: Operation) -> None:
+        """Have these done."""
         if self._away is not None:
-            operation.failed(self._away)
+            self._fail(operations, self._away)
         else:
-            self._line.append(operation)
+            self._line.extend(operations)
             self._called.set()
 
     def wake(self) -> None:
@@ -345,7 +368,7 @@ class Link:
                 self._called = trio.Event()
                 await self._called.wait()
             self._flying = [self._line.popleft() for _ in range(min(len(self._line), OPERATIONS))]
-            self._flying.sort(key=lambda operation: operation.asked[0] not in _FIRST)
+            self._flying.sort(key=lambda operation: _ORDER.get(operation.asked[0], 1))
             try:
                 await self._fly(mouth)
             except BaseException as error:
@@ -415,6 +438,10 @@ class Link:
         else:
             text = _first_line(cause)
         return f"{self.address}: {text}"
+
+
+def _only_tls(query: Collection[str], scheme: str) -> str:
+    return "; TLS is rediss://" if scheme == "redis" and not set(_TLS).isdisjoint(query) else ""
 
 
 def _close_streams(connection: BaseConnection) -> None:

@@ -5,8 +5,9 @@ closed after them.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,8 @@ class Queues:
         self._dropped: dict[str, OpenQueue] = {}
         """Those that may still be open: one of the same name has to wait for that."""
         self._until: float | None = None
+        self.check: Callable[[str, Sequence[bytes]], Awaitable[None]] | None = None
+        """Asks those who handle a queue whether they take items: see `Producer`. None where nobody does."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,8 +108,12 @@ class Queues:
         if queue.producer is None:
             from supervisor.queues.producer import Producer  # loaded only where somebody puts something
 
-            queue.producer = Producer(queue.engine)
+            queue.producer = Producer(queue.engine, partial(self._check, name))
         return queue.producer
+
+    async def _check(self, queue: str, items: Sequence[bytes]) -> None:
+        if self.check is not None:
+            await self.check(queue, items)
 
     def tallies(self) -> list[QueueTally]:
         """What became of items here, in numbers."""

@@ -45,11 +45,10 @@ class Crew(Protocol):
 class Call:
     """The items of one call in the hands of a worker."""
 
-    __slots__ = ("fates", "items", "progress", "since", "work")
+    __slots__ = ("fates", "items", "progress", "work")
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
-        self.since = trio.current_time()
         self.work: Any = None
         """What the worker makes of it; the worker's own."""
         self.progress: tuple[float, float | None] | None = None
@@ -75,8 +74,8 @@ class Seat:
     """A worker's place at a desk, for as long as it lives: a context manager. What it still has at the end is given back."""
 
     __slots__ = (
-        "_cut", "_desk", "_gathers", "_task", "attempts", "batches", "calls", "job", "left", "note", "shown", "tally", "wants",
-        "who",
+        "_cut", "_desk", "_gathers", "_task", "attempts", "batches", "calls", "job", "left", "note", "reports", "shown",
+        "tally", "wants", "who",
     )  # fmt: skip
 
     def __init__(self, desk: Desk, who: Whose, attempts: int, cut: Cut) -> None:
@@ -101,6 +100,7 @@ class Seat:
         self.shown = ""
         """What people have been told that it does."""
         self.tally = desk.tally(self.job)
+        self.reports = desk.reports
 
     def __enter__(self) -> Seat:
         self._desk.sit_down(self)
@@ -199,8 +199,6 @@ class Seat:
     def end(self, call: Call, endings: Sequence[Ending]) -> None:
         """Say what became of the items of a call: each has one ending, but for those that were lost."""
         del self.calls[call]
-        if endings and endings[0].how != "back":
-            self._desk.stock.learn(trio.current_time() - call.since)
         self._desk.store(endings)
 
     def give_back(self, call: Call) -> None:

@@ -251,8 +251,9 @@ class SqliteQueue:
     async def peek(self, state: State, limit: int) -> list[Record]:
         return await self._read(lambda rows: sqlite_people.peek(rows, state, limit))
 
-    async def show(self, id: str) -> Record | None:
-        return await self._read(lambda rows: sqlite_people.show(rows, id))
+    async def show(self, id: str, *, keep: bool = False) -> Record | None:
+        ask = self._write if keep else self._read
+        return await ask(lambda rows: sqlite_people.show(rows, id, keep=keep))
 
     # -- asking the store
 

@@ -172,7 +172,9 @@ def peek(rows: Rows, state: State, limit: int) -> list[Record]:
     return rows.records(_PEEK[state], limit=limit)
 
 
-def show(rows: Rows, id: str) -> Record | None:
-    """An item, where it is known."""
+def show(rows: Rows, id: str, *, keep: bool = False) -> Record | None:
+    """An item, where it is known; with `keep`, its end is kept for who asks."""
+    if keep:
+        rows.keep([id])
     found = rows.records(f"SELECT {RECORD} FROM items WHERE queue = :queue AND id = :id AND {KNOWN}", id=id)
     return found[0] if found else None

@@ -66,7 +66,7 @@ def put(rows: Rows, drafts: Sequence[Draft]) -> Plan:
     rows.drop([holder.seq for holder in plan.gone])
     _insert(rows, plan)
     if plan.kept:
-        rows.do(f"UPDATE items SET keep = 1 WHERE queue = :queue AND id IN {AMONG}", rows=as_json(plan.kept))
+        rows.keep(plan.kept)
     rows.take_keys([draft.id for draft in plan.drafts if draft.key is not None])
     rows.more_wait(plan.grows)
     rows.unpark(holder.group for holder in plan.gone)

@@ -146,6 +146,10 @@ class Rows:
         """So many more items wait than before."""
         self._more += count
 
+    def keep(self, ids: Iterable[str]) -> None:
+        """Somebody waits for the end of these."""
+        self.do(f"UPDATE items SET keep = 1 WHERE queue = :queue AND id IN {AMONG} AND NOT keep", rows=as_json(ids))
+
     @property
     def forget_at(self) -> float:
         """Until when what ends now is known."""
