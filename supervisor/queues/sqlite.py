@@ -163,7 +163,7 @@ class SqliteQueue:
 
     def _claimed(self, taken: Taken, news: int) -> Claimed:
         """What was taken; so much was known when it was asked for."""
-        self._outlook = (news, taken.due)
+        self._outlook = (news, taken.due) if taken.drained else None
         claimed = Claimed(items=taken.items, dead=taken.dead, expired=taken.expired + self._expired)
         self._expired = 0
         self._wake(room=bool(claimed.items or claimed.dead or claimed.expired))

@@ -68,8 +68,10 @@ class Taken:
     expired: int = 0
     told: list[str] = field(default_factory=list)
     """The ids of those that have ended, and that somebody waits for."""
+    drained: bool = False
+    """Whether nothing is left that may run now."""
     due: float | None = None
-    """When another claim may bring something, if nothing else happens."""
+    """When another claim may bring something then, if nothing else happens."""
 
     def add_expired(self, those: Sequence[Some]) -> None:
         """These have expired."""
@@ -88,9 +90,11 @@ def claim(rows: Rows, demand: Demand) -> Taken:
     for level in sorted(look.levels, key=_Order(demand.order).place):
         _claim_from(rows, level.priority, choice, demand.owner, taken)
     limits.spend(len(taken.items))
-    if look.expiring in choice.expiring:
+    taken.drained = choice.goes_on and not choice.freed
+    if taken.drained and look.expiring in choice.expiring:
         look = look._replace(expiring=_expiring(rows))
-    taken.due = rows.now if choice.freed else _due(look, limits, rows.now, drained=choice.goes_on)
+    if taken.drained:
+        taken.due = _due(look, limits, rows.now, drained=True)
     if look.over:
         rows.forget()
     return taken
