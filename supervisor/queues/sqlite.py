@@ -336,7 +336,7 @@ class _Hand:
 
     def is_free(self) -> bool:
         """Whether it would claim something; then that is to be done, and it is woken."""
-        if self._ask is not None:
+        if self._ask is not None and self._task is not None:
             self.demand = self._ask()
         return self.demand is not None
 
