@@ -243,12 +243,12 @@ class _Writer:
 
     def _write(self, db: Connection, batch: _Batch) -> None:
         db.execute("BEGIN IMMEDIATE")
-        for operation, fn in batch:
+        if len(batch) == 1:  # which needs no savepoint: each statement is a hand-over of the interpreter
+            db.execute("COMMIT" if _is_done(*batch[0], db) else "ROLLBACK")
+            return
+        for each in batch:
             db.execute("SAVEPOINT operation")
-            _do(operation, fn, db)
-            if operation.error is not None:
-                if not db.in_transaction or _code(operation.error) in _ADVICE:
-                    raise operation.error  # no fault of the function: a full disk, say, which has undone everything
+            if not _is_done(*each, db):
                 db.execute("ROLLBACK TO operation")
             db.execute("RELEASE operation")
         db.execute("COMMIT")
@@ -346,6 +346,14 @@ def _do(operation: _Operation, fn: Callable[[Connection], object], db: Connectio
         operation.value = fn(db)
     except BaseException as error:
         operation.error = error
+
+
+def _is_done(operation: _Operation, fn: Callable[[Connection], object], db: Connection) -> bool:
+    """Do it; False: it has failed, and what it did is to be undone."""
+    _do(operation, fn, db)
+    if operation.error is not None and (not db.in_transaction or _code(operation.error) in _ADVICE):
+        raise operation.error  # no fault of the function: a full disk, say, which has undone everything
+    return operation.error is None
 
 
 class _Damaged(Exception):

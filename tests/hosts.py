@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 from running import MODULE, Running, running
 from servers import PATIENCE
 
-from supervisor import open_queue
+from supervisor import QueueUnavailable, open_queue
 from supervisor.inotify import MODIFY, Inotify
 from supervisor.queues.protocol import Record
+
+T = TypeVar("T")
 
 CODE = """
 import os, signal, time
@@ -154,7 +157,8 @@ class Host:
         while True:
             async with running(self.directory, program=self.program) as self.daemon:
                 self.up.set()
-                await self.daemon.process.wait()
+                code = await self.daemon.process.wait()
+                assert code == -signal.SIGKILL, f"nobody has killed it, and it has ended with {code}"
                 self._is_down()
                 self.past += self.daemon.log
 
@@ -217,3 +221,12 @@ async def quiet(daemon: Running) -> None:
         if not row["waiting"] and not row["running"] and not row["delayed"]:
             assert row["dead"] == 0
             return
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """What comes of it, when the server is there."""
+    while True:
+        try:
+            return await ask()
+        except QueueUnavailable:
+            await trio.sleep(0.05)

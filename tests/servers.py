@@ -66,6 +66,10 @@ class Server:
         """Where it is, for those in its network."""
         raise NotImplementedError
 
+    def url_at(self, port: int) -> str:
+        """The same, by another port: a proxy's."""
+        raise NotImplementedError
+
     @property
     def near(self) -> str:
         """The same by its Unix socket, whatever its network."""
@@ -149,7 +153,10 @@ class RedisServer(Server):
 
     @property
     def url(self) -> str:
-        return f"redis://{self.address}:{self.port}/0"
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        return f"redis://{self.address}:{port}/0"
 
     @property
     def near(self) -> str:
@@ -184,7 +191,6 @@ class PostgresServer(Server):
         return self.url_at(self.port)
 
     def url_at(self, port: int) -> str:
-        """The same, by another port: a proxy's."""
         return f"postgresql://postgres@{self.address}:{port}/postgres"
 
     @property

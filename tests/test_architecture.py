@@ -44,7 +44,7 @@ def test_who_may_import_whom():
 WALL_CLOCK = {
     "events/timestamps.py": "the one place that says what time it is",
     "wall.py": "the clock that `cron` goes by",
-    "tree.py": "next_at: a moment of Trio's clock, for people",
+    "tree/supervisor.py": "next_at: a moment of Trio's clock, for people",
     "nodes/schedule.py": "ticks of `cron`",
     "nodes/alarm.py": "the same",
     "config/rules.py": "whether there is a time that `cron` names",

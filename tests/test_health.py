@@ -12,6 +12,7 @@ import trio
 from supervisor.events import Ended, HealthCheckFailed, HealthUnknown, Healthy, Killing, Ready, Starting, Stopping, Unhealthy
 from supervisor.kinds import Context
 from supervisor.kinds.thread import ThreadContext
+from supervisor.nodes import ladder
 from supervisor.nodes.attendance import ONE_TRY
 from supervisor.probes import Health
 from supervisor.probes import Ready as ReadySpec
@@ -304,7 +305,7 @@ async def test_more_time_can_be_given_to_a_start_and_a_stop(autojump_clock, tmp_
 
     async with forest(tmp_path, {"a": job(late, ready=ReadySpec(notify=True), start_timeout=Seconds(4), grace=5)}) as f:
         node = f.tree.nodes["a"]
-        extend = partial(f.tree.root.extend, node, node.life)
+        extend = partial(ladder.extend, f.tree.root, node, node.life)
         await trio.sleep_until(3)
         extend(10)
         extend(1)

@@ -14,6 +14,7 @@ import trio
 from control_serving import peer, serving
 from test_cli import ENVIRON, SUPERVISOR, run
 
+from supervisor.cli.submit import LARGEST
 from supervisor.client import AsyncClient, Client, ControlError
 from supervisor.control import connection
 from supervisor.control.client import chunks
@@ -453,7 +454,10 @@ async def test_a_pipe_is_put_as_it_comes(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("oops", "not JSON: expecting value"),
+        ("oops", "not JSON: expecting value at character 1; nothing"),
+        ('{"path": "a"', "not JSON: expecting ',' delimiter at character 13; the item ends there"),
+        ('{"path": "a}', "not JSON: unterminated string at character 10"),
+        ('{"path": "\\ud800"}', r"not JSON: half of a pair of \u escapes"),
         ("NaN", "not JSON: it has no number NaN"),
         ('{"a":' * 10_000 + "1" + "}" * 10_000, "nested too deeply"),
         ('{"path": 7}', "expected `str`, got `int` - at `$.path` (job resize)"),
@@ -467,6 +471,50 @@ async def test_a_bad_line_is_told_by_its_number_and_nothing_is_stored(tmp_path, 
         assert says in err and err.endswith("; nothing is stored\n")
         (row,) = await AsyncClient(path).queue_ls("images")
         assert row.done == row.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["hello"], "not JSON: expecting value at character 1; a text needs its quotes: '\"hello\"'"),
+        (["{path: 1}"], "not JSON: expecting property name enclosed in double quotes at character 2"),
+        (["some.jsonl"], "not JSON: expecting value at character 1; the lines of that file are @some.jsonl"),
+        (["@"], "expected the name of a file after the @"),
+        (["@."], ".: is a directory"),
+        (["@latin.jsonl"], "latin.jsonl:2: not UTF-8 (byte 2)"),
+        (["@large.jsonl"], "large.jsonl:1: 64 MB: an item may have 64; put the name of a file in its place"),
+        (["1", "--id", "a", "--id", "b"], "expected as many ids as items (1), or one that theirs begin with; got 2"),
+        (
+            ["@some.jsonl", "1", "--id", "a", "--id", "b"],
+            "expected as many ids as items (3), or one that theirs begin with; got 2",
+        ),
+    ],
+)
+async def test_what_is_no_item_is_told_with_what_to_do(tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.jsonl").write_text("1\n2\n")
+    (tmp_path / "latin.jsonl").write_bytes(b'1\n"\xe9"\n')
+    if "@large.jsonl" in words:
+        (tmp_path / "large.jsonl").write_bytes(b'"%s"' % (b"x" * connection.MAX_SUBMIT))
+    async with queueing(tmp_path) as (_, path):
+        out, err = await run(path, "submit", "small", *words, code=1)
+        assert (out, err) == ("", f"supervisor: {says}; nothing is stored\n")
+
+
+async def test_an_item_may_be_as_large_as_a_request(tmp_path):
+    (tmp_path / "large.jsonl").write_bytes(b'"%s"\n' % (b"x" * (LARGEST - 2)))
+    async with queueing(tmp_path) as (_, path):
+        out, _ = await run(
+            path, "submit", "small", f"@{tmp_path}/large.jsonl", "--id", "x" * 128, "--at", "2100-01-01T00:00:00Z"
+        )
+        assert out.endswith(": stored\n")
+
+
+async def test_a_file_may_begin_as_some_editors_have_it(tmp_path):
+    (tmp_path / "some.jsonl").write_bytes(b"\xef\xbb\xbf1\r\n2\r\n")
+    async with queueing(tmp_path) as (_, path):
+        out, _ = await run(path, "submit", "small", f"@{tmp_path}/some.jsonl")
+        assert out == "small: 2 stored\n"
 
 
 async def test_where_it_ends_early_it_says_how_many_are_stored(tmp_path):
@@ -492,7 +540,8 @@ async def test_ctrl_c_says_what_is_stored(tmp_path):
         err = b""
         while chunk := await process.stderr.receive_some():
             err += chunk
-        assert await process.wait() == 130 and b"interrupted" in err
+        assert await process.wait() == 130
+        assert err == b"supervisor: interrupted; perhaps some of the first 5 are stored\n"
 
 
 async def test_on_a_terminal_there_is_a_bar_for_many(tmp_path):

@@ -23,7 +23,7 @@ from supervisor.children.procfs import children_of
 from supervisor.errors import SpecError
 from supervisor.events import Ended, Killing, Progress, Ready, Stuck
 from supervisor.kinds import Context, JobSpec, asyncio_loop
-from supervisor.nodes import supervisor as node
+from supervisor.nodes import ladder
 from supervisor.probes import Health
 from supervisor.probes import Ready as ReadySpec
 from supervisor.state import Phase
@@ -361,7 +361,7 @@ async def blocking(said: Said, go: threading.Event) -> None:
 
 @pytest.mark.parametrize("function", [swallowing, blocking])
 async def test_what_cannot_be_cancelled_is_stuck_as_a_thread_and_no_other_starts(tmp_path, go, said, monkeypatch, function):
-    monkeypatch.setattr(node, "STUCK_AFTER", 0.05)
+    monkeypatch.setattr(ladder, "STUCK_AFTER", 0.05)
     async with forest(tmp_path, {"a": hosted(partial(function, said, go), grace=0)}) as f:
         await said.wait()
         (order,) = f.tree.order("restart", ["a"])
@@ -377,8 +377,8 @@ async def test_what_cannot_be_cancelled_is_stuck_as_a_thread_and_no_other_starts
 
 
 async def test_the_end_of_the_tree_does_not_wait_for_what_cannot_be_cancelled(tmp_path, go, said, monkeypatch):
-    monkeypatch.setattr(node, "STUCK_AFTER", 0.05)
-    monkeypatch.setattr("supervisor.tree.KILL_LIMIT", 0.2)
+    monkeypatch.setattr(ladder, "STUCK_AFTER", 0.05)
+    monkeypatch.setattr("supervisor.tree.phases.KILL_LIMIT", 0.2)
     async with forest(tmp_path, {"a": hosted(partial(blocking, said, go), grace=0)}) as f:
         await said.wait()
     assert f.tree.survivors == ("a (thread a#1 does not end, and a thread cannot be killed)",)

@@ -33,7 +33,9 @@ once = true
 call = "items:work"
 queue = "q"
 workers = {WORKERS}
+retry = {{ attempts = 1000 }}
 """
+"""One that is in hand at five kills would be dead, rightly."""
 
 MODULE = """
 import os, trio

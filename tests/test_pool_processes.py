@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from contextlib import suppress
 from textwrap import dedent
 
 import pytest
@@ -14,7 +15,7 @@ from supervisor.config import Config, DaemonSpec
 from supervisor.events import ItemDead, Journal
 from supervisor.kinds import JobSpec
 from supervisor.policies import RetrySpec
-from supervisor.queues.protocol import State
+from supervisor.queues.protocol import Record, State
 from supervisor.queues.spec import QueueSpec
 from supervisor.spec import Backoff, Seconds
 from supervisor.tree import open_supervisor
@@ -54,9 +55,15 @@ def config(base, call: str, **keys) -> Config:
     return Config(file=None, base=base, daemon=daemon, jobs={"j": job}, supervisors={}, limits={}, queues=queues)
 
 
-async def ended(tree, ids) -> list[State]:
-    """The states of these items, all of which were put to be kept, when they have ended."""
-    return [(await tree.queues.producer("q").wait(id, 60)).state for id in ids]
+async def ended(tree, ids) -> list[Record]:
+    """These items, all of which were put to be kept, when they have ended."""
+    return [await tree.queues.producer("q").wait(id, 60) for id in ids]
+
+
+async def states_of(tree, items, receipts) -> dict[str, State]:
+    """What became of each item."""
+    records = await ended(tree, [receipt.id for receipt in receipts])
+    return {item: record.state for item, record in zip(items, records, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -73,14 +80,16 @@ async def test_workers_that_are_killed_lose_nothing(tmp_path, module, count, kil
             for _ in range(kills):
                 while not (pids := [row.pid for row in tree.status("j") if row.pid is not None and row.ready]):
                     await trio.sleep(0.001)
-                os.kill(chance.choice(pids), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it is dead already, and nobody has heard of it yet
+                    os.kill(chance.choice(pids), signal.SIGKILL)
                 await trio.sleep(chance.random() / 10)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(kill)
-            states = await ended(tree, [receipt.id for receipt in receipts])
+            records = await ended(tree, [receipt.id for receipt in receipts])
             nursery.cancel_scope.cancel(reason="all have ended")
-        assert states == [State.DONE] * count
+        assert {record.state for record in records} == {State.DONE}
+        assert sum(record.attempts for record in records) - count <= kills
         noted = (tmp_path / f"{module}.py.notes").read_text().split()
         assert set(map(int, noted)) == set(range(count))
         assert len(noted) - count <= kills  # what was done twice was in the hands of one that was killed
@@ -94,7 +103,7 @@ async def test_an_item_that_kills_its_worker_each_time_is_dead_and_holds_up_no_o
     async with open_supervisor(poisoned, journal=journal) as tree:
         items = ["a", "poison", *"bcdefgh"]
         receipts = await tree.queues.producer("q").put_many(items, keep=True)
-        states = dict(zip(items, await ended(tree, [receipt.id for receipt in receipts]), strict=True))
+        states = await states_of(tree, items, receipts)
         assert {item for item, state in states.items() if state is not State.DONE} == {"poison"}
         record = await tree.queues.engine("q").show(receipts[1].id)
         assert record.state is State.DEAD and record.attempts == 3
@@ -107,6 +116,6 @@ async def test_a_stuck_native_call_is_killed_after_its_timeout(tmp_path, module)
     async with open_supervisor(config(tmp_path, f"{module}:stuck", **limits)) as tree:
         items = ["a", "stuck", *"bcdefgh"]
         receipts = await tree.queues.producer("q").put_many(items, keep=True)
-        states = dict(zip(items, await ended(tree, [receipt.id for receipt in receipts]), strict=True))
+        states = await states_of(tree, items, receipts)
         assert {item for item, state in states.items() if state is not State.DONE} == {"stuck"}
         assert (await tree.queues.engine("q").show(receipts[1].id)).error == "timed out after 0.3 s"

@@ -808,6 +808,22 @@ async def test_nobody_is_woken_without_a_reason(backend):
         assert await is_quiet(queue)
 
 
+async def test_who_waits_after_a_claim_that_was_filled_is_woken_by_what_is_left_and_by_what_comes(backend):
+    async with backend.open() as queue:
+        await queue.put(drafts(4))
+        assert len(await claim(queue, 2)) == 2
+        await queue.wait_for_work()  # there are two more
+        assert len(await claim(queue, 2)) == 2  # which was all
+        woken = 0
+        with trio.move_on_after(6 * LATE):
+            while woken <= 3:
+                await queue.wait_for_work()
+                woken += 1
+        assert woken <= 3
+        async with waiting_for_work(queue):
+            await queue.put([draft()])
+
+
 async def test_no_item_is_claimed_twice(backend):
     async with backend.open() as queue:
         those = drafts(300)

@@ -5,6 +5,7 @@ What an engine alone bears is tested beside it; here it is the whole of it: engi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -13,18 +14,19 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from hosts import Host, Log, alive, all_end, file, put, quiet
-from running import MODULE, clean_environ, command, running
-from servers import PATIENCE, RedisServer, Server, missing
+from hosts import Host, Log, alive, all_end, file, patiently, put, quiet
+from interleaving import CancelAtStep
+from running import MODULE, command, running
+from servers import PATIENCE, Proxy, RedisServer, Server, missing, open_proxy
 
-from supervisor import open_queue
+from supervisor import QueueError, QueueUnavailable, open_queue
 from supervisor.queues import Place, scheme_of
 from supervisor.queues.protocol import Draft, Ending, Engine, Settings, State
 from supervisor.queues.spec import QueueSpec
@@ -93,31 +95,39 @@ async def test_many_items_on_disk_outlive_kills_of_the_daemon_and_of_its_worker_
     chance = random.Random(1)
     job = 'kind = "process"\ncall = "items:compute"\nworkers = 2\nretry = { attempts = 1000 }'
     host = Host(log, "a", file("sqlite", f'{job}\nbackoff = {{ initial = "10ms", max = "50ms" }}', f"size = {count}"))
-    (host.directory / "items.jsonl").write_text("\n".join(map(str, range(count))) + "\n")
+    dead = set[int]()
     async with alive(host), trio.open_nursery() as nursery:
-        nursery.start_soon(submit_all, host)
+        nursery.start_soon(submit_all, host, count)
         for _ in range(kills):
             for killing in (None, None, host.kill):
                 begun = len(log.lines("begin"))
                 more = begun + chance.randint(1, count // (4 * kills))
                 await log.until(lambda more=more: len(log.lines("begin")) >= min(more, count))
                 if killing is not None:
+                    dead |= host.daemon.family()
                     await killing()
                 elif (pid := int(log.lines("begin")[-1][2])) in host.daemon.family():
-                    os.kill(pid, signal.SIGKILL)
+                    dead.add(pid)
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         await log.until(lambda: len(log.items("end")) == count, 10 * PATIENCE)
         await quiet(host.daemon)
         assert not host.said("item_dead")
     assert log.attempts_are_counted
-    again = Counter(item for _, item, *_ in log.lines("begin"))
-    assert again.total() - count <= kills * 100  # a process has a few short items in hand at a time
+    begun = defaultdict(list)
+    for _, item, pid, _ in log.lines("begin"):
+        begun[item].append(int(pid))
+    assert {pid for pids in begun.values() for pid in pids[:-1]} <= dead  # whose hands they were in
+    assert len(log.lines("begin")) - count <= kills * 100  # few at a time
 
 
-async def submit_all(host: Host) -> None:
-    """Put what is in items.jsonl, again and again until it is told that all are stored: the daemon may die meanwhile."""
-    words = [*MODULE, "submit", "q", "@items.jsonl", "--id", "n", "--keep"]  # what is kept is not stored a second time
-    while (await trio.run_process(words, cwd=host.directory, env=clean_environ(), check=False, capture_stderr=True)).returncode:
-        await host.is_up()
+async def submit_all(host: Host, count: int, some: int = 2000) -> None:
+    """Put the numbers, some at a time, each until it is told that they are stored: the daemon may die meanwhile."""
+    for first in range(0, count, some):
+        (host.directory / "items.jsonl").write_text("".join(f"{number}\n" for number in range(count)[first : first + some]))
+        words = ("submit", "q", "@items.jsonl", "--id", f"n{first}", "--keep")  # what is kept is not stored a second time
+        while (await command(MODULE, *words, directory=host.directory)).returncode:
+            await host.is_up()
 
 
 # ---- servers that are away ----
@@ -223,6 +233,83 @@ def redis_cli(server: RedisServer, *words: str) -> str:
     ).stdout
 
 
+# ---- a bad way to the server ----
+
+
+@pytest.fixture(params=["postgres", "redis"])
+def common(request) -> Server:
+    """Each of the shared engines, which other tests use, too."""
+    return request.getfixturevalue(request.param)
+
+
+names = itertools.count()
+
+
+@asynccontextmanager
+async def by_a_bad_way(server: Server, count: int) -> AsyncIterator[tuple[Engine, Proxy, list[Draft]]]:
+    """A queue with so many items, each with an id and a payload of its own, by a proxy."""
+    known = [Draft(id=f"item-{number}", payload=b'"payload %d"' % number) for number in range(count)]
+    async with open_proxy(server.port) as proxy, skewed(server.url_at(proxy.port), name=f"bad{next(names)}") as queue:
+        await queue.put(known)
+        yield queue, proxy, known
+
+
+async def is_right(queue: Engine, draft: Draft) -> None:
+    """The queue answers, and what it says belongs to the question."""
+    with trio.fail_after(PATIENCE):
+        record = await patiently(partial(queue.show, draft.id))
+    assert (record.id, record.payload) == (draft.id, draft.payload)
+
+
+@pytest.mark.parametrize("times", [40, pytest.param(1000, marks=[pytest.mark.long, pytest.mark.limit(600)])])
+async def test_whoever_is_cancelled_at_whatever_moment_no_other_gets_his_answer(common, times):
+    """Many ask at once, and each answer takes its time."""
+    chance = random.Random(times)
+    async with by_a_bad_way(common, 10) as (queue, proxy, known):
+        proxy.delay = 0.002
+        for _ in range(times):
+            scope = trio.CancelScope()
+            cancelling = CancelAtStep(scope, chance.randrange(1, 40))
+            async with trio.open_nursery() as nursery:
+                for draft in known[1:]:
+                    nursery.start_soon(is_right, queue, draft)
+                trio.lowlevel.add_instrument(cancelling)
+                with scope:
+                    await is_right(queue, known[0])
+                trio.lowlevel.remove_instrument(cancelling)
+
+
+@pytest.mark.parametrize("bytes", [range(5, 200, 20), pytest.param(range(400), marks=pytest.mark.long)], ids=["some", "all"])
+async def test_an_answer_of_which_a_byte_is_flipped_ends_nothing(common, bytes, monkeypatch):
+    """What is told may be wrong then, where nothing checks it. What is told next is right."""
+    async with by_a_bad_way(common, 1) as (queue, proxy, (draft,)):
+        be_impatient(monkeypatch)
+        for byte in bytes:
+            proxy.garbles = byte
+            with suppress(QueueError):
+                await queue.show(draft.id)
+            proxy.garbles = None
+            await is_right(queue, draft)
+
+
+async def test_an_answer_that_is_lost_on_a_connection_that_stays_is_not_waited_for_for_ever(common, monkeypatch):
+    async with by_a_bad_way(common, 1) as (queue, proxy, (draft,)):
+        be_impatient(monkeypatch)
+        proxy.swallows = True
+        with pytest.raises(QueueUnavailable):
+            await queue.show(draft.id)
+        proxy.swallows = False
+        await is_right(queue, draft)
+
+
+def be_impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for no answer for long, and connect again soon."""
+    monkeypatch.setattr("supervisor.queues.redis_link.ANSWER", 0.5)
+    monkeypatch.setattr("supervisor.queues.redis_link.BACKOFF", (0.01, 0.02))
+    monkeypatch.setattr("supervisor.queues.postgres_session.PATIENCE", 0.5)
+    monkeypatch.setattr("supervisor.queues.postgres_session.AGAIN", (0.01, 0.02))
+
+
 # ---- hosts that are cut off ----
 
 
@@ -325,11 +412,11 @@ async def test_what_a_host_has_that_is_cut_off_is_taken_over_and_it_learns_that_
 
 
 @asynccontextmanager
-async def skewed(url: str, hours: float, **spec: Any) -> AsyncIterator[Engine]:
+async def skewed(url: str, hours: float = 0, name: str = "skewed", **spec: Any) -> AsyncIterator[Engine]:
     """The queue, as one has it whose clock is so many hours ahead."""
     place = Place(directory=Path(), now=lambda: wall_now() + 3600 * hours, listen=lambda notice: None, warn=print)
     settings = Settings(spec=QueueSpec(backend=url, **spec))
-    async with scheme_of(url).open("skewed", settings, place) as engine:
+    async with scheme_of(url).open(name, settings, place) as engine:
         yield engine
 
 
@@ -437,14 +524,45 @@ async def test_an_item_that_kills_its_daemon_each_time_is_dead_in_the_end_and_sa
         await daemon("submit", "q", '"good"', "--keep", "--result")
 
 
+LENGTH = "def length(item):\n    return len(item)\n"
+
+
 @pytest.mark.long
 async def test_fifty_megabytes_go_through_submit_and_come_to_the_function(log):
     host = Host(log, "a", file("sqlite", 'call = "large:length"'))
-    (host.directory / "large.py").write_text("def length(item):\n    return len(item)\n")
+    (host.directory / "large.py").write_text(LENGTH)
     (host.directory / "large.json").write_text(json.dumps("x" * (50 << 20)))
     async with alive(host):
         await host.daemon("submit", "q", "@large.json", "--id", "large")
         assert "52428800" in await host.daemon("queue", "wait", "large")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["thread", "process"])
+async def test_fifty_megabytes_go_through_a_server_and_come_to_the_function(server, log, kind):
+    host = Host(log, "a", file(server.url, f'call = "large:length"\nkind = "{kind}"'))
+    (host.directory / "large.py").write_text(LENGTH)
+    async with alive(host):
+        (record,) = await all_end(server.url, await put(server.url, "x" * (50 << 20)))
+    assert (record.result, record.attempts) == (b"52428800", 1)
+
+
+@pytest.mark.parametrize("server", REDIS, indirect=True)
+@pytest.mark.parametrize("job", ['call = "items:work"', 'call = "items:compute"\nkind = "process"'], ids=["async", "process"])
+async def test_what_somebody_else_has_put_that_is_no_json_is_dead_and_kills_nobody(server, log, job):
+    """Not each program that puts is one of ours."""
+    bad = {"deep": b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "cut": b'{"a":', "empty": b"", "infinite": b"1e999"}
+    host = Host(log, "a", file(server.url, job))
+    async with alive(host):
+        async with skewed(server.url, name="q") as queue:
+            await queue.put([Draft(id=id, payload=payload) for id, payload in bad.items()])
+            await queue.put([Draft(id="good", payload=b"1", keep=True)])
+        for id in bad:
+            assert (await host.daemon.said("item_dead", item=id))["attempt"] == 1
+        (record,) = await all_end(server.url, ["good"])
+        assert record.state is State.DONE
+        assert host.daemon.process.returncode is None
+    assert log.items("end") == {"1"}
 
 
 async def test_what_is_no_json_is_refused_by_submit_and_kills_nobody(log):

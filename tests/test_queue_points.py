@@ -11,17 +11,18 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from hosts import Host, Log, alive, all_end, file, quiet
+from hosts import Host, Log, alive, all_end, file, patiently, quiet
 from running import Running, Said, clean_environ
 from servers import PATIENCE, PostgresServer, RedisServer, Server
 
-from supervisor import QueueUnavailable, open_queue
+from supervisor import open_queue
 from supervisor.queues.protocol import State
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -33,12 +34,9 @@ def log(tmp_path) -> Log:
     return Log(tmp_path / "log")
 
 
-def some(*few: int, at_most: int) -> list[object]:
-    """A few points usually, and all of them, up to the last that there is, in the long run."""
-    return [
-        pytest.param(few, id="some"),
-        pytest.param(range(1, at_most), id="all", marks=[pytest.mark.long, pytest.mark.limit(900)]),
-    ]
+def some(*few: tuple[str, int]) -> list[object]:
+    """A few points usually, and all of them in the long run. A point: the how-manieth call of a name."""
+    return [pytest.param(few, id="some"), pytest.param((), id="all", marks=[pytest.mark.long, pytest.mark.limit(900)])]
 
 
 # ---- on the disk ----
@@ -73,9 +71,12 @@ def test_what_is_said_to_be_stored_has_been_written_and_synced(tmp_path):
 
 
 @asynccontextmanager
-async def killed_at(pid: int, calls: str, point: int, *paths: Path) -> AsyncIterator[trio.Event]:
-    """Have a process killed at its `point`th such call (on one of these files) from now on; gives what is set when it was."""
-    words = ["strace", "-f", "-s", "0", "-e", f"trace={calls}", "-e", f"inject={calls}:signal=KILL:when={point}"]
+async def killed_at(pid: int, call: str, point: int, *paths: Path) -> AsyncIterator[trio.Event]:
+    """Have a process killed when it makes this call (on one of these files) for the `point`th time from now on.
+
+    Gives what is set when that has happened.
+    """
+    words = ["strace", "-f", "-s", "0", "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={point}"]
     words += [word for path in paths for word in ("-P", str(path))]
     tracer = await trio.lowlevel.open_process([*words, "-p", str(pid)], stderr=subprocess.PIPE)
     dead, handle = trio.Event(), os.pidfd_open(pid)
@@ -109,31 +110,31 @@ async def heard(stream: trio.abc.ReceiveStream, words: bytes) -> None:
         said = said[-100:] + more
 
 
-async def put_surely(url: str, ids: list[str]) -> None:
-    """Put these, which are their own ids, until it is said that they are stored."""
-    while True:
-        try:
-            async with open_queue(url, "q") as queue:
-                await queue.put_many(ids, ids=ids, keep=True)
-                return
-        except QueueUnavailable:
-            await trio.sleep(0.05)
-
-
 async def handled(url: str, ids: list[str]) -> bool:
-    """Put these, and wait until they have ended."""
-    await put_surely(url, ids)
-    records = await all_end(url, ids)
-    return {record.state for record in records} == {State.DONE}
+    """Put these, which are their own ids, until it is said that they are stored, once; whether they end well."""
+
+    async def put() -> None:
+        async with open_queue(url, "q") as queue:
+            await queue.put_many(ids, ids=ids, keep=True)
+
+    await patiently(put)
+    return {record.state for record in await patiently(partial(all_end, url, ids))} == {State.DONE}
 
 
-async def at_each(points: Iterable[int], shoot: Callable[[int], Awaitable[bool]]) -> None:
-    """Shoot at each of these points; of all, up to the first that nobody comes to."""
-    for point in points:
-        if not await shoot(point):
-            assert point > 8, "this is hardly all that a put, a claim and an end take"
-            return
-    assert isinstance(points, tuple), "there are more points than that"
+async def at_each(points: Sequence[tuple[str, int]], calls: str, shoot: Callable[[str, int], Awaitable[bool]]) -> None:
+    """Shoot at these points; without any, at each of these calls, up to the first that nobody comes to."""
+    for call, point in points:
+        assert await shoot(call, point)
+    if not points:
+        reached = {call: await last_reached(call, shoot) for call in calls.split(",")}
+        assert sum(reached.values()) > 8, f"this is hardly all that a put, a claim and an end take: {reached}"
+
+
+async def last_reached(call: str, shoot: Callable[[str, int], Awaitable[bool]]) -> int:
+    for point in range(1, 100):
+        if not await shoot(call, point):
+            return point - 1
+    raise AssertionError(f"there are more {call} than that")
 
 
 @pytest.fixture(params=["postgres_alone", "redis_alone"])
@@ -141,54 +142,62 @@ def server(request) -> Server:
     return request.getfixturevalue(request.param)
 
 
+NAMES = {
+    RedisServer: {"ask": "read", "answer": "write"},  # also what it stores; what syncs that is another thread, now and then
+    PostgresServer: {"ask": "recvfrom", "answer": "sendto", "store": "pwrite64", "sync": "fdatasync"},
+}
+"""The calls that a server makes for a daemon."""
+
 LEASE = 'lease = "1s"'
 JOB = 'call = "items:work"\nworkers = 2\nretry = { attempts = 1000 }'
 
 
-def of(point: int) -> list[str]:
-    return [f"{point}-{letter}" for letter in "abc"]
+def of(call: str, point: int) -> list[str]:
+    """The items of a point."""
+    return [f"{call}-{point}-{letter}" for letter in "abc"]
 
 
-@pytest.mark.parametrize("points", some(3, at_most=100))
+@pytest.mark.parametrize("points", some(("sendto", 2), ("recvfrom", 2)))
 async def test_a_daemon_that_is_killed_at_a_system_call_to_the_server_loses_nothing(server, log, points):
     host = Host(log, "a", file(server.url, JOB, LEASE))
 
-    async def shoot(point: int) -> bool:
-        async with killed_at(host.daemon.process.pid, "sendto,recvfrom", point) as dead:
-            assert await handled(server.url, of(point))
+    async def shoot(call: str, point: int) -> bool:
+        async with killed_at(host.daemon.process.pid, call, point) as dead:
+            assert await handled(server.url, of(call, point))
             died = dead.is_set()
         if died:
             await host.is_up()
         return died
 
     async with alive(host):
-        await at_each(points, shoot)
+        await at_each(points, "sendto,recvfrom", shoot)
     assert log.attempts_are_counted
     assert max(begun(log).values()) <= 2
 
 
-@pytest.mark.parametrize("points", some(5, at_most=100))
+@pytest.mark.parametrize("points", some(("ask", 2), ("answer", 3)))
 async def test_a_server_that_is_killed_at_a_system_call_for_a_daemon_loses_nothing(server, log, points):
     """Of Redis, all there is; of PostgreSQL, the process that serves the daemon, whereupon it ends them all and recovers."""
     host = Host(log, "a", file(server.url, JOB, LEASE))
+    names = NAMES[type(server)]
 
     async def revive(dead: trio.Event) -> None:
         await dead.wait()
         if isinstance(server, RedisServer):
             server.restart()
 
-    async def shoot(point: int) -> bool:
-        async with killed_at(serving(server), "read,write,writev,sendto,recvfrom,pwrite64,fdatasync", point) as dead:
+    async def shoot(call: str, point: int) -> bool:
+        async with killed_at(serving(server), call, point) as dead:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(revive, dead)
-                assert await handled(server.url, of(point))
+                assert await handled(server.url, of(call, point))
                 died = dead.is_set()
                 nursery.cancel_scope.cancel(reason="all have ended")
         await host.daemon.until(lambda rows: rows["work"].word == "running")
         return died
 
     async with alive(host):
-        await at_each(points, shoot)
+        await at_each([(names[name], point) for name, point in points], ",".join(names.values()), shoot)
     assert log.attempts_are_counted
 
 
@@ -203,40 +212,40 @@ def serving(server: Server) -> int:
     return server.pids()[0]
 
 
-@pytest.mark.parametrize("points", some(3, 12, at_most=200))
+@pytest.mark.parametrize("points", some(("pwrite64", 4), ("fdatasync", 2), ("fdatasync", 3)))
 async def test_a_daemon_that_is_killed_at_a_system_call_on_its_file_loses_nothing(log, points):
     host = Host(log, "a", file("sqlite", 'call = "items:work"\nretry = { attempts = 1000 }'))
     files = [host.directory / ".supervisor" / name for name in ("queues.db", "queues.db-wal")]
 
-    async def shoot(point: int) -> bool:
+    async def shoot(call: str, point: int) -> bool:
         await host.is_up()
-        async with killed_at(host.daemon.process.pid, "pwrite64,fdatasync,ftruncate,fcntl,pread64", point, *files) as dead:
-            await submitted(host, of(point))
+        async with killed_at(host.daemon.process.pid, call, point, *files) as dead:
+            await submitted(host, of(call, point))
             return dead.is_set()
 
     async with alive(host):
-        await at_each(points, shoot)
+        await at_each(points, "pwrite64,fdatasync,pread64", shoot)
     assert log.attempts_are_counted
     assert max(begun(log).values()) <= 2
     ends = Counter(line[1][:-2] for line in log.lines("end"))
     assert max(ends.values()) <= 4  # of three items at each point, one whose end was not stored yet
 
 
-@pytest.mark.parametrize("points", some(2, 4, at_most=100))
+@pytest.mark.parametrize("points", some(("read", 1), ("write", 2)))
 async def test_a_worker_that_is_killed_at_a_system_call_of_an_item_loses_nothing(log, points):
     host = Host(log, "a", file("sqlite", 'call = "items:compute"\nkind = "process"\nretry = { attempts = 1000 }'))
     kills = itertools.count()
 
-    async def shoot(point: int) -> bool:
+    async def shoot(call: str, point: int) -> bool:
         table = await host.daemon.until(lambda rows: rows["work"].ready and rows["work"].pid is not None)
-        async with killed_at(table["work"].pid, "read,write", point) as dead:
-            await submitted(host, of(point))
+        async with killed_at(table["work"].pid, call, point) as dead:
+            await submitted(host, of(call, point))
             died = dead.is_set()
         next(kills)
         return died
 
     async with alive(host):
-        await at_each(points, shoot)
+        await at_each(points, "read,write", shoot)
     assert log.attempts_are_counted
     assert sum(begun(log).values()) - len(begun(log)) <= next(kills)  # the one in its hands
 

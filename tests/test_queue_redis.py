@@ -478,7 +478,7 @@ async def drained_while_workers_die(server: RedisServer, directory: Path, count:
 
     workers = [start(), start()]
     try:
-        async with opened(server.url, lease=Seconds(1)) as queue:
+        async with opened(server.url, lease=Seconds(1), size=count) as queue:
             ids = [receipt.id for receipt in await queue.put([draft() for _ in range(count)])]
             for number in range(kills):
                 worker = workers[number % 2]

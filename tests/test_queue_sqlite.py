@@ -375,7 +375,8 @@ FOR_PEOPLE = ("count(*)", "max(ready_at, :now)", "ORDER BY started_at")
 
 STEPS_OF_PLANS = re.compile(
     r"SEARCH items USING (INTEGER PRIMARY KEY|(COVERING )?INDEX items_(id \(queue=\? AND id=\?\)|waiting|running|expiring"
-    r"|(ended|over) \(queue=\? AND ))|SEARCH (large|keys|queues) USING|SCAN (json_each|levels|found|ending|CONSTANT)"
+    r"|parked \(queue=\? AND in_group=\?|(ended|over) \(queue=\? AND ))|SEARCH (large|keys|queues) USING"
+    r"|SCAN (json_each|each|levels|found|ending|CONSTANT)|SEARCH first USING INTEGER PRIMARY KEY"
     r"|SETUP|RECURSIVE STEP|CO-ROUTINE|((CORRELATED )?(SCALAR|LIST) SUBQUERY)|MATERIALIZE"
 )
 """What a plan may consist of: nothing goes through all items, or sorts them."""
@@ -391,10 +392,10 @@ def use_all(rows: Rows) -> None:
     sqlite_people.declare(rows)
     sqlite_people.declared(rows)
     sqlite_put.put(rows, [*drafts(2), *drafts(2, key="k", group="g", delay=1.0, expire=5.0, keep=True)])
-    claimed = sqlite_claim.claim(rows, demand(30, [2])).claimed
+    claimed = sqlite_claim.claim(rows, demand(30, [2]))
     sqlite_claim.claim(rows, demand(1, attempts=0))
     sqlite_claim.due(rows)
-    sqlite_put.is_full(rows)
+    sqlite_put.room_at(rows)
     sqlite_finish.progress(rows, claimed.items[0], 1, 2)
     hows = ("done", "retry", "dead", "back")
     sqlite_finish.finish(
@@ -446,7 +447,7 @@ def test_a_million_of_each_state_make_nothing_slow(tmp_path):
             return result
 
         timed("put", sqlite_put.put, rows, drafts(250))
-        claimed = timed("claim", sqlite_claim.claim, rows, demand(250)).claimed
+        claimed = timed("claim", sqlite_claim.claim, rows, demand(250))
         timed(
             "finish", sqlite_finish.finish, rows, [Ending(id=item.id, token=item.token, how="done") for item in claimed.items]
         )

@@ -20,6 +20,7 @@ from supervisor.queues import QUEUES
 from supervisor.queues.protocol import State
 from supervisor.queues.spec import QueueSpec
 from supervisor.tree import open_supervisor
+from supervisor.triggers import MOST
 from tests.forest import Forest, forest, job, moment
 
 MEMORY = QueueSpec(backend="memory")
@@ -93,17 +94,40 @@ async def test_an_item_of_a_tick_that_is_known_is_not_put_again(autojump_clock, 
     assert [item for _, item in seen] == ["theirs"]
 
 
-async def test_ticks_whose_items_wait_for_room_are_all_put(autojump_clock, tmp_path):
+@pytest.mark.parametrize(("catch_up", "left"), [("none", 1), ("last", 1), ("all", MOST)])
+async def test_of_ticks_whose_items_wait_for_room_the_newest_are_put(autojump_clock, tmp_path, catch_up, left):
+    full = QueueSpec(backend="memory", size=1)
+    ids: list[str] = []
+
+    async def note(item: Any, ctx: Context) -> None:
+        ids.append(ctx.item or "")
+
+    async with planted(tmp_path, job(note, queue="q", cron="* * * * *", catch_up=catch_up), full) as f:
+        await f.tree.queues.engine("q").pause(True)
+        await trio.sleep(60 * 150 + 30)
+        assert [id for id, _ in await waiting(f)] == ["a@2026-01-01T00:01:00.000Z"]
+        assert f.events(Warned)[0].text == "a: the item of a tick of its schedule waits for room in queue q"
+        skipped = f.events(Skipped)
+        assert sum(event.ticks for event in skipped) == 149 - left
+        assert skipped[0].cause == "the item of an earlier one waits for room in queue q"
+        await f.tree.queues.engine("q").pause(False)
+        await trio.sleep(20)
+        assert len(ids) == 1 + left
+        assert ids[1:] == [item_id("a", moment("2026-01-01 00:00") + 60 * minute) for minute in range(151 - left, 151)]
+        await trio.sleep(20)
+        assert len(ids) == 2 + left  # and so it goes on
+
+
+async def test_where_the_job_is_gone_no_item_of_it_waits_any_more(autojump_clock, tmp_path):
     seen: list[Any] = []
-    spec = job(noting(seen), queue="q", cron="* * * * *")
+    spec = job(noting(seen), queue="q", cron="* * * * *", catch_up="all")
     async with planted(tmp_path, spec, QueueSpec(backend="memory", size=1)) as f:
         await f.tree.queues.engine("q").pause(True)
         await trio.sleep(200)
-        assert [id for id, _ in await waiting(f)] == ["a@2026-01-01T00:01:00.000Z"]
-        assert f.events(Warned)[0].text == "a: the item of a tick of its schedule waits for room in queue q"
+        f.tree.apply(f.config({"a": job(noting(seen), queue="q")}))
         await f.tree.queues.engine("q").pause(False)
-        await trio.sleep(1)
-        assert len(seen) == 3
+        await trio.sleep(300)
+    assert len(seen) == 1
 
 
 async def test_a_tick_is_missed_in_a_sleep_of_the_machine_and_that_is_said(autojump_clock, tmp_path):

@@ -384,7 +384,7 @@ async def test_a_command_never_ends_the_tree_though_the_job_is_essential(autojum
 
 
 async def test_a_thread_that_will_not_end_is_named_and_left_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("supervisor.tree.KILL_LIMIT", 0.1)
+    monkeypatch.setattr("supervisor.tree.phases.KILL_LIMIT", 0.1)
     go = threading.Event()
     try:
         with trio.fail_after(30):

@@ -102,7 +102,9 @@ def control_command(verb: Verb) -> click.Command:
         verb.spoken.rpartition(" ")[2],
         params=params,
         callback=_callback(verb),
-        help=verb.help[0].upper() + verb.help[1:] + ".",
+        help="\n\n".join(
+            [_sentence(verb.help), *(f"{_metavar(each)}: {each.help}." for each in verb.params if each.positional)]
+        ),
         hidden=verb.hidden,
         context_settings={
             "help_option_names": ["-h", "--help"],
@@ -141,9 +143,13 @@ def _parameter(param: Param) -> click.Parameter:
         default=param.default,
         type=None if param.flag or param.many else _Text(param),
         metavar=None if param.flag else param.metavar or None,
-        help=param.help[0].upper() + param.help[1:] + ".",
+        help=_sentence(param.help),
         show_default=not param.flag and param.default not in (None, "", ()),
     )
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
 
 
 def _metavar(param: Param) -> str:

@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import time
+from contextlib import contextmanager
 
 from supervisor.cli import render
 from supervisor.cli.act import INTERRUPTED, REFUSED, USAGE, Out, complain, exit_code
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18
 """Bytes of items that one request carries, unless one item alone has more."""
+
+LARGEST = (1 << 26) - (1 << 12)
+"""Bytes of an item that the daemon takes, with what is said of it besides."""
 
 MOST = 2000
 """Items that one request carries."""
@@ -57,7 +61,10 @@ def submit(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_
     from supervisor.cli.wakeup import woken_by_signals
 
     try:
-        total = sum(_checked(word) for word in words)
+        counts = [_checked(word) for word in words]
+        total = 0 if None in counts else sum(count for count in counts if count)
+        if total and 1 < len(values["id"]) != total:
+            raise Unfit(f"expected as many ids as items ({total}), or one that theirs begin with; got {len(values['id'])}")
         sender = Sender(Connection(find_socket(socket)), out, values, total, as_json)
     except Unfit as problem:
         complain(f"{problem}; nothing is stored")
@@ -69,18 +76,24 @@ def submit(out: Out, verb: Verb, values: dict[str, Any], socket: str | None, as_
 # ---- what is to be put ----
 
 
-def _checked(word: str) -> int:
-    """Look at all that a word stands for, if that has an end: how many items it is. Raises Unfit."""
+def _checked(word: str) -> int | None:
+    """Look at all that a word stands for, if that has an end: how many items it is, else None. Raises Unfit."""
     if word == "-":
-        return 0
-    if not word.startswith("@"):
-        _check(word.encode("utf-8", "surrogateescape"), "")
-        return 1
-    path = word[1:]
+        return None
+    if word.startswith("@"):
+        with _of_file(word[1:]):
+            if not stat.S_ISREG(os.stat(word[1:]).st_mode):  # noqa: PTH116 - importing pathlib would take longer than asking
+                return None
+    return sum(line is not None for line in _lines(word))
+
+
+@contextmanager
+def _of_file(path: str) -> Iterator[None]:
+    """What is wrong with a file is said with its name."""
+    if not path:
+        raise Unfit("expected the name of a file after the @")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - importing pathlib would take longer than asking
-            return 0
-        return sum(line is not None for line in _lines(word))
+        yield
     except OSError as problem:
         raise Unfit(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
 
@@ -90,15 +103,16 @@ def _lines(word: str) -> Iterator[Line | None]:
     if word == "-":
         yield from _numbered(sys.stdin.fileno(), "standard input")
     elif word.startswith("@"):
-        with open(word[1:], "rb", buffering=0) as file:  # noqa: PTH123
+        with _of_file(word[1:]), open(word[1:], "rb", buffering=0) as file:  # noqa: PTH123
             yield from _numbered(file.fileno(), word[1:])
     else:
-        yield Line(_check(word.encode("utf-8", "surrogateescape"), ""), "")
+        yield Line(_check_word(word), "")
 
 
 def _numbered(descriptor: int, name: str) -> Iterator[Line | None]:
     number, rest = 0, [b""]
     while chunk := os.read(descriptor, CHUNK):
+        chunk = chunk if number or len(rest) > 1 else chunk.removeprefix(b"\xef\xbb\xbf")  # some editors begin a file so
         first, *more = chunk.split(b"\n")
         rest.append(first)
         for text in more:
@@ -111,15 +125,44 @@ def _numbered(descriptor: int, name: str) -> Iterator[Line | None]:
         yield Line(_check(whole, f"{name}:{number + 1}: "), f"{name}:{number + 1}: ")
 
 
+def _check_word(word: str) -> bytes:
+    """The same of a word of the command line; of one that looks like something else, what to do."""
+    try:
+        return _check(word.encode("utf-8", "surrogateescape"), "")
+    except Unfit as problem:
+        hint = ""
+        if os.path.isfile(word):  # noqa: PTH113
+            hint = f"; the lines of that file are @{word}"
+        elif word.isprintable() and word[:1] not in '"[{' and len(word) < 64:
+            hint = f"; a text needs its quotes: '\"{word}\"'" if word.strip() else ""
+        raise Unfit(f"{problem}{hint}") from None
+
+
 def _check(text: bytes, place: str) -> bytes:
     """An item as it goes over the socket: on one line. Raises Unfit."""
+    if len(text) > LARGEST:
+        raise Unfit(f"{place}{_mb(len(text))} MB: an item may have {_mb(LARGEST)}; put the name of a file in its place")
     try:
-        json.loads(text, parse_constant=_no_number)
+        value = json.loads(text.decode(), parse_constant=_no_number)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise Unfit(f"{place}nested too deeply") from None
+    except UnicodeDecodeError as problem:
+        raise Unfit(f"{place}not UTF-8 (byte {problem.start + 1})") from None
+    except UnicodeEncodeError:
+        raise Unfit(f"{place}not JSON: half of a pair of \\u escapes") from None
+    except json.JSONDecodeError as problem:
+        ends = "; the item ends there" if problem.pos >= len(problem.doc.rstrip()) else ""
+        what = problem.msg.removesuffix(" at").removesuffix(" starting")
+        raise Unfit(f"{place}not JSON: {_lower(what)} at character {problem.pos + 1}{ends}") from None
     except ValueError as problem:
-        raise Unfit(f"{place}not JSON: {_lower(str(problem))}") from None
+        raise Unfit(f"{place}not JSON: {problem}") from None
     return text.strip().replace(b"\n", b" ").replace(b"\r", b" ")  # in JSON, only between its parts
+
+
+def _mb(size: int) -> int:
+    return round(size / (1 << 20))
 
 
 def _no_number(word: str) -> float:
@@ -151,6 +194,8 @@ class Sender:
         self._became: dict[str, int] = {}
         self._ids: list[str] = []
         self._count = 0
+        self._sent = 0
+        """Items of the request under way."""
         self._shown = False
 
     def run(self, lines: Iterable[Line | None]) -> int:
@@ -167,13 +212,15 @@ class Sender:
             self._stopped(f"{problem}; whether more is, is not known", REFUSED)
             raise
         except KeyboardInterrupt:
-            return self._stopped("interrupted", INTERRUPTED)
+            return self._stopped("interrupted", INTERRUPTED, self._sent)
 
     def _put(self, chunk: list[Line]) -> int:
         options = self._options | self._left() | self._named(len(chunk))
         params = json.dumps(options, ensure_ascii=False).encode("utf-8", "surrogateescape")
         params = b'%b,"items":[%b]}' % (params[:-1], b",".join([line.text for line in chunk]))
+        self._sent = len(chunk)
         reply = self._ask("submit", params)
+        self._sent = 0
         if error := reply.get("error"):
             return self._refused(error, chunk)
         for row in reply["result"]:
@@ -220,12 +267,14 @@ class Sender:
         message = message.removesuffix(f"; {data.get('stored')} of {len(chunk)} are stored")  # we count those before them, too
         return self._stopped(place + message, exit_code(error))
 
-    def _stopped(self, why: str, code: int) -> int:
+    def _stopped(self, why: str, code: int, open: int = 0) -> int:
+        """Say why it ends early, and how many are stored; of those that are `open`, nobody knows."""
         self._clear()
-        stored = (
-            "nothing is stored" if not self._count else f"{self._count} {'item is' if self._count == 1 else 'items are'} stored"
-        )
-        complain(f"{render.clean(why)}; {stored}")
+        stored = f"{self._count} {'item is' if self._count == 1 else 'items are'} stored" if self._count else ""
+        if open:
+            some = f"some of the {'next' if stored else 'first'} {open}" if open > 1 else "the next" if stored else "the item"
+            stored = f"{stored}, and perhaps {some}" if stored else f"perhaps {some} {'are' if open > 1 else 'is'} stored"
+        complain(f"{render.clean(why)}; {stored or 'nothing is stored'}")
         return code
 
     def _say(self) -> int:

@@ -9,7 +9,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import msgspec
 import trio
@@ -18,17 +18,14 @@ from supervisor.control.client import (
     CHUNK,
     FINISHED,
     Names,
+    Sending,
+    SubmitOptions,
     T,
-    When,
     arguments,
-    chunks,
-    counting,
     item_of,
-    moment,
     outcome,
     returned,
     settings,
-    submission,
 )
 from supervisor.control.messages import (
     Attached,
@@ -120,27 +117,12 @@ class AsyncClient:
         """End the run in hand of jobs; or runs, or items, by their ids."""
         return await self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
 
-    async def submit(
-        self,
-        queue: str,
-        item: Any,
-        *,
-        id: str = "",
-        priority: str = "",
-        delay: float | None = None,
-        at: When = "",
-        expire: float | None = None,
-        keep: bool = False,
-        timeout: float | None = None,
-    ) -> str:
+    async def submit(self, queue: str, item: Any, *, id: str = "", **options: Unpack[SubmitOptions]) -> str:
         """Put an item into a queue; its id, once it is stored, or that of the one that it is merged with.
 
-        With an `id`, putting it again stores nothing twice: what raised, or was cut short, may be done again. `keep` it for
-        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError 75.
-        Raises ControlError where the queue's `unique` rejects it.
+        Its options are those of the blocking client.
         """
-        options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep}
-        (done,) = await self.submit_many(queue, [item], id=[id] if id else (), timeout=timeout, **options)
+        (done,) = await self.submit_many(queue, [item], id=[id] if id else (), **options)
         if done.what == "rejected":
             raise ControlError(f"{queue}: not stored: {done.id} has its key", data=done)
         return done.id
@@ -151,27 +133,18 @@ class AsyncClient:
         items: Iterable[Any],
         *,
         id: Sequence[str] = (),
-        priority: str = "",
-        delay: float | None = None,
-        at: When = "",
-        expire: float | None = None,
-        keep: bool = False,
         result: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> list[Submitted]:
         """Put many items, in as many requests as they need; what became of each. With `result`, also what came of it.
 
         Where it raises ControlError, its `data` says how many are `stored`: of the first ones.
         """
-        until = None if timeout is None else trio.current_time() + timeout
-        options = {"priority": priority, "delay": delay, "at": moment(at), "expire": expire, "keep": keep, "result": result}
-        done: list[Submitted] = []
-        for chunk in chunks(items):
-            left = None if until is None else max(0.0, until - trio.current_time())
-            ids = id[len(done) : len(done) + len(chunk)]
-            with counting(len(done)):
-                done += await self._submit(submission(queue, chunk, ids, {**options, "timeout": left}))
-        return done
+        sending = Sending(trio.current_time, queue, items, id, result, **options)
+        for request, _ in sending.requests():
+            with sending.counting():
+                sending.done += await self._submit(request)
+        return sending.done
 
     async def result(self, id: str, *, queue: str = "", timeout: float | None = None) -> Any:
         """Wait until an item has ended: what it returned. Raises ControlError, its `data` the item, where it has failed.

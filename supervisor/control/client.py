@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar, Unpack
 
 import msgspec
 
@@ -38,6 +38,23 @@ When = datetime | str
 """A moment: one without a zone is of the daemon's own; the empty text is none."""
 
 T = TypeVar("T")
+
+
+class _Options(TypedDict, total=False):
+    """What the daemon gets as it is said."""
+
+    priority: str
+    delay: float | None
+    expire: float | None
+    keep: bool
+
+
+class SubmitOptions(_Options, total=False):
+    """What can be said of items when they are submitted: see `Client.submit`."""
+
+    at: When
+    timeout: float | None
+
 
 CHUNK = 1 << 16
 """The most that is written to a job at once: base64 of it stays far below what a request may have."""
@@ -131,27 +148,15 @@ class Client:
         """End the run in hand of jobs; or runs, or items, by their ids."""
         return self._call("cancel", list[Answer], names=names, wait=wait, timeout=timeout)
 
-    def submit(
-        self,
-        queue: str,
-        item: Any,
-        *,
-        id: str = "",
-        priority: str = "",
-        delay: float | None = None,
-        at: When = "",
-        expire: float | None = None,
-        keep: bool = False,
-        timeout: float | None = None,
-    ) -> str:
+    def submit(self, queue: str, item: Any, *, id: str = "", **options: Unpack[SubmitOptions]) -> str:
         """Put an item into a queue; its id, once it is stored, or that of the one that it is merged with.
 
-        With an `id`, putting it again stores nothing twice: what raised, or was cut short, may be done again. `keep` it for
-        `result`, unless something is returned anyway. Waits for room, at most `timeout` seconds: then ControlError 75.
-        Raises ControlError where the queue's `unique` rejects it.
+        With an `id`, putting it again stores nothing twice: what raised, or was cut short, may be done again. `priority`: one
+        of the queue's. `delay`: not before so many seconds from now; `at`: not before this moment. `expire`: not after so many
+        seconds since then. `keep` it for `result`, unless something is returned anyway. Waits for room, at most `timeout`
+        seconds: then ControlError 75. Raises ControlError where the queue's `unique` rejects it.
         """
-        options: dict[str, Any] = {"priority": priority, "delay": delay, "at": at, "expire": expire, "keep": keep}
-        (done,) = self.submit_many(queue, [item], id=[id] if id else (), timeout=timeout, **options)
+        (done,) = self.submit_many(queue, [item], id=[id] if id else (), **options)
         if done.what == "rejected":
             raise ControlError(f"{queue}: not stored: {done.id} has its key", data=done)
         return done.id
@@ -162,27 +167,18 @@ class Client:
         items: Iterable[Any],
         *,
         id: Sequence[str] = (),
-        priority: str = "",
-        delay: float | None = None,
-        at: When = "",
-        expire: float | None = None,
-        keep: bool = False,
         result: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> list[Submitted]:
         """Put many items, in as many requests as they need; what became of each. With `result`, also what came of it.
 
         Where it raises ControlError, its `data` says how many are `stored`: of the first ones.
         """
-        until = None if timeout is None else time.monotonic() + timeout
-        options = {"priority": priority, "delay": delay, "at": moment(at), "expire": expire, "keep": keep, "result": result}
-        done: list[Submitted] = []
-        for chunk in chunks(items):
-            left = None if until is None else max(0.0, until - time.monotonic())
-            ids = id[len(done) : len(done) + len(chunk)]
-            with counting(len(done)):
-                done += self._submit(submission(queue, chunk, ids, {**options, "timeout": left}), left)
-        return done
+        sending = Sending(time.monotonic, queue, items, id, result, **options)
+        for request, left in sending.requests():
+            with sending.counting():
+                sending.done += self._submit(request, left)
+        return sending.done
 
     def result(self, id: str, *, queue: str = "", timeout: float | None = None) -> Any:
         """Wait until an item has ended: what it returned. Raises ControlError, its `data` the item, where it has failed.
@@ -417,21 +413,45 @@ def chunks(items: Iterable[Any]) -> Iterator[list[bytes]]:
         yield chunk
 
 
-def submission(queue: str, items: Sequence[bytes], ids: Sequence[str], options: Mapping[str, Any]) -> bytes:
-    """The params of a `submit`."""
-    params = msgspec.json.encode(arguments("submit", {**options, "queue": queue, "id": list(ids), "items": ["it"]}))
-    return params.replace(b'"items":["it"]', b'"items":[%b]' % b",".join(items))
+class Sending:
+    """Many items on their way into a queue: the requests that they need, and what became of those that are `done`."""
 
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        queue: str,
+        items: Iterable[Any],
+        ids: Sequence[str],
+        result: bool,
+        *,
+        at: When = "",
+        timeout: float | None = None,
+        **options: Unpack[_Options],
+    ) -> None:
+        self.done: list[Submitted] = []
+        self._clock = clock
+        self._items = items
+        self._ids = ids
+        self._said = {"queue": queue, "items": ["it"], "result": result, "at": moment(at), **options}
+        self._until = None if timeout is None else clock() + timeout
 
-@contextmanager
-def counting(stored: int) -> Iterator[None]:
-    """So many were stored before what is done here: an error says how many in all."""
-    try:
-        yield
-    except ControlError as problem:
-        data = problem.data if isinstance(problem.data, dict) else {}
-        problem.data = {**data, "stored": stored + data.get("stored", 0)}
-        raise
+    def requests(self) -> Iterator[tuple[bytes, float | None]]:
+        """The params of each `submit`, and how many seconds are left for it. What the one before came to is `done` by then."""
+        for chunk in chunks(self._items):
+            left = None if self._until is None else max(0.0, self._until - self._clock())
+            ids = self._ids[len(self.done) : len(self.done) + len(chunk)]
+            params = msgspec.json.encode(arguments("submit", {**self._said, "id": list(ids), "timeout": left}))
+            yield params.replace(b'"items":["it"]', b'"items":[%b]' % b",".join(chunk)), left
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """An error of the next request says how many are stored in all."""
+        try:
+            yield
+        except ControlError as problem:
+            data = problem.data if isinstance(problem.data, dict) else {}
+            problem.data = {**data, "stored": len(self.done) + data.get("stored", 0)}
+            raise
 
 
 def returned(item: ItemStatus) -> Any:

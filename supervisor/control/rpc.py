@@ -5,9 +5,10 @@ A handler is fenced here: its exception becomes error -32603 and an entry in the
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import structlog
@@ -18,10 +19,16 @@ from supervisor.control.call import Call, Refused
 from supervisor.control.handlers import HANDLERS
 from supervisor.control.messages import Envelope, Fault
 from supervisor.control.verbs import LATER, VERBS, Verb
-from supervisor.errors import ControlError, SpecError
+from supervisor.errors import ControlError, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from supervisor.control.connection import Connection
+
+T = TypeVar("T")
+Json = TypeVar("Json", bytes, msgspec.Raw, msgspec.Raw | msgspec.UnsetType)
+
+LARGE = 1 << 20
+"""Bytes of a request from which on it is read beside the loop. Only a `submit` may be longer; others begin in their order."""
 
 _log = structlog.get_logger("control")
 
@@ -29,8 +36,7 @@ _log = structlog.get_logger("control")
 async def reply(connection: Connection, line: bytes) -> bytes:
     """What to send for one line: a response, a batch of them, or nothing where none is asked for."""
     try:
-        line.decode()  # msgspec does not look into what it hands on raw
-        batch = msgspec.json.decode(line, type=list[msgspec.Raw]) if line[:1] == b"[" else None
+        batch = await _aside(line, _batch)
     except (ValueError, RecursionError) as problem:
         return failure(b"null", Fault(messages.PARSE_ERROR, _sentence(problem)))
     if batch is None:
@@ -55,7 +61,7 @@ async def _reply_all(connection: Connection, batch: list[msgspec.Raw]) -> bytes:
 
 async def _reply_one(connection: Connection, raw: msgspec.Raw, in_batch: bool = False) -> bytes:
     try:
-        request = msgspec.json.decode(raw, type=Envelope)
+        request = await _aside(raw, _envelope)
         identity = _identity(request)
         if request.jsonrpc != "2.0":
             raise msgspec.ValidationError('`jsonrpc` must be "2.0"')
@@ -76,7 +82,7 @@ async def _perform(connection: Connection, request: Envelope, identity: bytes, i
     if verb.streams and (in_batch or not identity):
         raise Refused(messages.INVALID_REQUEST, f"{verb.name} answers with a stream: ask for it alone, with an id")
     try:
-        params = messages.read_params(verb, request.params)
+        params = await _aside(request.params, partial(messages.read_params, verb))
     except (ValueError, RecursionError) as problem:
         raise Refused(messages.INVALID_PARAMS, f"{verb.name}: {_sentence(problem)}") from None
     try:
@@ -93,14 +99,30 @@ async def _perform(connection: Connection, request: Envelope, identity: bytes, i
         raise Refused(messages.INTERNAL_ERROR, f"{verb.name}: a fault of the daemon, see its log: {problem!r}") from None
 
 
+async def _aside(given: Json, read: Callable[[Json], T]) -> T:
+    """Read JSON; in a thread where there is much of it, so that everybody else has a turn between one step and the next."""
+    if isinstance(given, msgspec.UnsetType) or memoryview(given).nbytes <= LARGE:
+        return read(given)
+    return await trio.to_thread.run_sync(read, given)
+
+
+def _batch(line: bytes) -> list[msgspec.Raw] | None:
+    """The requests of a batch; None where it is no batch."""
+    line.decode()  # msgspec does not look into what it hands on raw
+    return msgspec.json.decode(line, type=list[msgspec.Raw]) if line[:1] == b"[" else None
+
+
+def _envelope(raw: msgspec.Raw) -> Envelope:
+    return msgspec.json.decode(raw, type=Envelope)
+
+
 def _find_verb(method: str) -> Verb:
     if verb := VERBS.get(method):
         return verb
     if method in LATER:
         raise Refused(ControlError.REFUSED, f"{method}: not supported yet")
-    near = difflib.get_close_matches(method[:64], VERBS, 1)
-    hint = f"; did you mean {near[0]!r}" if near else ""
-    raise Refused(messages.METHOD_NOT_FOUND, f"no method {method[:64]!r}{hint}")
+    near = did_you_mean(method, VERBS, "'")
+    raise Refused(messages.METHOD_NOT_FOUND, f"no method {method[:64]!r}{near}")
 
 
 def _identity(request: Envelope) -> bytes:
@@ -138,4 +160,4 @@ def _sentence(problem: Exception) -> str:
     if isinstance(problem, UnicodeDecodeError):
         return f"not UTF-8 (byte {problem.start})"
     text = str(problem)
-    return text[:1].lower() + text[1:]
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]

@@ -30,6 +30,9 @@ IDLE = 60.0
 PATIENCE = 5.0
 """Seconds that the process may take to load the code, and for each answer: nobody waits longer to have an item stored."""
 
+PACE = 4 << 20
+"""Bytes of items for which it may take one second more."""
+
 REST = 60.0
 """Seconds in which nobody is asked after there was no answer."""
 
@@ -64,14 +67,15 @@ class Checker:
             return
         process = self._process if self._process is not None and self.awake else self._start()
         bad = None
-        with trio.move_on_after(PATIENCE) as patience:
+        limit = PATIENCE + sum(map(len, items)) / PACE
+        with trio.move_on_after(limit) as patience:
             try:
                 bad = await process.look_at(items)
             except RunFailed as error:
                 self._rest(str(error))
         if patience.cancelled_caught and not process.loading:
             process.kill("it does not answer")
-            self._rest(f"no answer within {PATIENCE:g} s")
+            self._rest(f"no answer within {limit:.0f} s")
         if bad is not None:
             raise bad
 

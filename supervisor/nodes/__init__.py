@@ -1,4 +1,4 @@
-"""The nodes of the tree: a supervisor, and the children it keeps. Only `tree.py` knows them.
+"""The nodes of the tree: a supervisor, and the children it keeps. Only `tree` knows them.
 
     node         what a job and a supervisor have in common; a life, an order, a reason to wait or to stop
     job          a job: its schedule, and its runs
@@ -17,7 +17,11 @@
     hearing      what a child says of itself over its NOTIFY_SOCKET
     recycling    what runs hold in memory
     room         how many runs may be in threads and in processes at the same time
-    supervisor   a supervisor: its loop, its decisions, the stop ladder
+    supervisor   a supervisor: the books of its children, and the loop that keeps them as they should be
+    inbox        what that loop waits for: messages and timers
+    reasons      what a child should be doing, and why
+    restarts     how failures are answered: strategy, group operation, intensity
+    ladder       how a run is stopped: ask, wait for its grace, kill
     workers      the workers of a job with several: a supervisor of its own
     autoscale    how many they are, where that goes by the work there is
     commands     what an operator may ask of a child

@@ -21,7 +21,7 @@ from supervisor.errors import DeadlineExceeded, ExitStatus, RaisedElsewhere, Run
 from supervisor.kinds import KINDS, Attempt, JobSpec, Kind, Outcome, Run
 from supervisor.kinds.function import kind_of, load, taken
 from supervisor.nodes.fence import failure_of, foreign, in_one_line, split_foreign
-from supervisor.nodes.node import STUCK_AFTER
+from supervisor.nodes.ladder import STUCK_AFTER
 from supervisor.policies import RetrySpec
 from supervisor.policies.bulkhead import Bulkhead
 from supervisor.policies.rate import RateLimiter

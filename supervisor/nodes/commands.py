@@ -8,8 +8,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import trio
-
 from supervisor.errors import QueueError
 from supervisor.kinds import JobSpec, Outcome
 from supervisor.kinds.job import MOST_WORKERS, clashes
@@ -73,11 +71,7 @@ def _want_up(supervisor: SupervisorNode, child: Node, order: Order, due: str | N
     child.want_up(due or _said("started", order), order.by)
     if due is None and isinstance(child, WorkersNode):
         child.want_all_up(child.goal_cause, order.by)
-    if supervisor.group is not None and child.name in supervisor.group.affected:
-        supervisor.group.wait = 0.0
-        supervisor.group.let_down.discard(child.name)
-        if supervisor.group.until is not None:
-            supervisor.group.until = trio.current_time()
+    supervisor.restarts.hasten(child)
     supervisor.hasten_self()
 
 
@@ -95,9 +89,8 @@ def _start(supervisor: SupervisorNode, child: Node, order: Order, with_after: bo
 
 def _ending(supervisor: SupervisorNode, child: Node, life: Life) -> bool:
     """Whether its run is on its way out, or will be when it is its turn in the group."""
-    return child.stopping or (
-        supervisor.group is not None and supervisor.group.stopping and child.name in supervisor.group.affected
-    )
+    group = supervisor.restarts.group_of(child)
+    return child.stopping or (group is not None and group.stopping)
 
 
 def _stop(supervisor: SupervisorNode, child: Node, order: Order, now: bool = False) -> None:

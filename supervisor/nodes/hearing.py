@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor import events
-from supervisor.nodes import health
+from supervisor.nodes import health, ladder
 from supervisor.nodes.job import JobNode
 from supervisor.nodes.node import Life
 from supervisor.probes.judgement import Answer, News, Verdict
@@ -90,7 +90,7 @@ class Hearing:
         elif said.get("WATCHDOG") == "trigger" and spec.health is not None and spec.health.notify:
             self._supervisor.post(self._triggered)
         if _USEC.fullmatch(extension := said.get("EXTEND_TIMEOUT_USEC", "")):
-            self._supervisor.post(self._supervisor.extend, self._child, life, int(extension) / 1e6)
+            self._supervisor.post(ladder.extend, self._supervisor, self._child, life, int(extension) / 1e6)
         self._text = ": ".join(_texts(said)) or self._text
         if "MAINPID" in said and said["MAINPID"] != str(life.run.pid):
             self._refuse("MAINPID: the main process stays the one that was started, so that nothing of it can get away")

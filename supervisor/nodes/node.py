@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 STARTS = ("start", "restart", "reload", "run-now", "scale")
 """What asks for a new run, or for a run to be there."""
 
-STUCK_AFTER = 5.0
-"""Seconds after a kill at which what is still there is called stuck."""
-
 
 class Order:
     """One command on one name. `wait` gives what it came to; the command itself has already been obeyed."""
@@ -322,8 +319,8 @@ class Node:
     def stuck(self, run: Run, cause: str, pids: tuple[int, ...]) -> None:
         """See `Reporter`."""
         self.emit(events.Stuck, run=run.id, cause=cause, pids=pids, followed=run.followed)
-        self.tree.stuck = True
-        self.tree.look_whether_only_stuck()
+        self.tree.phases.stuck = True
+        self.tree.phases.look_whether_only_stuck()
 
     def progress(self, run: Run, done: float, total: float | None) -> None:
         """See `Reporter`."""

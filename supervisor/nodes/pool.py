@@ -268,7 +268,10 @@ class Worker:
             self._set_apart(call, failure)
             self._failed(call, work, failure)
         else:
-            await self._done(call, result)
+            if self.run_.chain is not None:
+                await self._done(call, result)
+            else:
+                self._ended_well(call, result)
 
     async def _call_guarded(self, call: Call, kill: trio.CancelScope) -> None:
         """The call under the job's policies."""
@@ -321,6 +324,10 @@ class Worker:
             except BaseException as raised:
                 self._failed(call, None, self._fenced(call, raised))
                 return
+        self._ended_well(call, result)
+
+    def _ended_well(self, call: Call, result: bytes | None) -> None:
+        items = call.items
         if call.fates is None and not self._batched:
             self.seat.tally.done += 1
             self._over(call, [Ending(id=items[0].id, token=items[0].token, how="done", result=result)])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
@@ -14,10 +13,11 @@ from supervisor import events, restart
 from supervisor.config.shapes import duration
 from supervisor.errors import EssentialEnded, RestartIntensityExceeded, SupervisorError
 from supervisor.kinds import JobSpec, Outcome, Run
-from supervisor.kinds.context import does_not_end
-from supervisor.nodes import attendance
+from supervisor.nodes import attendance, ladder, reasons
+from supervisor.nodes.inbox import Inbox, Timers
 from supervisor.nodes.job import JobNode
-from supervisor.nodes.node import STARTS, STUCK_AFTER, Ask, Hold, Life, Node
+from supervisor.nodes.node import STARTS, Ask, Hold, Life, Node
+from supervisor.nodes.restarts import Restarts
 from supervisor.spec import AutoShutdown, ChildSpec, Strategy, SupervisorSpec
 from supervisor.state import Exit, Goal, Phase, State, Why
 from supervisor.wall import written
@@ -25,23 +25,6 @@ from supervisor.wall import written
 if TYPE_CHECKING:
     from supervisor.nodes.schedule import Schedule
     from supervisor.tree import Supervisor
-
-
-class Group:
-    """A group operation: these children are stopped in reverse order, then, after a wait, started again in order."""
-
-    def __init__(self, cause: str, affected: Iterable[str], wait: float) -> None:
-        self.cause = cause
-        self.affected = set(affected)
-        self.wait = wait
-        self.until: float | None = None
-        self.let_down: set[str] = set()
-        """The temporary ones that it stops: they do not start again with it."""
-
-    @property
-    def stopping(self) -> bool:
-        """Whether it still waits for the affected to be gone."""
-        return self.until is None
 
 
 class Closing(NamedTuple):
@@ -62,19 +45,15 @@ class SupervisorNode(Node):
         self.precedence = restart.Precedence(Strategy.ONE_FOR_ONE, (), {})
         self.closing: Closing | None = None
         self.alive: set[str] = set()
-        self.group: Group | None = None
+        self.restarts = Restarts(self)
         self._hurrying = False
         self._pending: set[str] = set()
         self._places: dict[str, int] = {}
         self._ready_since: float | None = None
-        self._ready_time = restart.ReadyTime()
-        self._window: restart.Window | None = None
-        self._group_delays = restart.Delays(tree.spread)
         self._dirty: dict[str, Node] = {}
-        self._timers: list[tuple[float, int, Node | None]] = []
-        self._timer_count = 0
+        self._timers = Timers()
         self._nursery: trio.Nursery | None = None
-        self._send, self._receive = trio.open_memory_channel[tuple[Callable[..., None], tuple[Any, ...]]](math.inf)
+        self._inbox = Inbox(self)
 
     @property
     def kind(self) -> str:
@@ -129,12 +108,10 @@ class SupervisorNode(Node):
 
     def _begin(self, run: Run, nursery: trio.Nursery) -> None:
         self._nursery = nursery
-        self.group = self.closing = None
+        self.closing = None
         self._hurrying = False
         self._timers.clear()
-        self._window = None
-        self._resize_window()
-        self._ready_time = restart.ReadyTime()
+        self.restarts.begin()
         self._pending = {name for name, child in self.children.items() if child.counts}
         for child in self.children.values():
             child.revive()
@@ -145,8 +122,7 @@ class SupervisorNode(Node):
     def _end(self) -> None:
         """What was posted after the last turn is handled all the same; then who was to leave, leaves."""
         self._ready_since = None
-        while self._receive.statistics().current_buffer_used:
-            self._take_waiting(25)
+        self._inbox.empty()
         self._nursery = self.closing = None
         self._dirty.clear()
         for child in list(self.children.values()):
@@ -155,39 +131,17 @@ class SupervisorNode(Node):
     async def _loop(self) -> Outcome:
         self._settle()
         while self.closing is None or self.alive:
-            with trio.move_on_at(self._timers[0][0] if self._timers else math.inf):
-                self._handle(*await self._receive.receive())
-            self._take_waiting(25)
+            await self._inbox.handle(until=self._timers.next)
             self._fire_timers()
             self._settle()
         return self.closing.outcome
 
-    def _take_waiting(self, most: int) -> None:
-        """Handle what else has been posted, but give others their turn after so many."""
-        for _ in range(most):
-            try:
-                posted = self._receive.receive_nowait()
-            except trio.WouldBlock:
-                return
-            self._handle(*posted)
-
-    def _handle(self, method: Callable[..., None], args: tuple[Any, ...]) -> None:
-        """Do what was posted. A child that has another supervisor by now is that one's affair."""
-        own = getattr(method, "__self__", None) is self  # else a function, which gets the supervisor first
-        child = next(iter(args if own else args[1:]), None)
-        if not isinstance(child, Node) or child.parent is self or child.parent is None:
-            method(*args)
-        elif own:
-            child.parent.post(getattr(child.parent, method.__name__), *args)
-        else:
-            child.parent.post(method, child.parent, *args[1:])
-
     def post(self, method: Callable[..., None], *args: Any) -> None:
         """Have `method(*args)` called in the loop; at once where no loop is running."""
         if self.running:
-            self._send.send_nowait((method, args))
+            self._inbox.put(method, args)
         else:
-            self._handle(method, args)
+            self._inbox.make(method, args)
 
     def touch(self, child: Node) -> None:
         """Settle `child` before the loop waits again."""
@@ -207,7 +161,7 @@ class SupervisorNode(Node):
         """Stop every child in reverse order, then end with `outcome`. The first call decides."""
         if self.closing is None:
             self.closing = Closing(cause, outcome)
-            self.group = None
+            self.restarts.group = None
             self.turn_down(f"overtaken: {cause}", own=False)
             self.touch_all()
 
@@ -241,27 +195,17 @@ class SupervisorNode(Node):
                 self.ask(child, child.life, Ask(cause))
             child.hurry()
 
-    # ---- timers: one heap, read by the loop ----
+    # ---- timers ----
 
-    def _at(self, when: float, child: Node | None) -> None:
-        self._timer_count += 1
-        heapq.heappush(self._timers, (when, self._timer_count, child))
+    def remind(self, child: Node | None, when: float) -> None:
+        """Look at a child then, and at its schedule; None: at all of them."""
+        self._timers.at(when, child)
         if len(self._timers) > 4 * len(self.children) + 64:
-            self._drop_idle_timers()
-
-    def _drop_idle_timers(self) -> None:
-        """Keep one timer of each moment that is still waited for; commands have overtaken the others."""
-        waited: dict[tuple[float, str], tuple[float, int, Node | None]] = {}
-        for when, count, child in self._timers:
-            if child is None or when in moments(child):
-                waited[when, child.name if child is not None else ""] = (when, count, child)
-        self._timers = list(waited.values())
-        heapq.heapify(self._timers)
+            self._timers.drop_idle()
 
     def _fire_timers(self) -> None:
         now = trio.current_time()
-        while self._timers and self._timers[0][0] <= now:
-            _, _, child = heapq.heappop(self._timers)
+        for child in self._timers.due(now):
             if child is None:
                 self.touch_all()
             elif child.parent is self:
@@ -269,10 +213,6 @@ class SupervisorNode(Node):
                     child.schedule.look()
                 self._replace_old(child, now)
                 self.touch(child)
-
-    def remind(self, child: Node, when: float) -> None:
-        """Have the schedule of a child looked at then."""
-        self._at(when, child)
 
     def look(self, child: Node) -> None:
         """A tick of a child's schedule may have come."""
@@ -286,7 +226,7 @@ class SupervisorNode(Node):
         age = math.inf if recycle is None or recycle.age is None else recycle.age * self.tree.spread(0.9, 1.1)
         life.old_at = life.began + age
         if recycle is not None and recycle.age is not None:
-            self._at(life.old_at, child)
+            self.remind(child, life.old_at)
 
     def _replace_old(self, child: Node, now: float) -> None:
         """Have a run that is too old replaced, as if by a command that gives way to all others."""
@@ -303,81 +243,25 @@ class SupervisorNode(Node):
             for child in dirty.values():
                 if child.parent is self:
                     self._settle_child(child, now)
-            if self.group is not None:
-                self._settle_group(self.group, now)
+            self.restarts.settle(now)
         self._announce()
 
     def _settle_child(self, child: Node, now: float) -> None:
         if child.life is not None:
             if child.life.asked is not None:
-                self._climb(child, child.life, now)
-            elif (ask := self._reason_to_stop(child)) is not None:
+                ladder.climb(self, child, child.life, now)
+            elif (ask := reasons.to_stop(self, child)) is not None:
                 self.ask(child, child.life, ask)
         elif child.removing or child.moving_to:
             self._depart(child)
             return
         else:
-            hold = self._reason_to_hold(child, now)
+            hold = reasons.to_hold(self, child, now)
             if hold is None:
                 self._start(child, now)
             else:
                 self._keep(child, hold)
         self._note(child)
-
-    def _reason_to_stop(self, child: Node) -> Ask | None:
-        """Why its run should end now; None while it may go on, or while others must be gone before it."""
-        if child.removing and self._may_leave(child):
-            return Ask(child.removing)
-        if child.moving_to:
-            return Ask(f"moves to {child.moving_to.name or 'the root'}")
-        if child.again is not None:
-            return Ask(child.again)
-        if child.goal is Goal.DOWN and not (child.life is not None and child.life.requested):
-            return Ask(child.goal_cause)
-        if self.closing is not None and self.precedence.may_stop(child.name, self.alive):
-            return Ask(self.closing.cause)
-        group = self.group
-        if group is None or not group.stopping or child.name not in group.affected:
-            return None
-        return Ask(group.cause) if self.precedence.may_stop(child.name, self.alive & group.affected) else None
-
-    def _may_leave(self, child: Node) -> bool:
-        """Whether none of those who are removed with it, and come after it, is alive."""
-        if not self.precedence.orders:
-            return True
-        return self.precedence.may_stop(child.name, {name for name in self.alive if self.children[name].removing})
-
-    def _reason_to_hold(self, child: Node, now: float) -> Hold | None:
-        """Why it should not start now; None when it should."""
-        hold = self._reason_of_its_own(child, now)
-        return self.tree.rooms.hold(child, hold) if self.tree.rooms else hold
-
-    def _reason_of_its_own(self, child: Node, now: float) -> Hold | None:
-        if self.closing is not None:
-            return Hold(self.closing.cause, rest=True)
-        if self.tree.ending:
-            return Hold(self.tree.ending, rest=True)
-        if (child.goal is Goal.DOWN or child.finished) and not child.requested:
-            return Hold(child.goal_cause, rest=True)
-        if child.paused and not child.requested and isinstance(child, JobNode) and not child.spec.pooled:
-            return Hold("paused", Why.PAUSED)
-        if self.group is not None and child.name in self.group.affected:
-            return Hold(self.group.cause, Why.BACKOFF, self.group.until)
-        if child.due_at is not None and now < child.due_at:
-            return Hold(child.row.exit.reason if child.row.exit else "", Why.BACKOFF, child.due_at)
-        return self._unmet(child) or child.hold_of_its_own(now)
-
-    def _unmet(self, child: Node) -> Hold | None:
-        """What must be ready first and is not."""
-        for name in child.spec.after:
-            target = self.tree.nodes.get(name)
-            if target is not None and not target.satisfied:
-                return Hold(f"waits for {name}{target.trouble}")
-        for name in self.precedence.earlier(child.name):
-            sibling = self.children.get(name)
-            if sibling is not None and sibling.goal is Goal.UP and not sibling.finished and not sibling.satisfied:
-                return Hold(f"waits for {name}, listed before it{sibling.trouble}")
-        return None
 
     def _keep(self, child: Node, hold: Hold) -> None:
         """Leave it where it is, and say why where that is news. Who waits for a start that does not come is told."""
@@ -392,7 +276,7 @@ class SupervisorNode(Node):
         elif hold != child.hold or child.row.state is State.STOPPED:
             child.hold = hold
             if hold.until is not None:
-                self._at(hold.until, child)
+                self.remind(child, hold.until)
             child.emit(events.Waiting, cause=hold.cause, why=hold.why, next_at=hold.next_at or self.tree.wall_time(hold.until))
         if child.orders and hold.why in (Why.PAUSED, Why.SCHEDULED):
             if child.schedule is not None:
@@ -499,9 +383,9 @@ class SupervisorNode(Node):
             self._decide(child, outcome, failure, restart.NEVER_READY if life.ready_at is None else now - life.ready_at, now)
         elif verdict is not None and child.schedule is None:
             child.finished = True  # cancelled: no failure, and not tried again
-        self.tree.look_whether_only_stuck()
+        self.tree.phases.look_whether_only_stuck()
         self.touch(child)
-        if self.precedence.orders and (self.closing is not None or self.group is not None or child.removing):
+        if self.precedence.orders and (self.closing is not None or self.restarts.group is not None or child.removing):
             self.touch_all()
 
     def _schedule_of(self, child: Node) -> Schedule | None:
@@ -543,7 +427,7 @@ class SupervisorNode(Node):
         elif isinstance(child, SupervisorNode) and child.spec.essential and outcome.failed:
             self._essential_ended(child.name, outcome.reason, failure=True)
         else:
-            self._restart(child, outcome.reason, ready_for, now)
+            self.restarts.restart(child, outcome.reason, ready_for, now)
 
     def _has_other_plans(self, child: Node) -> bool:
         """Whether a failure changes nothing: it is to go down anyway, or its group is on its way down already."""
@@ -551,24 +435,15 @@ class SupervisorNode(Node):
             return True
         if child.goal is Goal.DOWN or child.removing or child.moving_to:
             return True
-        return self.group is not None and child.name in self.group.affected
+        return self.restarts.group_of(child) is not None
 
-    def _restart(self, child: Node, reason: str, ready_for: float, now: float) -> None:
-        child.restarting = reason
-        if self._window is not None and self._window.add(now):
-            self._give_up(child, reason)
-        elif self.regime.strategy is Strategy.ONE_FOR_ONE:
-            wait = child.delays.after_failure(child.spec.backoff, ready_for)
-            child.due_at = None if child.hastened else now + wait
-        else:
-            self._restart_group(child, reason, now)
-
-    def _give_up(self, child: Node, reason: str) -> None:
-        """Too many restarts: end, and fail."""
-        assert self._window is not None
-        limit, period = self._window.limit, self._window.period
+    def give_up(self, child: Node, reason: str) -> None:
+        """Too many restarts, of which this is the last: end, and fail."""
+        window = self.restarts.window
+        assert window is not None
+        limit, period = window.limit, window.period
         cause = f"more than {limit} restarts within {period:g} s; {child.name}: {reason}"
-        self._emit_own(events.IntensityExceeded, cause, intensity=limit, period=period)
+        self.emit_own(events.IntensityExceeded, cause, intensity=limit, period=period)
         self._end_by_itself(cause, RestartIntensityExceeded(self.name, limit, period))
 
     def _end_by_itself(self, cause: str, failure: SupervisorError | None = None) -> None:
@@ -584,39 +459,6 @@ class SupervisorNode(Node):
             self.parent.post(self.parent.touch, self)
         self.close(outcome.reason, outcome)
 
-    def _restart_group(self, failed: Node, reason: str, now: float) -> None:
-        names = restart.affected(self.regime.strategy, list(self.children), failed.name)
-        wait = self._group_delays.after_failure(self.spec.backoff, self._ready_time.take(now))
-        cause = f"{failed.name} failed: {reason}"
-        self._emit_own(events.GroupRestarting, cause, affected=names, wait=wait)
-        group = Group(cause, names, wait)
-        if self.group is not None:
-            group.affected |= self.group.affected
-            group.let_down |= self.group.let_down
-        self.group = group
-        for child in map(self.children.__getitem__, names):
-            if child.life is not None and child.temporary:
-                group.let_down.add(child.name)
-            elif child.life is not None:
-                child.restarting = cause
-            self.touch(child)
-
-    def _settle_group(self, group: Group, now: float) -> None:
-        """Move the group operation on: all gone -> wait -> those whose goal is up may start."""
-        if group.stopping and not self.alive & group.affected:
-            group.until = now + group.wait
-            self._at(group.until, None)
-            self._dirty.update({name: self.children[name] for name in group.affected & self.children.keys()})
-        if group.until is not None and group.until <= now:
-            self.group = None
-            for name in group.affected & self.children.keys():
-                child = self.children[name]
-                if name in group.let_down:
-                    child.finished = True
-                elif not child.temporary:
-                    child.revive()
-                self.touch(child)
-
     def _essential_ended(self, name: str, reason: str, failure: bool) -> None:
         error = EssentialEnded(name, reason) if failure else None
         self.tree.end(str(error) if error else f"essential {name} completed", error)
@@ -630,14 +472,14 @@ class SupervisorNode(Node):
                 which = "all" if self.regime.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT else "one"
                 self._end_by_itself(f"{which} of its significant children ended")
 
-    def _emit_own(self, kind: type[events.ChildEvent], cause: str, **fields: Any) -> None:
+    def emit_own(self, kind: type[events.ChildEvent], cause: str, **fields: Any) -> None:
         """Record that something happened to this supervisor. The root has no row; it says it in words."""
         if self.parent is None:
             self.tree.journal.emit(events.Warned, text=cause)
         else:
             self.emit(kind, cause=cause, **fields)
 
-    # ---- stopping: one ladder for every kind ----
+    # ---- stopping ----
 
     def ask(self, child: Node, life: Life, ask: Ask) -> None:
         """Ask a run to end. It hears it at once; the rest of the ladder is climbed when its time comes, or when hurried."""
@@ -646,56 +488,8 @@ class SupervisorNode(Node):
             return
         if child.life is not life or life.asked is not None:
             return
-        life.asked = ask
-        life.asked_at = trio.current_time()
-        if life.probed is not None:
-            life.probed.cancel("asked to stop")
-        child.emit(events.Stopping, run=life.run.id, cause=ask.cause, why=ask.why)
-        life.run.advance(Phase.STOPPING)
-        grace = 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace
-        self._await_rung(child, life, life.asked_at + grace)
+        ladder.begin(self, child, life, ask, 0.0 if self._hurrying and isinstance(child, JobNode) else child.grace)
         self._note(child)
-
-    def _await_rung(self, child: Node, life: Life, when: float) -> None:
-        """Have the next rung of the ladder climbed at `when`."""
-        life.rung_due = when
-        if when <= trio.current_time():
-            self.touch(child)
-        elif when < math.inf:
-            self._at(when, child)
-
-    def _climb(self, child: Node, life: Life, now: float) -> None:
-        """The ladder: ask (done), wait for the grace, kill; then say what cannot be killed."""
-        if now < life.rung_due or life.over:
-            return
-        life.rung_due = math.inf
-        if life.killed_after is None:
-            self._kill_run(child, life, now)
-        elif child.row.word != Why.STUCK.value:
-            life.run.stuck(
-                does_not_end(life.run) if child.takes == "thread" else f"still there {STUCK_AFTER:g} s after it was killed"
-            )
-
-    def _kill_run(self, child: Node, life: Life, now: float) -> None:
-        assert life.asked is not None
-        life.run.advance(Phase.KILLING)
-        life.killed_after = now - life.asked_at
-        self.tree.was_late(child.name)
-        if not child.killable:
-            life.run.stuck(does_not_end(life.run))
-            return
-        child.emit(events.Killing, run=life.run.id, cause=f"did not end in its grace: {life.asked.cause}")
-        life.scope.cancel(reason=life.asked.cause)
-        self._await_rung(child, life, now + STUCK_AFTER)
-
-    def extend(self, child: Node, life: Life, seconds: float) -> None:
-        """Give a run at least so many seconds from now for what it has in hand: its start, or its end. A kill stays one."""
-        now = trio.current_time()
-        if life.asked is None:
-            if life.starting is not None:
-                life.starting.deadline = max(life.starting.deadline, now + seconds)
-        elif life.killed_after is None and now < life.rung_due < now + seconds:
-            self._await_rung(child, life, now + seconds)
 
     # ---- readiness of the whole ----
 
@@ -713,7 +507,7 @@ class SupervisorNode(Node):
     def _announce(self) -> None:
         """Tell above when this supervisor becomes, or ceases to be, ready as a whole."""
         ready = not self._pending and self.closing is None
-        self._ready_time.note(ready and self.group is None, trio.current_time())
+        self.restarts.note(ready, trio.current_time())
         if ready is (self._ready_since is not None):
             return
         self._ready_since = trio.current_time() if ready else None
@@ -805,17 +599,8 @@ class SupervisorNode(Node):
 
     def respec(self) -> None:
         """Go on under the new spec of one's own."""
-        self._resize_window()
+        self.restarts.resize()
         self.touch_all()
-
-    def _resize_window(self) -> None:
-        limit, period = self.regime.limit, self.regime.period
-        if limit is None:
-            self._window = None
-        elif self._window is None:
-            self._window = restart.Window(limit, period)
-        else:
-            self._window = self._window.resized(limit, period)
 
     def reconsider(self, child: Node) -> None:
         """Look again at a child that may have to leave."""
@@ -858,15 +643,6 @@ class SupervisorNode(Node):
         child.answer(("stop",), True, "stopped and removed")
         child.dismiss(f"overtaken: {child.removing}")
         self.tree.forget(child)
-
-
-def moments(child: Node) -> Iterator[float | None]:
-    """What moments of time a child waits for."""
-    yield child.hold and child.hold.until
-    yield None if child.life is None else child.life.rung_due
-    yield None if child.life is None else child.life.old_at
-    if child.schedule is not None:
-        yield child.schedule.wakes_at
 
 
 def _killed(after: float | None) -> str:

@@ -21,10 +21,11 @@ import trio
 from supervisor import events
 from supervisor.errors import RestartIntensityExceeded
 from supervisor.kinds import JobSpec, Outcome, Run
+from supervisor.nodes.inbox import moments
 from supervisor.nodes.job import JobNode, gave_up
 from supervisor.nodes.node import Ask, Life, Node, Order
 from supervisor.nodes.schedule import Due, Schedule, same_times
-from supervisor.nodes.supervisor import SupervisorNode, moments
+from supervisor.nodes.supervisor import SupervisorNode
 from supervisor.queues.spec import AutoscaleSpec
 from supervisor.spec import ChildSpec, RestartType, SupervisorSpec, split_name
 from supervisor.state import Goal, Why
@@ -247,7 +248,7 @@ class WorkersNode(SupervisorNode):
         for child in self.children.values():
             if child.life is not None:  # it was a plain job: its timers were another's
                 for when in moments(child):
-                    self._at(math.inf if when is None else when, child)
+                    self.remind(child, math.inf if when is None else when)
 
     def let_go(self) -> None:
         for child in self.children.values():
@@ -267,8 +268,7 @@ class WorkersNode(SupervisorNode):
 
     def forget_failures(self) -> None:
         super().forget_failures()
-        self._window = None
-        self._resize_window()
+        self.restarts.forget()
 
     def overtake(self, order: Order) -> None:
         super().overtake(order)
@@ -279,7 +279,7 @@ class WorkersNode(SupervisorNode):
         super().close(cause, outcome)
         self._follow_work()
 
-    def _give_up(self, child: Node, reason: str) -> None:
+    def give_up(self, child: Node, reason: str) -> None:
         assert self.spec.give_up is not None
         self._gave_up = gave_up(self.spec.give_up, f"{child.name}: {reason}")
         self._end_by_itself(self._gave_up, RestartIntensityExceeded(self.name, 0, 0))
@@ -420,7 +420,7 @@ class WorkersNode(SupervisorNode):
 
     def wake_at(self, moment: float) -> None:
         """Have the schedule looked at then."""
-        self._at(moment, None)
+        self.remind(None, moment)
 
     def look_at_clock(self) -> None:
         """A tick may have come."""

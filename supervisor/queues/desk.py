@@ -129,7 +129,7 @@ class Desk:
 
     def at_hand(self, seat: Seat, most: int) -> list[Item]:
         """What is there for a worker that was claimed ahead."""
-        if not self._may_have(seat, self._ahead_for) or self.unsaved >= MOST_UNSAVED:
+        if not self.stock.items or not self._may_have(seat, self._ahead_for) or self.unsaved >= MOST_UNSAVED:
             return []
         items = self.stock.take(most)
         if self.stock.low:
@@ -271,7 +271,7 @@ class Desk:
         limits = (spec.concurrency, spec.rate, settings.group_by)
         if self._paused or spec.fair or any(limit is not None for limit in limits):
             return 0
-        if any(seat.attempts != attempts or seat.batches for seat in seats):
+        if attempts == 1 or any(seat.attempts != attempts or seat.batches for seat in seats):
             return 0
         return min(self.stock.worth(sum(max(1, seat.wants + len(seat.calls)) for seat in seats)), BULK)
 
@@ -339,7 +339,10 @@ class Desk:
                 break
             if self._may_have(seat, attempts):
                 self._cut_early(seat, seat.give(self.stock.take(seat.wants)))
-        self.stock.shrink(ahead)
+        if any(item.attempt >= attempts for item in self.stock.items):
+            self.stock.distrust()  # the last attempt of an item is for a worker to begin with, not to be lost in here
+        else:
+            self.stock.shrink(2 * ahead)  # what was worth it a moment ago is not given back for a trifle
         for id in self._cancelled_early if self.stock.items else ():
             self._cancel_ahead(id)
         self._news.set()
@@ -373,6 +376,7 @@ class Desk:
                 await self._ended.wait()
             bulk, self._endings = self._endings[:BULK], self._endings[BULK:]
             self._storing = len(bulk)
+            self.stock.learn(sum(ending.how != "back" for ending in bulk))
             await self._store(bulk)
             self._storing = 0
             if self._waiting:

@@ -143,6 +143,8 @@ class _Line:
 
     def take(self, until: float = math.inf) -> _Entry | None:
         """Remove and give the first one whose moment has come."""
+        if until == math.inf and not self._early:
+            return self._take_regular()
         spot = self.first()
         if spot is None or spot[0] > until:
             return None
@@ -151,6 +153,15 @@ class _Line:
         else:
             self._regular.popleft()
         return spot[1]
+
+    def _take_regular(self) -> _Entry | None:
+        """The usual case, without looking first."""
+        regular, there = self._regular, self._there
+        while regular:
+            if there(entry := regular.popleft()[1]):
+                return entry
+            self._left -= 1
+        return None
 
     def next(self) -> float:
         """The moment of the first one; infinity where there is none."""
@@ -317,7 +328,8 @@ class MemoryQueue:
         room = size - self._waiting
         if len(drafts) > room and (wanted := self._places_for(drafts)) > room:
             self._full = True
-            raise QueueFull(f"queue {self.name} is full: it has {max(room, 0)} of {size} places free, and {wanted} are needed")
+            needed = "1 is" if wanted == 1 else f"{wanted} are"
+            raise QueueFull(f"queue {self.name} is full: it has {max(room, 0)} of {size} places free, and {needed} needed")
         return [self._put(draft, now, moment) for draft in drafts]
 
     async def wait_for_room(self) -> None:

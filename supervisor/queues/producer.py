@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, TypeVar
 
 import msgspec
 import trio
 
-from supervisor.errors import BadItem, QueueError, QueueFull, QueueUnavailable
+from supervisor.errors import BadItem, QueueError, QueueFull, QueueUnavailable, did_you_mean
 from supervisor.queues.protocol import Draft, Engine, Notice, Receipt, Record, Settings, State, new_id
+
+T = TypeVar("T")
 
 DEPTH = 256
 """Levels of nesting that an item may have: whoever reads it has a stack, too."""
@@ -210,9 +211,9 @@ class Producer:
         looked = 0
         try:
             for payload in payloads:
-                value, text = encoded(payload)
-                of = settings, None if ids is None else ids[len(drafts)], value, text, options
-                drafts.append(_draft(*of) if len(text) <= LARGE else await _drafted_aside(*of))
+                value, text = await _aside(_size(payload), encoded, payload)
+                id = None if ids is None else ids[len(drafts)]
+                drafts.append(await _aside(len(text), _draft, settings, id, value, text, options))
                 looked += len(text)
                 if looked > LARGE:
                     looked = 0
@@ -275,6 +276,18 @@ def _options(
     )
 
 
+def _size(payload: Any) -> int:
+    """How much JSON it is, where that is known."""
+    return memoryview(payload).nbytes if isinstance(payload, msgspec.Raw) else 0
+
+
+async def _aside(size: int, function: Callable[..., T], *args: Any) -> T:
+    """Call it; in a thread where there is much to look at. That holds up others for no longer than its longest step takes."""
+    if size <= LARGE:
+        return function(*args)
+    return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True)
+
+
 def encoded(payload: Any) -> tuple[Any, bytes]:
     """A value, and that as JSON; where it is large and JSON already, there is no other value of it.
 
@@ -282,14 +295,19 @@ def encoded(payload: Any) -> tuple[Any, bytes]:
     """
     try:
         if isinstance(payload, msgspec.Raw):
-            if memoryview(payload).nbytes > LARGE:
+            if _size(payload) > LARGE:
                 return msgspec.json.decode(payload, type=msgspec.Raw), bytes(payload)
             payload = msgspec.json.decode(payload)
         return payload, msgspec.json.encode(payload)
     except RecursionError:
         raise BadItem(_TOO_DEEP) from None
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-        raise BadItem(f"no JSON: {str(error)[:1].lower()}{str(error)[1:]}") from None
+        raise BadItem(f"no JSON: {_lower(str(error))}") from None
+
+
+def _lower(text: str) -> str:
+    """What an exception says, as the middle of a sentence."""
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 _TOO_DEEP = f"nested too deeply: an item may have {DEPTH} levels"
@@ -314,11 +332,6 @@ def _draft(settings: Settings, id: str | None, value: Any, text: bytes, options:
         group=group,
         keep=keep,
     )
-
-
-async def _drafted_aside(*of: Any) -> Draft:
-    """The same in a thread: it holds up nobody for longer than its longest step takes."""
-    return await trio.to_thread.run_sync(_draft, *of, abandon_on_cancel=True)
 
 
 def _look_for_numbers(value: Any) -> None:
@@ -407,7 +420,9 @@ def _field(value: Any, name: str, wanted_by: str) -> Any:
     if not isinstance(value, dict):
         raise BadItem(f"expected an object with a field {name!r} (`{wanted_by}` of the queue), got {repr(value)[:LONGEST_KEY]}")
     if name not in value:
-        raise BadItem(f"there is no field {name!r}, which `{wanted_by}` of the queue names{_meant(name, value)}")
+        raise BadItem(
+            f"there is no field {name!r}, which `{wanted_by}` of the queue names{did_you_mean(name, map(str, value))}"
+        )
     return value[name]
 
 
@@ -425,7 +440,7 @@ def _priority(settings: Settings, name: str | None) -> int:
     if name is None:
         return len(names) // 2
     if name not in names:
-        raise BadItem(f"no priority {name!r}; there are {', '.join(names)}{_meant(str(name), names)}")
+        raise BadItem(f"no priority {name!r}; there are {', '.join(names)}{did_you_mean(str(name), names)}")
     return names.index(name)
 
 
@@ -449,8 +464,3 @@ def _id(id: str) -> str:
     if not isinstance(id, str) or not 0 < len(id) <= LONGEST_KEY or not id.isprintable() or " " in id:
         raise BadItem(f"id: expected 1 to {LONGEST_KEY} printable characters without spaces, got {id!r}")
     return id
-
-
-def _meant(word: str, known: Iterable[Any]) -> str:
-    near = difflib.get_close_matches(word, [str(each) for each in known], n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""

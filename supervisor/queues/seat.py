@@ -45,11 +45,10 @@ class Crew(Protocol):
 class Call:
     """The items of one call in the hands of a worker."""
 
-    __slots__ = ("fates", "items", "progress", "since", "work")
+    __slots__ = ("fates", "items", "progress", "work")
 
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
-        self.since = trio.current_time()
         self.work: Any = None
         """What the worker makes of it; the worker's own."""
         self.progress: tuple[float, float | None] | None = None
@@ -200,8 +199,6 @@ class Seat:
     def end(self, call: Call, endings: Sequence[Ending]) -> None:
         """Say what became of the items of a call: each has one ending, but for those that were lost."""
         del self.calls[call]
-        if endings and endings[0].how != "back":
-            self._desk.stock.learn(trio.current_time() - call.since)
         self._desk.store(endings)
 
     def give_back(self, call: Call) -> None:

@@ -114,10 +114,14 @@ class SqliteQueue:
         """Raised whenever a claim may bring more than it would have before."""
         self._outlook: tuple[int, float | None] | None = None
         """When another claim may bring something by itself, as the last one told: true as long as there are no more news."""
+        self._expired = 0
+        """How many have made room for others, since the last claim."""
         self._room = trio.Event()
         self._away_until = -1.0
 
     def use(self, settings: Settings) -> None:
+        if self._begun and settings.spec.per_key != self.settings.spec.per_key:
+            self._store.post(self._in_thread(Rows.unpark_all))
         self.settings = settings
         self._wake(work=True, room=True)
 
@@ -138,14 +142,16 @@ class SqliteQueue:
             news = self._news
             plan, taken = await self._write(lambda rows: _put_and_claim(rows, drafts, hand.demand))
             self._wake(work=bool(plan.drafts))
+            self._expired += len(plan.expired)
             if taken is not None:
                 hand.claimed = self._claimed(taken, news + bool(plan.drafts))
-        self._tell_ended(plan.gone)
+        self._tell_ended(plan.told)
         return plan.receipts
 
     async def wait_for_room(self) -> None:
         room = self._room
-        if await self._read_when_there(sqlite_put.is_full):
+        due = await self._read_when_there(sqlite_put.room_at)
+        with self._until(due):
             await room.wait()
 
     # -- workers
@@ -158,7 +164,8 @@ class SqliteQueue:
     def _claimed(self, taken: Taken, news: int) -> Claimed:
         """What was taken; so much was known when it was asked for."""
         self._outlook = (news, taken.due)
-        claimed = taken.claimed
+        claimed = Claimed(items=taken.items, dead=taken.dead, expired=taken.expired + self._expired)
+        self._expired = 0
         self._wake(room=bool(claimed.items or claimed.dead or claimed.expired))
         self._tell_ended(taken.told)
         return claimed
@@ -171,7 +178,7 @@ class SqliteQueue:
         if news == self._news:
             self._waiting[hand] = None
             try:
-                with trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0)):
+                with self._until(due):
                     await hand.wait()
             finally:
                 self._waiting.pop(hand, None)
@@ -275,7 +282,14 @@ class SqliteQueue:
 
     def _in_thread(self, operation: Callable[[Rows], T]) -> Callable[[Connection], T]:
         settings, now = self.settings, self._now()
-        return lambda db: operation(Rows(db, self.name, settings, now))
+
+        def do(db: Connection) -> T:
+            rows = Rows(db, self.name, settings, now)
+            result = operation(rows)
+            rows.close()
+            return result
+
+        return do
 
     def _now(self) -> float:
         return round(self._place.now(), DIGITS)
@@ -289,6 +303,10 @@ class SqliteQueue:
                 return await self._read(operation)
             except QueueUnavailable:
                 pass
+
+    def _until(self, due: float | None) -> trio.CancelScope:
+        """Wait until this moment of the wall clock at most; None: for ever."""
+        return trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0))
 
     def _wake(self, *, work: bool = False, room: bool = False) -> None:
         """Those who wait for it look again."""

@@ -11,23 +11,39 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from supervisor.policies.rate import ROUNDING, Bucket
-from supervisor.queues.protocol import Claimed, Demand, Item, Record, State
-from supervisor.queues.sqlite_rows import AMONG, PAYLOAD, RECORD, RUNNING, SOME, WAITING, Head, Id, Rows, Some, as_json
+import msgspec
 
-WHOLE = 1 << 20
-"""Bytes of payloads that come out in one text."""
+from supervisor.policies.rate import ROUNDING, Bucket
+from supervisor.queues.protocol import Demand, Item, Record, State
+from supervisor.queues.sqlite_rows import AMONG, RECORD, RUNNING, SOME, WAITING, Level, Rows, Some, as_json, levels
 
 AT_ONCE = 64 << 20
 """Bytes of payloads in one claim; one item is always taken, however large."""
 
+LOOKED_AT = 10_000
+"""Items that one claim looks at: where most are of groups that are full, it goes on with the next one."""
+
+_EXPIRING = f"SELECT coalesce(min(expires_at), 9e999) FROM items WHERE {WAITING} AND expires_at IS NOT NULL"
+
+_LOOK = f"""
+    SELECT coalesce(max(paused), 0), coalesce(max(full_at), 0.0),
+        ({_EXPIRING}),
+        (SELECT json_group_array(json_array(priority, first, later)) FROM ({levels(parked=0)})),
+        EXISTS (SELECT 1 FROM items WHERE queue = :queue AND forget_at <= :now)
+    FROM queues WHERE queue = :queue
+"""
+"""A row in any case."""
+
 _CANDIDATES = f"""
-    SELECT seq, attempts, in_group, coalesce(length(payload), (SELECT length(payload) FROM large WHERE large.seq = items.seq))
+    SELECT seq, id, token, CAST(payload AS TEXT),
+        coalesce(length(payload), (SELECT length(payload) FROM large WHERE large.seq = items.seq)),
+        attempts, in_group, put_at, ready_at, expires_at, keep
     FROM items
-    WHERE {WAITING} AND priority = :priority AND ready_at <= :now AND (in_group IS NULL OR in_group NOT IN {AMONG})
+    WHERE {WAITING} AND parked = 0 AND priority = :priority AND ready_at <= :now
+        AND (expires_at IS NULL OR expires_at > :now)
     ORDER BY ready_at, seq LIMIT :limit
 """
 
@@ -38,43 +54,138 @@ _CLAIM = f"""
     WHERE seq IN {AMONG}
 """
 
-_TAKEN = f"""
-    SELECT seq, id, token, {PAYLOAD}, attempts, priority, in_group, put_at, ready_at FROM items
-    WHERE seq IN {AMONG}
+_GROUPS = f"""
+    SELECT in_group, count(*) FROM items WHERE {RUNNING} AND in_group IN {AMONG} GROUP BY in_group
 """
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Taken:
     """What a claim has come to."""
 
-    claimed: Claimed
-    told: list[str]
+    items: list[Item] = field(default_factory=list)
+    dead: list[Record] = field(default_factory=list)
+    expired: int = 0
+    told: list[str] = field(default_factory=list)
     """The ids of those that have ended, and that somebody waits for."""
-    due: float | None
+    due: float | None = None
     """When another claim may bring something, if nothing else happens."""
+
+    def add_expired(self, those: Sequence[Some]) -> None:
+        """These have expired."""
+        self.expired += len(those)
+        self.told += [each.id for each in those if each.keep]
 
 
 def claim(rows: Rows, demand: Demand) -> Taken:
     """Take items that may run."""
-    expired = rows.find(Some, f"SELECT seq, id, keep FROM items WHERE {WAITING} AND expires_at <= :now LIMIT {SOME}")
-    rows.end([each.seq for each in expired], State.EXPIRED)
-    head, groups = rows.head(), _groups(rows)
-    choice = Choice(
-        limit=min(demand.limit, _allowed(rows, head)), attempts=demand.attempts, per_key=rows.spec.per_key, groups=groups
-    )  # fmt: skip
-    items: list[Item] = []
-    dead: list[Record] = []
-    told = [each.id for each in expired if each.keep]
-    if choice.limit > 0:
-        for priority in sorted((priority for priority, _, _ in rows.levels()), key=_Order(demand.order).place):
-            _claim_from(rows, priority, choice, demand.owner, items, dead, told)
-    _spend(rows, head, len(items))
-    rows.more_wait(-len(items) - len(dead) - len(expired))
-    return Taken(
-        claimed=Claimed(items=items, dead=dead, expired=len(expired)), told=told,
-        due=rows.now if len(items) >= demand.limit else due(rows),
-    )  # fmt: skip
+    look, taken = _look(rows), Taken()
+    if look.expiring <= rows.now:
+        taken.add_expired(rows.expire())
+        look = _look(rows)
+    limits = _Limits(rows, look)
+    choice = Choice(limit=min(demand.limit, limits.free), attempts=demand.attempts, per_key=rows.spec.per_key)
+    for level in sorted(look.levels, key=_Order(demand.order).place):
+        _claim_from(rows, level.priority, choice, demand.owner, taken)
+    limits.spend(len(taken.items))
+    if look.expiring in choice.expiring:
+        look = look._replace(expiring=_expiring(rows))
+    taken.due = rows.now if choice.freed else _due(look, limits, rows.now, drained=choice.goes_on)
+    if look.over:
+        rows.forget()
+    return taken
+
+
+def due(rows: Rows) -> float | None:
+    """When a claim may bring something, if nothing else happens; too early where it will only meet full groups."""
+    look = _look(rows)
+    return _due(look, _Limits(rows, look), rows.now, drained=False)
+
+
+def _due(look: _Look, limits: _Limits, now: float, *, drained: bool) -> float | None:
+    """`drained`: whether all that was ready is claimed, or parked."""
+    moments = [level.later if drained and level.first <= now else level.first for level in look.levels]
+    ready = min((moment for moment in moments if moment is not None), default=math.inf)
+    moment = min(look.expiring, max(ready, limits.due))
+    return None if moment == math.inf else moment
+
+
+# ---- what there is ----
+
+
+class _Look(NamedTuple):
+    """A queue before a claim. `expiring`: when the first item expires; `over`: whether something is to be forgotten."""
+
+    paused: int
+    full_at: float
+    expiring: float
+    levels: Sequence[Level]
+    over: int
+
+
+def _look(rows: Rows) -> _Look:
+    paused, full_at, expiring, found, over = rows.execute(_LOOK, {}).fetchone()
+    there = msgspec.json.decode(found, type=list[Level])
+    return _Look(paused, full_at, expiring, there, over)
+
+
+def _expiring(rows: Rows) -> float:
+    """When the first item expires."""
+    return float(rows.execute(_EXPIRING, {}).fetchone()[0])
+
+
+class _Limits:
+    """How many may begin, whatever waits."""
+
+    def __init__(self, rows: Rows, look: _Look) -> None:
+        self._rows = rows
+        self._bucket = _bucket(rows, look)
+        self._places = 0 if look.paused else sys.maxsize
+        if rows.spec.concurrency is not None:
+            self._places = min(self._places, rows.spec.concurrency - rows.running())
+
+    @property
+    def free(self) -> int:
+        """How many may begin now."""
+        tokens = sys.maxsize if self._bucket is None else int(self._bucket.tokens(self._rows.now) + ROUNDING)
+        return min(self._places, tokens)
+
+    @property
+    def due(self) -> float:
+        """When one may begin, if nothing else happens."""
+        if self._places <= 0:
+            return math.inf
+        return -math.inf if self._bucket is None else self._bucket.due
+
+    def spend(self, count: int) -> None:
+        """So many have begun."""
+        self._places -= count
+        if count and self._bucket is not None:
+            for _ in range(count):
+                self._bucket.take(self._rows.now)
+            self._rows.set("full_at", self._bucket.full_at)
+
+
+def _bucket(rows: Rows, look: _Look) -> Bucket | None:
+    if rows.spec.rate is None:
+        return None
+    bucket = Bucket(rows.spec.rate, max(int(rows.spec.rate), 1))
+    if look.full_at <= rows.now + bucket.burst * bucket.interval:  # else the clock was set back: begin anew
+        bucket.full_at = look.full_at
+    return bucket
+
+
+# ---- what is taken ----
+
+
+class _Order:
+    """The order of priorities: those that are named first, as they are named, then the others."""
+
+    def __init__(self, named: Sequence[int]) -> None:
+        self._places = {priority: place for place, priority in enumerate(named)}
+
+    def place(self, level: Level) -> tuple[float, int]:
+        return self._places.get(level.priority, math.inf), level.priority
 
 
 @dataclass(kw_only=True)
@@ -84,75 +195,91 @@ class Choice:
     limit: int
     attempts: int
     per_key: int
-    groups: Counter[str]
+    groups: Counter[str] = field(default_factory=Counter)
     size: int = 0
+    looked_at: int = 0
+    expiring: set[float | None] = field(default_factory=set)
+    """When those that are chosen would have expired."""
+    freed: bool = False
+    """Whether others may run since those that are chosen are dead."""
 
     @property
-    def full(self) -> list[str]:
-        """The groups of which no more may run."""
-        return [group for group, running in self.groups.items() if running >= self.per_key]
+    def goes_on(self) -> bool:
+        """Whether it may take more."""
+        return self.limit > 0 and self.looked_at < LOOKED_AT
 
-    def choose(self, candidates: Iterable[Candidate]) -> tuple[list[int], list[int]]:
-        """Of candidates, in their order, the seqs that run and those that are dead; the first is always among them."""
-        run: list[int] = []
-        dead: list[int] = []
-        for seq, attempts, group, size in candidates:
-            if attempts >= self.attempts:
-                dead.append(seq)
+    def choose(self, candidates: Iterable[Candidate]) -> Chosen:
+        """What becomes of candidates, in their order; of the first, in any case, something does."""
+        chosen = Chosen([], [], [])
+        for each in candidates:
+            self.looked_at += 1
+            if each.attempts >= self.attempts:
+                chosen.dead.append(each)
+                self.freed = self.freed or each.group is not None
             elif not self.limit:
                 break
-            elif group is None or self.groups[group] < self.per_key:
-                self._take(group, size)
-                run.append(seq)
-        return run, dead
+            elif each.group is None or self.groups[each.group] < self.per_key:
+                self._take(each)
+                chosen.run.append(each)
+            else:
+                chosen.parked.append(each)
+        return chosen
 
-    def _take(self, group: str | None, size: int) -> None:
-        if group is not None:
-            self.groups[group] += 1
-        self.size += size
+    def _take(self, one: Candidate) -> None:
+        if one.group is not None:
+            self.groups[one.group] += 1
+        self.expiring.add(one.expires_at)
+        self.size += one.size
         self.limit = self.limit - 1 if self.size < AT_ONCE else 0
+
+
+class Chosen(NamedTuple):
+    """What runs, what has no attempt left, and what waits for another of its group to end."""
+
+    run: list[Candidate]
+    dead: list[Candidate]
+    parked: list[Candidate]
 
 
 class Candidate(NamedTuple):
     """An item that may be claimed."""
 
     seq: int
+    id: str
+    token: int
+    payload: str | None
+    """None: it is a large one."""
+    size: int
     attempts: int
     group: str | None
-    size: int
+    put_at: float
+    ready_at: float
+    expires_at: float | None
+    keep: int
 
 
-def _allowed(rows: Rows, head: Head) -> int:
-    """How many may be claimed, whatever waits."""
-    allowed = 0 if head.paused else sys.maxsize
-    if rows.spec.concurrency is not None:
-        allowed = min(allowed, rows.spec.concurrency - rows.running())
-    if (bucket := _bucket(rows, head)) is not None:
-        allowed = min(allowed, int(bucket.tokens(rows.now) + ROUNDING))
-    return allowed
+def _claim_from(rows: Rows, priority: int, choice: Choice, owner: str, taken: Taken) -> None:
+    """Claim of one priority: page by page, since of each some may be dead, or of a group that is full."""
+    page = min(choice.limit, SOME)
+    while choice.goes_on:
+        found = rows.find(Candidate, _CANDIDATES, priority=priority, limit=page)
+        _count_groups(rows, choice, found)
+        chosen = choice.choose(found)
+        taken.items += _run(rows, chosen.run, priority, owner)
+        taken.dead += _bury(rows, chosen.dead)
+        taken.told += [each.id for each in chosen.dead if each.keep]
+        rows.park([each.seq for each in chosen.parked])
+        if len(found) < page:
+            break
+        page = min(4 * page, SOME)
 
 
-def _bucket(rows: Rows, head: Head) -> Bucket | None:
-    if rows.spec.rate is None:
-        return None
-    bucket = Bucket(rows.spec.rate, max(int(rows.spec.rate), 1))
-    if head.full_at <= rows.now + bucket.burst * bucket.interval:  # else the clock was set back: begin anew
-        bucket.full_at = head.full_at
-    return bucket
-
-
-def _spend(rows: Rows, head: Head, count: int) -> None:
-    """Take tokens of the rate, which are there."""
-    if count and (bucket := _bucket(rows, head)) is not None:
-        for _ in range(count):
-            bucket.take(rows.now)
-        rows.set("full_at", bucket.full_at)
-
-
-def _groups(rows: Rows) -> Counter[str]:
-    """How many run of each group."""
-    statement = f"SELECT in_group, count(*) FROM items WHERE {RUNNING} AND in_group IS NOT NULL GROUP BY in_group"
-    return Counter({each.name: each.running for each in rows.find(_Group, statement)})
+def _count_groups(rows: Rows, choice: Choice, found: Iterable[Candidate]) -> None:
+    """Let it know how many run of the groups of these."""
+    new = {each.group for each in found if each.group is not None} - choice.groups.keys()
+    if new:
+        running = {each.name: each.running for each in rows.find(_Group, _GROUPS, rows=as_json(new))}
+        choice.groups.update(dict.fromkeys(new, 0) | running)
 
 
 class _Group(NamedTuple):
@@ -160,93 +287,32 @@ class _Group(NamedTuple):
     running: int
 
 
-class _Order:
-    """The order of priorities: those that are named first, as they are named, then the others."""
-
-    def __init__(self, named: Sequence[int]) -> None:
-        self._places = {priority: place for place, priority in enumerate(named)}
-
-    def place(self, priority: int) -> tuple[float, int]:
-        return self._places.get(priority, math.inf), priority
-
-
-def _claim_from(
-    rows: Rows, priority: int, choice: Choice, owner: str, items: list[Item], dead: list[Record], told: list[str]
-) -> None:
-    """Claim of one priority: page by page, since of each some may be dead, or of a group that is full."""
-    while page := min(choice.limit, SOME):
-        found = _candidates(rows, priority, choice.full, page)
-        run, over = choice.choose(found)
-        items += _run(rows, run, owner, large=choice.size > WHOLE)
-        dead += _bury(rows, over, told)
-        if len(found) < page:
-            break
-
-
-def _candidates(rows: Rows, priority: int, full: Iterable[str], limit: int) -> list[Candidate]:
-    return rows.find(Candidate, _CANDIDATES, priority=priority, rows=as_json(full), limit=limit)
-
-
-def _run(rows: Rows, seqs: list[int], owner: str, *, large: bool) -> list[Item]:
-    if not seqs:
+def _run(rows: Rows, those: Sequence[Candidate], priority: int, owner: str) -> list[Item]:
+    if not those:
         return []
-    those = as_json(seqs)
-    rows.do(_CLAIM, rows=those, owner=owner)
+    seqs = [each.seq for each in those]
+    rows.do(_CLAIM, rows=as_json(seqs), owner=owner)
     rows.free_keys(seqs, claimed=True)
-    one_by_one = large and [_Taken(*row) for row in rows.execute(_TAKEN, {"rows": those})]
-    found = {each.seq: each.item() for each in one_by_one or rows.find(_Taken, _TAKEN, rows=those)}
-    return [found[seq] for seq in seqs]
+    rows.more_wait(-len(seqs))
+    return [
+        Item(
+            id=each.id, token=each.token + 1, payload=_payload(rows, each), attempt=each.attempts + 1, priority=priority,
+            group=each.group, put_at=each.put_at, ready_at=each.ready_at,
+        )
+        for each in those
+    ]  # fmt: skip
 
 
-class _Taken(NamedTuple):
-    """An item that has just been claimed."""
-
-    seq: int
-    id: str
-    token: int
-    payload: str
-    attempt: int
-    priority: int
-    group: str | None
-    put_at: float
-    ready_at: float
-
-    def item(self) -> Item:
-        return Item(
-            id=self.id, token=self.token, payload=self.payload.encode(), attempt=self.attempt, priority=self.priority,
-            group=self.group, put_at=self.put_at, ready_at=self.ready_at,
-        )  # fmt: skip
+def _payload(rows: Rows, one: Candidate) -> bytes:
+    if one.payload is not None:
+        return one.payload.encode()
+    (payload,) = rows.execute("SELECT payload FROM large WHERE seq = :seq", {"seq": one.seq}).fetchone()
+    return bytes(payload)
 
 
-def _bury(rows: Rows, seqs: list[int], told: list[str]) -> list[Record]:
-    if not seqs:
+def _bury(rows: Rows, those: Sequence[Candidate]) -> list[Record]:
+    if not those:
         return []
-    those = as_json(seqs)
-    rows.end(seqs, State.DEAD)
-    told += [each.id for each in rows.find(Id, f"SELECT id FROM items WHERE seq IN {AMONG} AND keep", rows=those)]
-    return rows.records(f"SELECT {RECORD} FROM items WHERE seq IN {AMONG}", rows=those)
-
-
-def due(rows: Rows) -> float | None:
-    """When a claim may bring something, if nothing else happens."""
-    (expiring,) = rows.execute(
-        f"SELECT min(expires_at) FROM items WHERE {WAITING} AND expires_at IS NOT NULL", {}
-    ).fetchone()  # fmt: skip
-    moments = [moment for moment in (expiring, _ready(rows)) if moment is not None]
-    return min(moments, default=None)
-
-
-def _ready(rows: Rows) -> float | None:
-    """When the next item may be claimed. One whose group is full waits for an end, not for a moment."""
-    head = rows.head()
-    if head.paused or (rows.spec.concurrency is not None and rows.running() >= rows.spec.concurrency):
-        return None
-    full = [group for group, running in _groups(rows).items() if running >= rows.spec.per_key]
-    moments: list[float] = []
-    for priority, first, later in rows.levels():
-        if first <= rows.now and _candidates(rows, priority, full, 1):
-            moments.append(first)
-        elif (moment := first if first > rows.now else later) is not None:
-            moments.append(moment)
-    bucket = _bucket(rows, head)
-    return max(min(moments), -math.inf if bucket is None else bucket.due) if moments else None
+    rows.end(those, State.DEAD)
+    rows.more_wait(-len(those))
+    return rows.records(f"SELECT {RECORD} FROM items WHERE seq IN {AMONG}", rows=as_json(each.seq for each in those))

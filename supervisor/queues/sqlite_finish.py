@@ -13,7 +13,7 @@ from typing import NamedTuple
 from supervisor.queues.protocol import Ending, Item
 from supervisor.queues.sqlite_rows import AMONG, LARGE, RUNNING, Rows, as_json, given
 
-_HELD = f"SELECT id, token, seq, cancelling, keep FROM items WHERE {RUNNING} AND id IN {AMONG}"
+_HELD = f"SELECT id, token, seq, cancelling, keep, in_group FROM items WHERE {RUNNING} AND id IN {AMONG}"
 
 _END = f"""
     UPDATE items SET
@@ -24,7 +24,8 @@ _END = f"""
 
 _RETRY = f"""
     UPDATE items SET
-        state = 'waiting', ready_at = :now + ending.delay, expires_at = :now + ending.delay + (expires_at - ready_at),
+        state = 'waiting', ready_at = :now + ending.delay,
+        expires_at = :now + ending.delay + (expires_at - max(ready_at, put_at)),
         error = ending.error, traceback = ending.traceback
     FROM {given("seq delay error traceback")} AS ending WHERE items.seq = ending.seq
 """
@@ -35,8 +36,7 @@ def finish(rows: Rows, endings: Sequence[Ending]) -> Finish:
     """Store what became of items that run."""
     plan = plan_finish(endings, held(rows, endings), rows.forget_at)
     rows.free_keys([*plan.dropped, *(row[0] for row in plan.ended)])
-    if plan.dropped:
-        rows.drop(plan.dropped)
+    rows.drop(plan.dropped)
     if plan.ended:
         rows.do(_END, rows=as_json(plan.ended))
     for seq, result in plan.large:
@@ -47,7 +47,7 @@ def finish(rows: Rows, endings: Sequence[Ending]) -> Finish:
         back = f"UPDATE items SET state = 'waiting', attempts = attempts - 1 WHERE seq IN {AMONG}"
         rows.do(back, rows=as_json(plan.back))
     rows.wait_again([*plan.back, *(row[0] for row in plan.retried)])
-    rows.forget()
+    rows.unpark(plan.groups)
     return plan
 
 
@@ -62,6 +62,8 @@ class Finish:
     large: list[tuple[int, bytes]] = field(default_factory=list)
     """Results that are too large for that."""
     back: list[int] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
+    """Of which one less runs."""
     told: list[str] = field(default_factory=list)
     """The ids of those that have ended, and that somebody waits for."""
 
@@ -74,6 +76,7 @@ def plan_finish(endings: Sequence[Ending], found: Iterable[Held], forget_at: flo
         finish.answers.append(item is not None)
         if item is None:
             continue
+        finish.groups.append(item.group)
         if ending.how == "retry" and not item.cancelling:
             finish.retried.append((item.seq, ending.delay, _clean(ending.error), _clean(ending.traceback)))
         elif ending.how == "back" and not item.cancelling:
@@ -119,6 +122,7 @@ class Held(NamedTuple):
     seq: int
     cancelling: int
     keep: int
+    group: str | None
 
 
 def progress(rows: Rows, item: Item, done: float, total: float | None) -> None:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from supervisor.queues.protocol import Counts, Record, Settings, State, packed, unpacked
 from supervisor.queues.sql import WORKER_LOST
-from supervisor.queues.sqlite_rows import AMONG, KNOWN, RECORD, RUNNING, SOME, WAITING, Rows, Some, as_json
+from supervisor.queues.sqlite_rows import (
+    AMONG,
+    KNOWN,
+    OVERDUE,
+    RECORD,
+    RUNNING,
+    SOME,
+    STATE,
+    WAITING,
+    Rows,
+    Some,
+    as_json,
+    levels,
+)
 
-_WAIT_AGAIN = "state = 'waiting', expires_at = :now + (expires_at - ready_at), ready_at = :now"
+_WAIT_AGAIN = "state = 'waiting', expires_at = :now + (expires_at - max(ready_at, put_at)), ready_at = :now"
 
 _COUNTS = f"""
-    SELECT 'waiting', count(*) FROM items WHERE {WAITING}
-    UNION ALL SELECT state, count(*) FROM items
-    WHERE queue = :queue AND ended_at IS NOT NULL AND {KNOWN} GROUP BY state
+    SELECT state, count(*) FROM items WHERE queue = :queue AND ended_at IS NOT NULL AND {KNOWN} GROUP BY state
+"""
+
+_WAIT = f"""
+    SELECT
+        coalesce(max(waiting), 0), coalesce(max(paused), 0), (SELECT count(*) FROM items WHERE {OVERDUE}),
+        (SELECT count(*) FROM items WHERE {WAITING} AND ready_at > :now),
+        (SELECT min(first) FROM (SELECT first FROM ({levels(parked=0)}) UNION ALL SELECT first FROM ({levels(parked=1)})))
+    FROM queues WHERE queue = :queue
 """
 
 
@@ -32,30 +51,42 @@ def _peek(state: State) -> str:
         order = f"{'started_at' if state is State.RUNNING else 'ended_at'} DESC, seq DESC"
     return f"""
         SELECT {RECORD} FROM items WHERE seq IN (
-            SELECT seq FROM items WHERE {_of(state)} AND {KNOWN} ORDER BY {order} LIMIT :limit
+            SELECT seq FROM items WHERE {_of(state)} AND {KNOWN} AND {STATE} = '{state.value}' ORDER BY {order} LIMIT :limit
         ) ORDER BY {order}
     """
 
 
 _PEEK = {state: _peek(state) for state in State}
 _SOME = {
-    state: f"SELECT seq, id, keep FROM items WHERE {_of(state)} AND coalesce(ended_at, put_at) <= :before LIMIT :limit"
+    state: f"""
+        SELECT seq, id, keep, in_group FROM items WHERE {_of(state)} AND coalesce(ended_at, put_at) <= :before LIMIT :limit
+    """
     for state in State
 }
 
 
 def begin(rows: Rows) -> None:
     """What is claimed was claimed by a daemon that is no more: it waits again, its attempt counted."""
-    left = rows.execute(f"SELECT seq, id, cancelling FROM items WHERE {RUNNING}", {}).fetchall()
-    rows.end([seq for seq, _, cancelling in left if cancelling], State.CANCELLED)
-    interrupted = as_json([seq for seq, _, cancelling in left if not cancelling])
+    left = rows.find(_Left, f"SELECT seq, id, in_group, cancelling FROM items WHERE {RUNNING}")
+    rows.end([each for each in left if each.cancelling], State.CANCELLED)
+    interrupted = [each for each in left if not each.cancelling]
     rows.do(
         f"UPDATE items SET {_WAIT_AGAIN}, error = :error, traceback = NULL WHERE seq IN {AMONG}",
-        rows=interrupted, error=WORKER_LOST,
+        rows=as_json(each.seq for each in interrupted), error=WORKER_LOST,
     )  # fmt: skip
-    rows.take_keys_again([id for _, id, cancelling in left if not cancelling])
+    rows.take_keys_again(each.id for each in interrupted)
+    rows.unpark_all()
     (waiting,) = rows.execute(f"SELECT count(*) FROM items WHERE {WAITING}", {}).fetchone()
     rows.set("waiting", waiting)
+
+
+class _Left(NamedTuple):
+    """An item that ran."""
+
+    seq: int
+    id: str
+    group: str | None
+    cancelling: int
 
 
 def declare(rows: Rows) -> None:
@@ -72,17 +103,17 @@ def declared(rows: Rows) -> Settings | None:
 def cancel(rows: Rows, id: str) -> tuple[Literal["cancelled", "running", "ended", "unknown"], bool]:
     """What became of it, and whether somebody waits for its end."""
     found = rows.execute(
-        f"SELECT seq, state, keep FROM items WHERE queue = :queue AND id = :id AND {KNOWN}", {"id": id}
+        f"SELECT {STATE}, seq, id, keep, in_group FROM items WHERE queue = :queue AND id = :id AND {KNOWN}", {"id": id}
     ).fetchone()  # fmt: skip
     if found is None:
         return "unknown", False
-    seq, state, keep = found
-    if state == State.WAITING.value:
-        rows.end([seq], State.CANCELLED)
+    state, item = State(found[0]), Some(*found[1:])
+    if state is State.WAITING:
+        rows.end([item], State.CANCELLED)
         rows.more_wait(-1)
-        return "cancelled", bool(keep)
-    if state == State.RUNNING.value:
-        rows.do("UPDATE items SET cancelling = 1 WHERE seq = :seq", seq=seq)
+        return "cancelled", bool(item.keep)
+    if state is State.RUNNING:
+        rows.do("UPDATE items SET cancelling = 1 WHERE seq = :seq", seq=item.seq)
         return "running", False
     return "ended", False
 
@@ -90,7 +121,7 @@ def cancel(rows: Rows, id: str) -> tuple[Literal["cancelled", "running", "ended"
 def requeue(rows: Rows, ids: Sequence[str]) -> int:
     """Those of these that are dead wait again; gives how many."""
     found = rows.find(
-        Some, f"SELECT seq, id, keep FROM items WHERE {_of(State.DEAD)} AND id IN {AMONG}", rows=as_json(ids)
+        Some, f"SELECT seq, id, keep, in_group FROM items WHERE {_of(State.DEAD)} AND id IN {AMONG}", rows=as_json(ids)
     )  # fmt: skip
     seqs = [each.seq for each in found]
     rows.do(f"UPDATE items SET {_WAIT_AGAIN}, attempts = 0, ended_at = NULL WHERE seq IN {AMONG}", rows=as_json(seqs))
@@ -109,7 +140,9 @@ def purge_some(rows: Rows, state: State, before: float) -> list[Some]:
     seqs = [each.seq for each in found]
     rows.free_keys(seqs)
     rows.drop(seqs)
-    rows.more_wait(-len(found) if state is State.WAITING else 0)
+    if state is State.WAITING:
+        rows.more_wait(-len(found))
+        rows.unpark(each.group for each in found)
     return found
 
 
@@ -124,12 +157,13 @@ def pause(rows: Rows, paused: bool) -> None:
 
 def counts(rows: Rows) -> Counts:
     """The queue in numbers."""
-    found = dict(rows.execute(_COUNTS, {}).fetchall())
-    (delayed,) = rows.execute(f"SELECT count(*) FROM items WHERE {WAITING} AND ready_at > :now", {}).fetchone()
-    first = min((first for _, first, _ in rows.levels()), default=math.inf)
+    ended = Counter(dict(rows.execute(_COUNTS, {}).fetchall()))
+    wait, paused, overdue, delayed, first = rows.execute(_WAIT, {}).fetchone()
+    ended[State.EXPIRED.value] += overdue
+    waiting = wait - overdue - delayed
     return Counts(
-        **found | {"waiting": found["waiting"] - delayed}, delayed=delayed, running=rows.running(),
-        oldest=rows.now - first if first <= rows.now else None, paused=bool(rows.head().paused),
+        **ended, waiting=waiting, delayed=delayed, running=rows.running(), paused=bool(paused),
+        oldest=rows.now - first if waiting else None,
     )  # fmt: skip
 
 
@@ -138,7 +172,7 @@ def peek(rows: Rows, state: State, limit: int) -> list[Record]:
     return rows.records(_PEEK[state], limit=limit)
 
 
-def show(rows: Rows, id: str, *, keep: bool) -> Record | None:
+def show(rows: Rows, id: str, *, keep: bool = False) -> Record | None:
     """An item, where it is known; with `keep`, its end is kept for who asks."""
     if keep:
         rows.keep([id])

@@ -10,8 +10,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from supervisor.queues.protocol import Draft, QueueFull, Receipt, Settings, State
-from supervisor.queues.sqlite_rows import AMONG, LARGE, Rows, as_json, given
+from supervisor.queues.sqlite_rows import AMONG, LARGE, OVERDUE, WAITING, Rows, Some, as_json, given
+
+What = Literal["stored", "known", "merged", "replaced", "rejected"]
+
+_LOOK = f"""
+    SELECT coalesce(max(waiting), 0),
+        (SELECT json_group_array(json_array(seq, id, forget_at)) FROM items WHERE queue = :queue AND id IN {AMONG}),
+        EXISTS (SELECT 1 FROM items WHERE queue = :queue AND forget_at <= :now)
+    FROM queues WHERE queue = :queue
+"""
+"""A row in any case."""
 
 _INSERT_PLAIN = f"""
     INSERT INTO items (queue, id, payload, priority, put_at, ready_at)
@@ -20,33 +32,44 @@ _INSERT_PLAIN = f"""
 """Most drafts ask for nothing special: that is half the work."""
 
 _INSERT = f"""
-    INSERT INTO items (queue, id, payload, priority, put_at, ready_at, expires_at, key, in_group, keep)
-    SELECT :queue, id, CAST(payload AS BLOB), priority, :now, ready_at, ready_at + expire, key, in_group, keep FROM (
-        SELECT *, max(:now + delay, coalesce(at, 0)) AS ready_at
-        FROM {given("id payload priority delay at expire key in_group keep")}
+    INSERT INTO items (queue, id, payload, priority, put_at, ready_at, expires_at, key, in_group, keep, seq)
+    SELECT
+        :queue, id, CAST(payload AS BLOB), priority, :now, coalesce(since, due), due + expire, key, in_group, keep, place
+    FROM (
+        SELECT *, max(:now + delay, coalesce(at, 0)) AS due
+        FROM {given("id payload priority delay at expire key in_group keep since place")}
     )
 """
+"""`since`, `place`: where what is replaced stood, since when it could be claimed."""
 
 _INSERT_LARGE = "INSERT INTO large SELECT seq, CAST(:payload AS BLOB) FROM items WHERE queue = :queue AND id = :id"
 
 _HOLDERS = f"""
-    SELECT keys.key, keys.id, state FROM keys LEFT JOIN items ON items.queue = keys.queue AND items.id = keys.id
+    SELECT keys.key, keys.id, state, coalesce(seq, 0), coalesce(keep, 0), in_group, priority, coalesce(ready_at, 0.0)
+    FROM keys LEFT JOIN items ON items.queue = keys.queue AND items.id = keys.id
     WHERE keys.queue = :queue AND keys.key IN {AMONG} AND (until > :now OR (until IS NULL AND state IN ('waiting', 'running')))
+"""
+
+_ROOM = f"""
+    SELECT coalesce(max(waiting), 0), (SELECT count(*) FROM items WHERE {OVERDUE}),
+        (SELECT min(expires_at) FROM items WHERE {WAITING} AND expires_at > :now)
+    FROM queues WHERE queue = :queue
 """
 
 
 def put(rows: Rows, drafts: Sequence[Draft]) -> Plan:
     """Store all of these, or none."""
-    plan = plan_put(drafts, _known(rows, drafts), _holders(rows, drafts), rows.settings)
+    waiting, known = _look(rows, drafts)
+    plan = plan_put(drafts, known, _holders(rows, drafts), rows.settings, rows.now)
     if plan.grows > 0:
-        _make_sure_of_room(rows, plan.grows)
-    rows.remove(plan.gone)
-    _insert(rows, plan.drafts.values())
+        plan.expired = _make_room(rows, waiting, plan.grows)
+    rows.drop([holder.seq for holder in plan.gone])
+    _insert(rows, plan)
     if plan.kept:
         rows.keep(plan.kept)
-    rows.take_keys(plan.drafts)
+    rows.take_keys([draft.id for draft in plan.drafts if draft.key is not None])
     rows.more_wait(plan.grows)
-    rows.forget()
+    rows.unpark(holder.group for holder in plan.gone)
     return plan
 
 
@@ -55,66 +78,111 @@ class Plan:
     """What a put does."""
 
     receipts: list[Receipt] = field(default_factory=list)
-    drafts: dict[str, Draft] = field(default_factory=dict)
+    drafts: list[Draft] = field(default_factory=list)
     """Those that are to be stored, in their order."""
-    gone: set[str] = field(default_factory=set)
-    """The ids of those that were there, and make room."""
+    places: dict[str, int] = field(default_factory=dict)
+    """Where among those they are, by their ids."""
+    instead: dict[str, Holder] = field(default_factory=dict)
+    """By the id of a draft, whose place in line it has."""
+    gone: list[Holder] = field(default_factory=list)
+    """Those that were there, and make room."""
     kept: set[str] = field(default_factory=set)
     """The ids of those whose end somebody else waits for, too."""
+    expired: list[Some] = field(default_factory=list)
+    """What had waited for too long, and has made room."""
 
     @property
     def grows(self) -> int:
         """By how many more items wait afterwards."""
         return len(self.drafts) - len(self.gone)
 
+    @property
+    def told(self) -> list[str]:
+        """The ids of those that have ended, and that somebody waits for."""
+        return [each.id for each in self.gone if each.keep] + [each.id for each in self.expired if each.keep]
 
-def plan_put(drafts: Iterable[Draft], known: Collection[str], holders: Mapping[str, Holder], settings: Settings) -> Plan:
+    def answer(self, draft: Draft, id: str, what: What) -> None:
+        """That became of a draft; `id`: which item stands for it."""
+        self.receipts.append(Receipt(id=id, what=what))
+        if draft.keep and what in ("known", "merged"):
+            self.kept.add(id)
+
+    def store(self, draft: Draft) -> None:
+        """It is new."""
+        self.places[draft.id] = len(self.drafts)
+        self.drafts.append(draft)
+
+    def replace(self, holder: Holder, draft: Draft, now: float) -> None:
+        """It comes in the place of an item that waits, or of a draft before it."""
+        at = self.places.pop(holder.id, None)
+        instead: Holder | None = holder
+        if at is None:
+            self.gone.append(holder)
+            self.store(draft)
+        else:
+            self.places[draft.id], self.drafts[at] = at, draft
+            instead = self.instead.pop(holder.id, None)
+        if instead is not None and instead.is_stood_in_for_by(draft, now):
+            self.instead[draft.id] = instead
+
+
+def plan_put(
+    drafts: Iterable[Draft], known: Collection[str], holders: Mapping[str, Holder], settings: Settings, now: float
+) -> Plan:
     """What becomes of `drafts`, one after another. `known`: the ids that there are; `holders`: by key, who has it."""
     plan, holders, unique = Plan(), dict(holders), settings.spec.unique
     for draft in drafts:
-        holder = holders.get(draft.key) if unique is not None and draft.key is not None else None
-        if draft.id in known or draft.id in plan.drafts:
-            plan.receipts.append(Receipt(id=draft.id, what="known"))
+        holder = None if unique is None or draft.key is None else holders.get(draft.key)
+        if draft.id in known or draft.id in plan.places:
+            plan.answer(draft, draft.id, "known")
         elif unique is None or holder is None:
-            _store(plan, draft, holders, "stored")
+            plan.store(draft)
+            plan.answer(draft, draft.id, "stored")
         elif unique.on_conflict == "replace" and holder.state == State.WAITING.value:
-            if plan.drafts.pop(holder.id, None) is None:
-                plan.gone.add(holder.id)
-            _store(plan, draft, holders, "replaced")
+            plan.replace(holder, draft, now)
+            plan.answer(draft, draft.id, "replaced")
         else:
-            plan.receipts.append(Receipt(id=holder.id, what="merged" if unique.on_conflict == "merge" else "rejected"))
-        if draft.keep and plan.receipts[-1].what in ("known", "merged"):
-            plan.kept.add(plan.receipts[-1].id)
+            plan.answer(draft, holder.id, "merged" if unique.on_conflict == "merge" else "rejected")
+        if draft.key is not None and draft.id in plan.places:
+            holders[draft.key] = Holder(draft.key, draft.id, State.WAITING.value)
     return plan
 
 
-def _store(plan: Plan, draft: Draft, holders: dict[str, Holder], what: Literal["stored", "replaced"]) -> None:
-    plan.drafts[draft.id] = draft
-    plan.receipts.append(Receipt(id=draft.id, what=what))
-    if draft.key is not None:
-        holders[draft.key] = Holder(draft.key, draft.id, State.WAITING.value)
-
-
 class Holder(NamedTuple):
-    """Who has a key."""
+    """Who has a key: an item, which may be gone, or a draft."""
 
     key: str
     id: str
     state: str | None
+    seq: int = 0
+    keep: int = 0
+    group: str | None = None
+    priority: int | None = None
+    ready_at: float = 0.0
+
+    def is_stood_in_for_by(self, draft: Draft, now: float) -> bool:
+        """Whether a draft stands where this item stood in line."""
+        is_due = not draft.delay and (draft.at is None or draft.at <= now)
+        return is_due and self.ready_at <= now and draft.priority == self.priority
 
 
-def _known(rows: Rows, drafts: Sequence[Draft]) -> set[str]:
-    """The ids of these that there are. Those that should be forgotten by now are."""
+def _look(rows: Rows, drafts: Sequence[Draft]) -> tuple[int, set[str]]:
+    """How many wait, and the ids of these that there are. Those that should be forgotten by now are."""
     ids = as_json(draft.id for draft in drafts)
-    found = rows.find(_Known, f"SELECT id, forget_at FROM items WHERE queue = :queue AND id IN {AMONG}", rows=ids)
-    over = [each.id for each in found if each.forget_at is not None and each.forget_at <= rows.now]
-    rows.remove(over)
-    return {each.id for each in found}.difference(over)
+    waiting, found, over = rows.execute(_LOOK, {"rows": ids}).fetchone()
+    known = msgspec.json.decode(found, type=list[_Known])
+    if over:
+        rows.forget([each.seq for each in known if each.is_over(rows.now)])
+    return waiting, {each.id for each in known if not each.is_over(rows.now)}
 
 
 class _Known(NamedTuple):
+    seq: int
     id: str
     forget_at: float | None
+
+    def is_over(self, now: float) -> bool:
+        return self.forget_at is not None and self.forget_at <= now
 
 
 def _holders(rows: Rows, drafts: Sequence[Draft]) -> dict[str, Holder]:
@@ -126,20 +194,26 @@ def _holders(rows: Rows, drafts: Sequence[Draft]) -> dict[str, Holder]:
     return {holder.key: holder for holder in rows.find(Holder, _HOLDERS, rows=as_json(keys))}
 
 
-def _make_sure_of_room(rows: Rows, more: int) -> None:
-    size, waiting = rows.spec.size, rows.head().waiting
+def _make_room(rows: Rows, waiting: int, more: int) -> list[Some]:
+    """Make sure that there is room; what has expired to make it."""
+    size, expired = rows.spec.size, list[Some]()
     if more > size:
         raise QueueFull(f"queue {rows.queue} takes {size} items in all, and these are {more}: put fewer at once")
-    if waiting + more > size:
-        raise QueueFull(f"queue {rows.queue} is full: {waiting} of {size} items wait, and there is no room for {more}")
+    while (free := size - waiting + len(expired)) < more:
+        some = rows.expire()
+        if not some:
+            raise QueueFull(f"queue {rows.queue} is full: {size - free} of {size} items wait, and there is no room for {more}")
+        expired += some
+    return expired
 
 
-def _insert(rows: Rows, drafts: Collection[Draft]) -> None:
-    if any(map(_is_special, drafts)):
-        rows.do(_INSERT, rows=as_json(map(_special, drafts)))
-    else:
-        rows.do(_INSERT_PLAIN, rows=as_json(map(_plain, drafts)))
-    for draft in drafts:
+def _insert(rows: Rows, plan: Plan) -> None:
+    if any(map(_is_special, plan.drafts)):
+        ordered = sorted(plan.drafts, key=lambda draft: draft.id not in plan.instead)  # else others may be given their places
+        rows.do(_INSERT, rows=as_json(_special(draft, plan.instead.get(draft.id)) for draft in ordered))
+    elif plan.drafts:
+        rows.do(_INSERT_PLAIN, rows=as_json(map(_plain, plan.drafts)))
+    for draft in plan.drafts:
         if len(draft.payload) > LARGE:
             rows.do(_INSERT_LARGE, id=draft.id, payload=draft.payload)
 
@@ -156,11 +230,13 @@ def _plain(draft: Draft) -> tuple[object, ...]:
     return draft.id, draft.payload.decode() if len(draft.payload) <= LARGE else None, draft.priority
 
 
-def _special(draft: Draft) -> tuple[object, ...]:
+def _special(draft: Draft, instead: Holder | None) -> tuple[object, ...]:
     said = draft.delay, draft.at, draft.expire, draft.key, draft.group, int(draft.keep)
-    return *_plain(draft), *said
+    place = (None, None) if instead is None else (instead.ready_at, instead.seq)
+    return *_plain(draft), *said, *place
 
 
-def is_full(rows: Rows) -> bool:
-    """Whether no more items may wait."""
-    return rows.head().waiting >= rows.spec.size
+def room_at(rows: Rows) -> float | None:
+    """When there will be room, if nothing else happens: now, or when the next one expires."""
+    waiting, overdue, expiring = rows.execute(_ROOM, {}).fetchone()
+    return rows.now if waiting - overdue < rows.spec.size else expiring

@@ -6,8 +6,8 @@ as_json, given    many rows go in as one text, and are there as a table
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -38,27 +38,42 @@ def given(columns: str) -> str:
 AMONG = "(SELECT value FROM json_each(:rows))"
 WAITING = "queue = :queue AND state = 'waiting'"
 RUNNING = "queue = :queue AND state = 'running'"
-PAYLOAD = "CAST(coalesce(payload, (SELECT payload FROM large WHERE large.seq = items.seq)) AS TEXT)"
+OVERDUE = f"{WAITING} AND expires_at IS NOT NULL AND expires_at <= :now"
+"""What has expired, though nobody has noted it yet."""
+STATE = f"CASE WHEN {OVERDUE} THEN 'expired' ELSE state END"
 KNOWN = "(forget_at IS NULL OR forget_at > :now)"
-RECORD = ", ".join(COLUMNS).replace("lease_until", "NULL").replace("payload", PAYLOAD)
+_PAYLOAD = "CAST(coalesce(payload, (SELECT payload FROM large WHERE large.seq = items.seq)) AS TEXT)"
+_COMPUTED = {"state": STATE, "lease_until": "NULL", "payload": _PAYLOAD}
+RECORD = ", ".join(_COMPUTED.get(name, name) for name in COLUMNS)
 
-_HEAD = """
-    SELECT coalesce(max(waiting), 0), coalesce(max(paused), 0), coalesce(max(full_at), 0.0) FROM queues WHERE queue = :queue
-"""
-"""A row in any case."""
 
-_LEVELS = f"""
-    WITH RECURSIVE levels (priority) AS (
-        SELECT min(priority) FROM items WHERE {WAITING}
-        UNION ALL
-        SELECT (SELECT min(items.priority) FROM items WHERE {WAITING} AND items.priority > levels.priority)
-        FROM levels WHERE levels.priority IS NOT NULL
+def levels(parked: int) -> str:
+    """The priorities of what waits and is `parked` or not, when the first of each is ready, or was, and when the first that is
+    not ready yet will be."""
+    those = f"{WAITING} AND parked = {parked}"
+    return f"""
+        WITH RECURSIVE levels (priority) AS (
+            SELECT min(priority) FROM items WHERE {those}
+            UNION ALL
+            SELECT (SELECT min(items.priority) FROM items WHERE {those} AND items.priority > levels.priority)
+            FROM levels WHERE levels.priority IS NOT NULL
+        )
+        SELECT priority, (SELECT min(ready_at) FROM items WHERE {those} AND items.priority = levels.priority) AS first, (
+            SELECT min(ready_at) FROM items WHERE {those} AND items.priority = levels.priority AND items.ready_at > :now
+        ) AS later FROM levels WHERE priority IS NOT NULL
+    """
+
+
+_EXPIRED = f"SELECT seq, id, keep, in_group FROM items WHERE {OVERDUE} LIMIT {SOME}"
+
+_UNPARK = """
+    UPDATE items SET parked = 0 WHERE seq IN (
+        SELECT first.seq FROM json_each(:rows) AS each JOIN items AS first ON first.seq IN (
+            SELECT seq FROM items WHERE queue = :queue AND in_group = each.value AND parked = 1
+            ORDER BY priority, ready_at, seq LIMIT :limit
+        )
     )
-    SELECT priority, (SELECT min(ready_at) FROM items WHERE {WAITING} AND items.priority = levels.priority), (
-        SELECT min(ready_at) FROM items WHERE {WAITING} AND items.priority = levels.priority AND items.ready_at > :now
-    ) FROM levels WHERE priority IS NOT NULL
 """
-"""The priorities that wait, when the first of each is ready, or was, and when the first that is not ready yet will be."""
 
 _FORGET = """
     DELETE FROM items WHERE seq IN (SELECT seq FROM items WHERE queue = :queue AND forget_at <= :now LIMIT :limit)
@@ -89,6 +104,17 @@ class Rows:
         self.spec = settings.spec
         self.settings = settings
         self.now = now
+        self._more = 0
+
+    def close(self) -> None:
+        """The operation is over: what it has gathered is written."""
+        if self._more:
+            self.do(
+                "INSERT INTO queues (queue, waiting) VALUES (:queue, :count)"
+                " ON CONFLICT (queue) DO UPDATE SET waiting = waiting + :count",
+                count=self._more,
+            )
+            self._more = 0
 
     def do(self, statement: str, **parameters: object) -> int:
         """Execute it; gives how many rows it changed."""
@@ -118,12 +144,7 @@ class Rows:
 
     def more_wait(self, count: int) -> None:
         """So many more items wait than before."""
-        if count:
-            self.do(
-                "INSERT INTO queues (queue, waiting) VALUES (:queue, :count)"
-                " ON CONFLICT (queue) DO UPDATE SET waiting = waiting + :count",
-                count=count,
-            )
+        self._more += count
 
     def keep(self, ids: Iterable[str]) -> None:
         """Somebody waits for the end of these."""
@@ -134,39 +155,56 @@ class Rows:
         """Until when what ends now is known."""
         return self.now + self.spec.keep_results
 
-    def head(self) -> Head:
-        return Head(*self.execute(_HEAD, {}).fetchone())
-
-    def levels(self) -> list[tuple[int, float, float | None]]:
-        return self.execute(_LEVELS, {}).fetchall()
-
     def running(self) -> int:
         """How many run."""
         (count,) = self.execute(f"SELECT count(*) FROM items WHERE {RUNNING}", {}).fetchone()
         return int(count)
 
-    def remove(self, ids: Collection[str]) -> None:
-        if ids:
-            self.do(f"DELETE FROM items WHERE queue = :queue AND id IN {AMONG}", rows=as_json(ids))
+    def drop(self, seqs: Sequence[int]) -> None:
+        """Remove these."""
+        if seqs:
+            self.do(f"DELETE FROM items WHERE seq IN {AMONG}", rows=as_json(seqs))
 
-    def drop(self, seqs: Iterable[int]) -> None:
-        self.do(f"DELETE FROM items WHERE seq IN {AMONG}", rows=as_json(seqs))
-
-    def forget(self) -> None:
-        """What is not known any more goes, a bit at a time."""
+    def forget(self, seqs: Sequence[int] = ()) -> None:
+        """These, and what else is not known any more, go, a bit at a time."""
+        self.drop(seqs)
         self.do(_FORGET, limit=SOME)
 
-    def end(self, seqs: Sequence[int], state: State) -> None:
-        """What waits ends. Those that are dead are known until they are purged."""
-        if not seqs:
+    def expire(self) -> list[Some]:
+        """End what has waited for too long, a bit of it at a time."""
+        found = self.find(Some, _EXPIRED)
+        self.end(found, State.EXPIRED)
+        self.more_wait(-len(found))
+        return found
+
+    def end(self, those: Sequence[Row], state: State) -> None:
+        """These end, and did not run. Those that are dead are known until they are purged."""
+        if not those:
             return
+        seqs = [each.seq for each in those]
         self.free_keys(seqs)
         self.do(
-            "UPDATE items SET state = :state, ended_at = :now, forget_at = :forget_at, cancelling = 0,"
+            "UPDATE items SET state = :state, ended_at = :now, forget_at = :forget_at, cancelling = 0, parked = 0,"
             f" error = coalesce(error, :error) WHERE seq IN {AMONG}",
             rows=as_json(seqs), state=state.value, forget_at=None if state is State.DEAD else self.forget_at,
             error=NO_ATTEMPT_LEFT if state is State.DEAD else None,
         )  # fmt: skip
+        self.unpark(each.group for each in those)
+
+    def park(self, seqs: Sequence[int]) -> None:
+        """Enough of the groups of these run: no claim meets them until one of those ends."""
+        if seqs:
+            self.do(f"UPDATE items SET parked = 1 WHERE seq IN {AMONG}", rows=as_json(seqs))
+
+    def unpark(self, groups: Iterable[str | None]) -> None:
+        """Something of these groups has ended: as many of each as may run at once are met by claims again."""
+        names = {group for group in groups if group is not None}
+        if names:
+            self.do(_UNPARK, rows=as_json(names), limit=self.spec.per_key)
+
+    def unpark_all(self) -> None:
+        """Nobody knows which groups are full."""
+        self.do(f"UPDATE items SET parked = 0 WHERE {WAITING} AND parked = 1")
 
     def wait_again(self, seqs: Sequence[int]) -> None:
         """These have been made to wait again."""
@@ -175,9 +213,9 @@ class Rows:
             self.take_keys_again(each.id for each in found)
         self.more_wait(len(seqs))
 
-    def take_keys(self, ids: Iterable[str]) -> None:
+    def take_keys(self, ids: Sequence[str]) -> None:
         """Items that are new have their keys, which are free."""
-        if self.spec.unique is not None:
+        if self.spec.unique is not None and ids:
             lifetime = self.spec.unique.lifetime
             until = None if isinstance(lifetime, str) else self.now + lifetime
             self.do(_TAKE_KEYS.format("REPLACE"), rows=as_json(ids), until=until)
@@ -200,12 +238,24 @@ class Id(NamedTuple):
     id: str
 
 
-class Head(NamedTuple):
-    """What is true of a queue, besides its items."""
+class Level(NamedTuple):
+    """Those of one priority that wait; see `levels`."""
 
-    waiting: int
-    paused: int
-    full_at: float
+    priority: int
+    first: float
+    later: float | None
+
+
+class Row(Protocol):
+    """An item."""
+
+    @property
+    def seq(self) -> int:
+        """Its row."""
+
+    @property
+    def group(self) -> str | None:
+        """What `serialize_by` found in it."""
 
 
 class Some(NamedTuple):
@@ -214,6 +264,7 @@ class Some(NamedTuple):
     seq: int
     id: str
     keep: int
+    group: str | None
 
 
 def _fields(row: type) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ SCHEMA = (
         in_group TEXT,
         keep INTEGER NOT NULL DEFAULT 0,
         cancelling INTEGER NOT NULL DEFAULT 0,
+        parked INTEGER NOT NULL DEFAULT 0,
         done REAL,
         total REAL,
         error TEXT,
@@ -35,7 +36,8 @@ SCHEMA = (
         payload BLOB
     );
     CREATE UNIQUE INDEX items_id ON items (queue, id);
-    CREATE INDEX items_waiting ON items (queue, priority, ready_at, seq, in_group) WHERE state = 'waiting';
+    CREATE INDEX items_waiting ON items (queue, parked, priority, ready_at, seq) WHERE state = 'waiting';
+    CREATE INDEX items_parked ON items (queue, in_group, priority, ready_at, seq) WHERE parked = 1;
     CREATE INDEX items_expiring ON items (queue, expires_at) WHERE state = 'waiting' AND expires_at IS NOT NULL;
     CREATE INDEX items_running ON items (queue, in_group) WHERE state = 'running';
     CREATE INDEX items_ended ON items (queue, state, ended_at, seq, forget_at) WHERE ended_at IS NOT NULL;
@@ -61,4 +63,5 @@ SCHEMA = (
     """,
 )
 """The versions of the file. `forget_at`: until when an item that has ended is known; null: until somebody purges it.
+`parked`: it waits, and a claim that met it found that enough of its group run: no other one meets it until one of them ends.
 `keys.until`: null: until the item is claimed, or has ended. `full_at`: when the bucket of the `rate` is full again."""

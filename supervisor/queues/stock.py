@@ -1,11 +1,15 @@
 """Items that a daemon has claimed before a worker asks for them, so that nobody waits for the engine after each short call.
 
-What is here is kept from others. So it is no more than what is handled in some hundredths of a second, by what calls took
-until now, and it goes back as soon as it turns out that nobody takes it.
+What is here is kept from others. So it is no more than what all workers together have lately handled in some hundredths of a
+second, and it goes back as soon as it turns out that nobody takes it.
+
+And it has had an attempt: where the daemon is killed, that is counted. So nothing is here on its last attempt (the desk sees to
+that): else an item could be dead that nobody has ever begun with, for what others beside it have done.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 
@@ -19,14 +23,8 @@ AHEAD = 0.05
 HELD = 0.25
 """Seconds after which what was not taken in them goes back."""
 
-CAUTIOUS = 1.0
-"""Seconds that a call is expected to take by who knows nothing: some fifty short ones are seen before anything is claimed."""
-
-LEARNING = 1 / 16
-"""The weight of the last call in what is expected of the next."""
-
-SHORT = 1e-5
-"""Seconds that a call takes at least, whatever it takes."""
+LEARNING = 0.25
+"""Seconds after which what was handled counts for little (1/e of it) in what is expected. AHEAD of these are claimed ahead."""
 
 
 class Stock:
@@ -37,7 +35,9 @@ class Stock:
         self.items: deque[Item] = deque()
         """Those that were claimed first come first."""
         self._full = 0
-        self._expected = CAUTIOUS
+        self._rate = 0.0
+        """Items a second that were handled, as known at `_learned_at`."""
+        self._learned_at = -math.inf
         self._taken = 0
         self._filled = trio.Event()
 
@@ -46,13 +46,17 @@ class Stock:
         """Whether half of it is gone, and it is time to claim more."""
         return 0 < len(self.items) <= self._full // 2
 
-    def learn(self, seconds: float) -> None:
-        """A call took so long."""
-        self._expected += LEARNING * (max(seconds, SHORT) - self._expected)
+    def learn(self, items: int) -> None:
+        """So many items were handled."""
+        now = trio.current_time()
+        self._rate = self._rate * math.exp((self._learned_at - now) / LEARNING) + items / LEARNING
+        self._learned_at = now
 
     def worth(self, calls: int) -> int:
         """How many items it is worth to have here, where so many calls are under way at once."""
-        return int(calls * AHEAD / self._expected) if self._expected < AHEAD else 0
+        self.learn(0)
+        handled = self._rate * AHEAD
+        return int(handled) if handled > calls > 0 else 0  # else a call takes longer than AHEAD
 
     def add(self, items: Iterable[Item]) -> None:
         """These were claimed."""
@@ -60,7 +64,8 @@ class Stock:
 
     def take(self, most: int) -> list[Item]:
         """Those that were claimed first, so many at most."""
-        items = [self.items.popleft() for _ in range(min(most, len(self.items)))]
+        left = self.items
+        items = [left.popleft()] if most == 1 and left else [left.popleft() for _ in range(min(most, len(left)))]
         self._taken += len(items)
         return items
 
@@ -81,6 +86,11 @@ class Stock:
         if self.items:
             self._filled.set()
 
+    def distrust(self, most: int = 0) -> None:
+        """Keep so many, and claim nothing ahead until it was seen anew how many are handled."""
+        self._rate = 0.0
+        self.shrink(most)
+
     async def give_back_unused(self) -> None:
         """Give back what is not taken in time, for ever."""
         while True:
@@ -90,5 +100,4 @@ class Stock:
                 before = self._taken
                 await trio.sleep(HELD)
                 if len(self.items) > self._taken - before:
-                    self._expected = CAUTIOUS
-                    self.shrink(self._taken - before)
+                    self.distrust(self._taken - before)

@@ -1,36 +1,23 @@
-"""The tree as its users see it: `open_supervisor`, and the `Supervisor` it yields.
-
-The daemon is this library plus a socket, a log and systemd manners.
-"""
+"""A running tree: its nodes, what can be read of them, and what can be asked of them."""
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import itertools
-import math
-import os
-import random
-import secrets
-import socket
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 from trio_util import AsyncValue
 
 from supervisor import config as configuration
-from supervisor import events, last_runs
-from supervisor.children import Child, Usage, open_children
+from supervisor import events
+from supervisor.children import Child, Usage
 from supervisor.config import Config, Plan
-from supervisor.errors import ControlError, SupervisorError
+from supervisor.errors import ControlError, SupervisorError, did_you_mean
 from supervisor.events import Journal
-from supervisor.kinds import JobSpec, Outcome, Resources, Run, inherited
+from supervisor.kinds import JobSpec, Outcome, Resources, Run
 from supervisor.kinds.function import outdated
 from supervisor.kinds.job import for_worker
 from supervisor.last_runs import LastRuns
@@ -52,30 +39,17 @@ from supervisor.nodes import (
     WorkersNode,
     obey,
     rhythm,
-    scale,
 )
-from supervisor.output import Echo, Outputs, open_outputs
-from supervisor.queues.registry import open_queues
+from supervisor.output import Outputs
 from supervisor.restart import Precedence
-from supervisor.sockets import open_sockets
-from supervisor.spec import NAME, ChildSpec, SupervisorSpec, split_name
-from supervisor.state import Answer, Goal, JobStatus, LimitStatus, Phase, Why, ancestry
-from supervisor.store import StoreError, open_store
-from supervisor.wall import Wall, WallClock, written
+from supervisor.spec import NAME, ChildSpec, split_name
+from supervisor.state import Answer, Goal, JobStatus, LimitStatus, Phase, ancestry
+from supervisor.store import StoreError
+from supervisor.tree import reload
+from supervisor.tree.outline import edges, in_order, root_spec
+from supervisor.tree.phases import Phases
+from supervisor.wall import Wall, written
 from supervisor.watching import Watching
-
-if TYPE_CHECKING:
-    from supervisor.queues.protocol import Settings
-
-KILL_LIMIT = 5.0
-"""Seconds that killing may take in an orderly stop; what is still there then is named and left behind."""
-
-LAST_RESORT = 2.0
-"""Seconds after which the tree is taken to be unable to end at all: a task that ignores its cancellation."""
-
-
-STATE = "state.db"
-"""In the state directory: what one daemon remembers for the next."""
 
 
 class Supervisor:
@@ -112,12 +86,7 @@ class Supervisor:
         """What was still alive when the tree gave up waiting for it."""
         self.late: tuple[str, ...] = ()
         """Who did not end in time when the tree ended, and was killed."""
-        self._begun = trio.Event()
-        self._hurry = trio.CancelScope()
         self._ended = trio.Event()
-        self.stuck = False
-        """Whether anything has ever been stuck: most stops need not look."""
-        self._only_stuck = trio.Event()
         self._watching = Watching(lambda job, burst: self._due(job, str(burst)), self._warn)
         self._scales = Scales(resources.children, self._child_of, self._due)
         self._ticking = Ticking(self)
@@ -127,8 +96,10 @@ class Supervisor:
         self.limits.apply(config)
         self._one_offs = 0
         """How many there were: the number of a run is never given twice, though the name is."""
-        self._root_run = Run("", 0, self._root_node(), self.abandoned)
-        self._complete()
+        self.root = SupervisorNode(self, "", root_spec(config), Goal.UP)
+        self._root_run = Run("", 0, self.root, self.abandoned)
+        self.phases = Phases(self, self._root_run)
+        self.complete()
         self.look_after_jobs()
 
     @property
@@ -143,18 +114,14 @@ class Supervisor:
 
     # ---- building ----
 
-    def _root_node(self) -> SupervisorNode:
-        self.root = SupervisorNode(self, "", _root_spec(self.config), Goal.UP)
-        return self.root
-
-    def _complete(self) -> None:
+    def complete(self) -> None:
         """Make what the configuration names and the tree lacks. Where an old one of that name is still leaving: later."""
-        for name in _in_order(self.config):
-            if name not in self.nodes and self._stays(self.config.parents.get(name)):
+        for name in in_order(self.config):
+            if name not in self.nodes and self.stays(self.config.parents.get(name)):
                 self._make(name, self.config)
         self.link()
 
-    def _stays(self, supervisor: str | None) -> bool:
+    def stays(self, supervisor: str | None) -> bool:
         """Whether there is such a supervisor, and it is not on its way out of the tree."""
         node = self.root if supervisor is None else self.nodes.get(supervisor)
         return isinstance(node, SupervisorNode) and node.removing is None
@@ -170,7 +137,7 @@ class Supervisor:
             node = made(self, name, spec, Goal.UP if spec.start == "auto" else Goal.DOWN)
         parent = config.parents.get(name)
         self.add(node, parent)
-        self._node_of(parent).adopt(node)
+        self.node_of(parent).adopt(node)
         if isinstance(node, WorkersNode):
             node.scale(node.spec.first_workers)
 
@@ -189,7 +156,12 @@ class Supervisor:
         node.name = name
         self.nodes[name] = node
 
-    def _node_of(self, supervisor: str | None) -> SupervisorNode:
+    def supervisors(self) -> list[SupervisorNode]:
+        """The root and all others, also the groups of workers."""
+        return [self.root, *(node for node in self.nodes.values() if isinstance(node, SupervisorNode))]
+
+    def node_of(self, supervisor: str | None) -> SupervisorNode:
+        """The supervisor of that name; None: the root."""
         if supervisor is None:
             return self.root
         node = self.nodes[supervisor]
@@ -204,23 +176,20 @@ class Supervisor:
         parents = {name: node.parent.name for name, node in leaving.items() if node.parent is not None and node.parent.name}
         parents |= config.parents
         self.dependants = {}
-        before: dict[str, dict[str, set[str]]] = {}
         for name, spec in specs.items():
-            for target in spec.after:
-                if name in self.nodes:
-                    self.dependants.setdefault(target, []).append(self.nodes[name])
-                above, mine, theirs = _lift(name, target, parents)
-                before.setdefault(above or "", {}).setdefault(mine, set()).add(theirs)
+            for target in spec.after if name in self.nodes else ():
+                self.dependants.setdefault(target, []).append(self.nodes[name])
+        before = edges(specs, parents)
         self.arrange()
-        order = {name: at for at, name in enumerate(_in_order(config))}
-        for supervisor in self._supervisors():
+        order = {name: at for at, name in enumerate(in_order(config))}
+        for supervisor in self.supervisors():
             spec = config.supervisors.get(supervisor.name, supervisor.regime)
             names = dict.fromkeys((*spec.children, *sorted(supervisor.children, key=lambda name: order.get(name, len(order)))))
             supervisor.arrange(Precedence(spec.strategy, names, before.get(supervisor.name, {})), list(names))
 
     def arrange(self) -> None:
         """Bring nodes and rows into the order of the file, the workers of a job after it."""
-        order = {name: at for at, name in enumerate(_in_order(self.config))}
+        order = {name: at for at, name in enumerate(in_order(self.config))}
 
         def place(name: str) -> tuple[int, int]:
             job, number = split_name(name)
@@ -240,7 +209,7 @@ class Supervisor:
             self.outputs.discard(node.name)
             self.limits.forget(node.name)
         if node.name in self.config.jobs or node.name in self.config.supervisors:
-            self._complete()
+            self.complete()
 
     def tell_dependants(self, name: str) -> None:
         """Have those that wait for `name` look again."""
@@ -275,7 +244,8 @@ class Supervisor:
             names = [name for name in self.nodes if fnmatch.fnmatchcase(name, pattern)] if glob else [pattern]
             if not names or not all(name in self.nodes for name in names):
                 queue = "; it is a queue: use `supervisor queue`" if pattern in self.queues.names else ""
-                raise ControlError(_unknown(pattern, self.nodes) + queue, ControlError.NO_SUCH_NAME)
+                near = did_you_mean(pattern, self.nodes, "'")
+                raise ControlError(f"no job or supervisor matches {pattern!r}{near}{queue}", ControlError.NO_SUCH_NAME)
             matched = set(names)
             found.update({name: None for name in names if split_name(name)[0] not in matched - {name}})
         return list(found)
@@ -303,7 +273,8 @@ class Supervisor:
             return self.limits.status(*patterns)
         except LookupError as error:
             pattern, known = error.args
-            raise ControlError(_no_limit(pattern, known), ControlError.NO_SUCH_NAME) from None
+            near = did_you_mean(pattern, known, "'")
+            raise ControlError(f"no limit matches {pattern!r}{near}", ControlError.NO_SUCH_NAME) from None
 
     async def wait_running(self) -> None:
         """Wait until every job that starts by itself is ready (a `once` job: has succeeded)."""
@@ -463,78 +434,7 @@ class Supervisor:
 
         Raises SpecError, with nothing changed, where one that was built in Python has a fault.
         """
-        configuration.check(config)
-        plan = self.plan(config)
-        self.config = config
-        self.resources = replace(self.resources, env=config.daemon.env, env_file=config.daemon.env_file)
-        self.resources.sockets.apply(config.sockets)
-        self.limits.apply(config)
-        self.queues.apply(_queue_settings(config))
-        orders = [self._remove(node, by) for name in plan.removed if (node := self._configured(name)) is not None]
-        self._complete()
-        for name in (*plan.moved, *plan.restarted, *plan.changed):
-            node = self._configured(name)
-            if node is not None and node.removing is None:  # else it is made from the new configuration when its time comes
-                orders += self._change(node, plan, by)
-        self._apply_root(config)
-        self.look_after_jobs()
-        self.journal.emit(
-            events.Reloaded, by=by, added=plan.added, removed=plan.removed,
-            restarted=plan.restarted + plan.moved, changed=plan.changed, notes=plan.notes,
-        )  # fmt: skip
-        return plan, orders
-
-    def _configured(self, name: str) -> Node | None:
-        """The node that the configuration means by that name; one that it does not know may hold the name still."""
-        node = self.nodes.get(name)
-        return None if node is None or node.one_off else node
-
-    def _remove(self, node: Node, by: str | None, cause: str = "removed from the configuration") -> Order:
-        order = Order(node.name, "stop", by)
-        node.orders.append(order)
-        node.removing = cause
-        assert node.parent is not None
-        node.parent.post(node.parent.reconsider, node)
-        return order
-
-    def _change(self, node: Node, plan: Plan, by: str | None) -> Iterator[Order]:
-        """Give a node its new spec, and its new place."""
-        spec = self.config.supervisors.get(node.name) or self.config.jobs[node.name]
-        supervisor = self.config.parents.get(node.name)
-        assert node.parent is not None
-        moves = node.name in plan.moved
-        if moves and not self._stays(supervisor):
-            yield self._remove(node, by, f"moves to {supervisor}")
-            return
-        if not _fits(node, spec):
-            yield self._remove(node, by, "its configuration changed")
-            return
-        if node.life is not None and (moves or node.name in plan.restarted):
-            yield self._wait_for_restart(node, by)
-        again = "its configuration changed" if node.name in plan.restarted else None
-        node.parent.post(node.parent.update, node, spec, again)
-        if isinstance(node, JobNode) and isinstance(spec, JobSpec) and spec.grouped:
-            node.parent.post(self._split, node.name)
-        if moves:
-            node.moving_to = self._node_of(supervisor)
-            node.parent.post(node.parent.reconsider, node)
-
-    def _split(self, name: str) -> None:
-        """A plain job is to have several workers, if it is one still."""
-        node = self.nodes.get(name)
-        if isinstance(node, JobNode) and node.removing is None and (spec := self.config.jobs[name]).grouped:
-            scale(node, spec.first_workers)
-
-    def _wait_for_restart(self, node: Node, by: str | None) -> Order:
-        order = Order(node.name, "reload", by, after_run=node.runs)
-        node.orders.append(order)
-        return order
-
-    def _apply_root(self, config: Config) -> None:
-        spec = _root_spec(config)
-        if spec != self.root.spec:
-            self.root.spec = spec
-            self.root.post(self.root.respec)
+        return reload.apply(self, config, by)
 
     # ---- what makes a fresh run due ----
 
@@ -587,15 +487,15 @@ class Supervisor:
         """Begin the orderly stop: draining, stopping, killing. Again with `kill`: go straight to killing. Never waits."""
         if not self.ending:
             self.ending = f"{cause} ({by})" if by else cause
-            self._begun.set()
+            self.phases.begin()
         if kill:
-            self._hurry.cancel(reason=cause)
+            self.phases.hurry(cause)
 
-    async def _run(self, last_resort: Callable[[], None] | None) -> None:
+    async def live(self, last_resort: Callable[[], None] | None) -> None:
         """The tree's life: the root's loop, and the task that ends it."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_in_phases, last_resort)
+                nursery.start_soon(self.phases.run, last_resort)
                 nursery.start_soon(self._watching.run)
                 nursery.start_soon(self._scales.run)
                 nursery.start_soon(self.alarm.run)
@@ -608,7 +508,7 @@ class Supervisor:
                     node.over(Outcome(reason="the tree has ended without it", failed=True))
             self._ended.set()
 
-    async def _load_last_runs(self) -> None:
+    async def load_last_runs(self) -> None:
         """Learn what the daemon before this one has run, where a job wants to catch up."""
         jobs = {name: job for name, job in self.config.jobs.items() if (job.scheduled or job.ticks) and job.catch_up != "none"}
         if jobs:
@@ -618,145 +518,14 @@ class Supervisor:
             except StoreError as error:
                 self._warn(f"no run is caught up that was missed: {error}")
 
-    async def _end_in_phases(self, last_resort: Callable[[], None] | None) -> None:
-        await self._begun.wait()
-        self.queues.end_by(trio.current_time() + self.config.daemon.grace)
-        with self._hurry:
-            with trio.move_on_after(self.config.daemon.grace):
-                self._enter(Phase.DRAINING)
-                await self._drain()
-                self._enter(Phase.STOPPING)
-                self._root_run.advance(Phase.STOPPING)
-                self.look_whether_only_stuck()
-                await self._only_stuck.wait()
-        self.queues.end_by(trio.current_time() + KILL_LIMIT)
-        await self._kill()
-        await trio.sleep(LAST_RESORT)
-        if last_resort is not None:
-            last_resort()
-
-    def _enter(self, phase: Phase) -> None:
-        self.phase.value = phase
-        self.journal.emit(events.PhaseChanged, phase=phase, cause=self.ending)
-
-    def _supervisors(self) -> list[SupervisorNode]:
-        return [self.root, *(node for node in self.nodes.values() if isinstance(node, SupervisorNode))]
-
-    def _living(self) -> list[JobNode]:
-        return [node for node in self.nodes.values() if isinstance(node, JobNode) and node.life is not None]
-
-    async def _drain(self) -> None:
-        """Let the runs in hand end, each within its grace."""
-        for supervisor in self._supervisors():
-            if supervisor.running:
-                supervisor.post(supervisor.drain)
-        async with trio.open_nursery() as nursery:
-            for node in self._living():
-                if node.in_hand and node.life is not None:
-                    nursery.start_soon(_wait_at_most, node.grace, node.life.gone)
-
     def was_late(self, name: str) -> None:
         """Remember, where the tree is ending, that this one needed more than its grace."""
         if self.ending and name not in self.late:
             self.late += (name,)
 
-    def look_whether_only_stuck(self) -> None:
-        """Cut the wait short once nothing is left that could still end: a stop does not wait for what will not come."""
-        if not self.stuck or self.phase.value is not Phase.STOPPING:
-            return
-        if all(node.row.word == Why.STUCK.value for node in self._living()):
-            self._only_stuck.set()
-
-    async def _kill(self) -> None:
-        """No more grace for anybody; name who needed it, and at last who survived even that."""
-        for node in self._living():
-            self.was_late(node.name)
-        self._enter(Phase.KILLING)
-        self._root_run.advance(Phase.KILLING)
-        for supervisor in self._supervisors():
-            supervisor.hurry()
-        for node in self._living():
-            if node.parent is not None:
-                node.parent.post(node.parent.kill, node, self.ending)
-        await trio.sleep(KILL_LIMIT)
-        self.survivors = tuple(f"{node.name} ({node.row.cause})" for node in self._living())
-        self.abandoned.set()
-        for node in self._living():
-            if node.life is not None:
-                node.life.scope.cancel(reason="given up")
-
-
-def _queue_settings(config: Config) -> dict[str, Settings]:
-    """What is true of each queue. Jobs that handle the same one agree on `serialize_by`."""
-    if not config.queues:
-        return {}
-    from supervisor.queues.protocol import Settings  # loaded only where there are queues
-
-    groups = {job.queue: job.serialize_by for job in config.jobs.values() if job.queue is not None and job.serialize_by}
-    return {name: Settings(spec=spec, group_by=groups.get(name)) for name, spec in config.queues.items()}
-
-
-def _fits(node: Node, spec: ChildSpec) -> bool:
-    """Whether the node can be what the spec says; one that cannot leaves, and another comes in its place.
-
-    Runs of a schedule that may overlap need workers that are given them, and nothing else has such workers.
-    """
-    if not isinstance(spec, JobSpec) or not isinstance(node.spec, JobSpec):
-        return True
-    if spec.scheduled and not spec.overlaps and isinstance(node, WorkersNode):
-        return False
-    return spec.overlaps == node.spec.overlaps
-
 
 def _sum(one: Usage, other: Usage) -> Usage:
     return Usage(one.memory + other.memory, one.cpu + other.cpu, one.processes + other.processes)
-
-
-def _root_spec(config: Config) -> SupervisorSpec:
-    """The rules of the implicit root."""
-    daemon = config.daemon
-    return SupervisorSpec(intensity=daemon.intensity, period=daemon.period, auto_shutdown=daemon.auto_shutdown)
-
-
-async def _wait_at_most(seconds: float, event: trio.Event) -> None:
-    with trio.move_on_after(seconds):
-        await event.wait()
-
-
-def _in_order(config: Config) -> Iterator[str]:
-    """All names so that a supervisor comes before its children; within a supervisor in its own order."""
-    parents = config.parents
-
-    def below(supervisor: str) -> Iterator[str]:
-        yield supervisor
-        for child in config.supervisors[supervisor].children:
-            if child in config.supervisors:
-                yield from below(child)
-            else:
-                yield child
-
-    for name in (*config.supervisors, *config.jobs):
-        if name not in parents:
-            yield from below(name) if name in config.supervisors else (name,)
-
-
-def _lift(name: str, target: str, parents: Mapping[str, str]) -> tuple[str | None, str, str]:
-    """An edge between two names, lifted to the siblings below their lowest common ancestor: (ancestor, sibling, sibling)."""
-    mine, theirs = _ancestry(name, parents), _ancestry(target, parents)
-    while len(mine) > 1 and len(theirs) > 1 and mine[-1] == theirs[-1]:
-        above = mine.pop()
-        theirs.pop()
-        if mine[-1] != theirs[-1]:
-            return above, mine[-1], theirs[-1]
-    return None, mine[-1], theirs[-1]
-
-
-def _ancestry(name: str, parents: Mapping[str, str]) -> list[str]:
-    """`name`, its supervisor, that one's, up to the one below the root."""
-    path = [name]
-    while path[-1] in parents:
-        path.append(parents[path[-1]])
-    return path
 
 
 def _stale(spec: ChildSpec) -> str:
@@ -767,198 +536,3 @@ def _stale(spec: ChildSpec) -> str:
         f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon, "
         'or give it kind = "process"'
     )
-
-
-def _no_limit(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"no limit matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def _unknown(name: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"no job or supervisor matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-@contextmanager
-def _importable(directories: Sequence[str]) -> Iterator[None]:
-    """Job modules are imported from these directories while the tree is open."""
-    added = [directory for directory in directories if directory not in sys.path]
-    sys.path[:0] = added
-    try:
-        yield
-    finally:
-        for directory in added:
-            if directory in sys.path:
-                sys.path.remove(directory)
-
-
-@asynccontextmanager
-async def open_supervisor(
-    config: Config | str | os.PathLike[str] | Mapping[str, Any],
-    *,
-    echo: Echo | None = None,
-    instance: str | None = None,
-    environ: Mapping[str, str] | None = None,
-    journal: Journal | None = None,
-    spread: Callable[[float, float], float] = random.uniform,
-    last_resort: Callable[[], None] | None = None,
-    listening: Mapping[str, socket.socket] | None = None,
-    record: Path | None = None,
-    wall: Wall | None = None,
-) -> AsyncIterator[Supervisor]:
-    """Run a tree for as long as the block lasts; leaving it, or being cancelled in it, is an orderly stop.
-
-    `config` is the path of a TOML file, a mapping of the same shape, or a checked `Config`. The block is cancelled when the
-    tree ends by itself; then RestartIntensityExceeded or EssentialEnded is raised if it ended because something failed.
-    What the block raises comes out as it is, after the stop; only where more than one thing failed is it a group.
-
-    `echo(name, line)` gets each line of captured output. `environ` is what `${NAME}` and children see (default: the
-    process's). `spread(low, high)` is the source of chance for jitter. `last_resort` is called if a task ignores its
-    cancellation, so that the tree can never end. `listening` has sockets that listen already, by their name in `[sockets]`:
-    they are used, and closed, instead of ones of our own. `record` is for a daemon: `open_children` tells what it is. `wall`
-    is the clock that `cron` goes by (default: the system's).
-    """
-    environ = dict(os.environ if environ is None else environ)
-    checked = _checked(config, environ)
-    journal = journal or Journal()
-    house = partial(
-        _house,
-        checked,
-        environ,
-        echo,
-        instance or secrets.token_hex(8),
-        journal,
-        spread,
-        last_resort,
-        listening,
-        record,
-        wall or WallClock(),
-    )
-    errors: list[BaseException] = []
-    try:
-        async with trio.open_nursery() as nursery:
-            block = trio.CancelScope()
-            tree: Supervisor = await nursery.start(house, block)
-            try:
-                with _kept_apart(errors), block:
-                    yield tree
-            finally:
-                tree.shutdown("the block that opened it has ended")
-    except BaseException as error:
-        own = _without_cancelled(error)
-        if own is None and not errors:
-            raise
-        errors += [] if own is None else [_bare(own)]
-    else:
-        if tree.failure is not None and not errors:
-            raise tree.failure from None  # not from the cancellation of the block
-        errors += [] if tree.failure is None else [tree.failure]
-    if len(errors) > 1:
-        raise BaseExceptionGroup("a tree and the block that opened it failed", errors)
-    if errors:
-        raise errors[0]
-
-
-async def _house(
-    config: Config,
-    environ: Mapping[str, str],
-    echo: Echo | None,
-    instance: str,
-    journal: Journal,
-    spread: Callable[[float, float], float],
-    last_resort: Callable[[], None] | None,
-    listening: Mapping[str, socket.socket] | None,
-    record: Path | None,
-    wall: Wall,
-    block: trio.CancelScope,
-    task_status: trio.TaskStatus[Supervisor],
-) -> None:
-    """A tree and what it stands on, from the first to the last; then `block` is cancelled.
-
-    Shielded: whoever cancels the block from outside gets an orderly stop, with output kept and orphans reaped to its end.
-    """
-
-    def warn(text: str) -> None:
-        journal.emit(events.Warned, text=text)
-
-    with trio.CancelScope(shield=True) as shield, _importable([str(config.base), *config.daemon.path]):
-        async with (
-            open_children(instance, warn=warn, record=record) as children,
-            open_outputs(config.state_dir / "logs", echo=echo) as outputs,
-            open_sockets(config.sockets, listening) as sockets,
-            open_store(config.state_dir / STATE, last_runs.SCHEMA, on_failure=lambda error: warn(str(error))) as store,
-            open_queues(
-                _queue_settings(config),
-                directory=config.state_dir,
-                owner=f"{config.daemon.name}@{socket.gethostname()}/{os.getpid()}",
-                journal=journal,
-                now=wall.now,
-                spread=spread,
-            ) as queues,
-        ):
-            resources = Resources(
-                children=children,
-                outputs=outputs,
-                sockets=sockets,
-                store=store,
-                queues=queues,
-                environ=inherited(environ),
-                env=config.daemon.env,
-                env_file=config.daemon.env_file,
-                base=config.base,
-            )
-            tree = Supervisor(config, resources, journal, spread, wall)
-            await tree._load_last_runs()
-            if _cancelled_outside(shield):
-                tree.shutdown("cancelled while it was opened")  # nobody is left to say so
-            task_status.started(tree)
-            await tree._run(last_resort)
-    journal.end()
-    block.cancel(reason="the tree has ended")
-
-
-def _cancelled_outside(shield: trio.CancelScope) -> bool:
-    """Whether what is outside of a shield, in which we are, has been cancelled."""
-    shield.shield = False
-    try:
-        return trio.current_effective_deadline() == -math.inf
-    finally:
-        shield.shield = True
-
-
-@contextmanager
-def _kept_apart(errors: list[BaseException]) -> Iterator[None]:
-    """Keep what the block raises from the nursery round it, which would wrap it; cancellation passes."""
-    try:
-        yield
-    except BaseException as error:
-        own = _without_cancelled(error)
-        if own is None:
-            raise
-        errors.append(own)
-
-
-def _without_cancelled(error: BaseException) -> BaseException | None:
-    """What there is besides cancellation; the error itself where there is none in it."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[1]
-    return None if isinstance(error, trio.Cancelled) else error
-
-
-def _bare(error: BaseException) -> BaseException:
-    """An error out of the nurseries that wrapped it."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
-def _checked(config: Config | str | os.PathLike[str] | Mapping[str, Any], environ: Mapping[str, str]) -> Config:
-    if isinstance(config, Config):
-        configuration.check(config)
-        return config
-    if isinstance(config, Mapping):
-        return configuration.from_mapping(config, Path.cwd(), environ)
-    return configuration.load(Path(config), environ)
-
-
-__all__ = ["Order", "Supervisor", "open_supervisor"]
