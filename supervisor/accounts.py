@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import grp
 import os
 import pwd
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from supervisor.errors import SpawnFailed
+from supervisor.errors import SpawnFailed, did_you_mean
 from supervisor.spec import shown
 
 
@@ -60,7 +59,7 @@ def user_of(account: str | None) -> User:
         if account is None or account.isdecimal():
             return User(_number(account), None)
         known = [entry.pw_name for entry in pwd.getpwall()]
-        raise SpawnFailed(f'no user "{shown(account)}"{_did_you_mean(account, known)}') from None
+        raise SpawnFailed(f'no user "{shown(account)}"{did_you_mean(account, known)}') from None
     environment = {"HOME": found.pw_dir, "USER": found.pw_name, "LOGNAME": found.pw_name, "SHELL": found.pw_shell or "/bin/sh"}
     return User(found.pw_uid, found.pw_gid, found.pw_name, environment)
 
@@ -73,13 +72,8 @@ def gid_of(account: str) -> int:
         return grp.getgrnam(account).gr_gid
     except KeyError:
         known = [entry.gr_name for entry in grp.getgrall()]
-        raise SpawnFailed(f'no group "{shown(account)}"{_did_you_mean(account, known)}') from None
+        raise SpawnFailed(f'no group "{shown(account)}"{did_you_mean(account, known)}') from None
 
 
 def _number(account: str | None) -> int:
     return os.geteuid() if account is None else int(account)
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""

@@ -208,3 +208,11 @@ class EssentialEnded(SupervisorError):
 
 class InternalError(SupervisorError):
     """A fault of ours: an invariant does not hold. The process ends with 70 rather than go on."""
+
+
+def did_you_mean(word: str, known: Iterable[str], quote: str = '"') -> str:
+    """`; did you mean "…"?`, to put behind what is said of a word that is not known; nothing where nothing is like it."""
+    import difflib  # only where something is wrong
+
+    near = difflib.get_close_matches(word[:64], list(known), n=1)
+    return f"; did you mean {quote}{near[0]}{quote}?" if near else ""

@@ -296,7 +296,7 @@ async def test_a_job_that_hears_signals_gets_the_one_that_is_named(tmp_path):
     jobs = {"child": {"command": ["sleep", "3600"], "restart": "temporary"}}
     async with serving(tmp_path, jobs, {}) as (tree, path), peer(path) as client:
         await tree.wait_running()
-        assert "did you mean KILL" in (await client.ask("signal", {"name": "child", "signal": "KIL"}))["error"]["message"]
+        assert "did you mean 'KILL'?" in (await client.ask("signal", {"name": "child", "signal": "KIL"}))["error"]["message"]
         (answer,) = (await client.ask("signal", {"name": "child", "signal": "KILL"}))["result"]
         assert answer["ok"]
         await until(tree, lambda table: table["child"].exit is not None)

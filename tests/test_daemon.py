@@ -317,7 +317,7 @@ async def test_only_starts_what_was_asked_for_and_does_not_wait_for_the_rest(tmp
         states = {row["name"]: row["state"] for row in json.loads(status.stdout)}
         assert (states["a"], states["b"], states["c"]) == ("stopped", "stopped", "running")
     misspelt = await supervisor(tmp_path, "run", "--only", "cc")
-    assert misspelt.returncode == 2 and "did you mean c" in misspelt.stderr.decode()
+    assert misspelt.returncode == 2 and "did you mean 'c'?" in misspelt.stderr.decode()
 
 
 async def fed(fifo: Path, text: str) -> None:

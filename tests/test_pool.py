@@ -196,7 +196,7 @@ async def test_what_fails_is_tried_again_after_a_longer_wait_each_time_and_dead_
 
 
 async def test_a_flood_of_failures_is_told_by_its_first_ones_and_then_in_numbers_once_a_second(autojump_clock, tmp_path):
-    async with pool(tmp_path, {"a": handling(fail, retry=plain(attempts=2, initial=60), workers=2)}) as f:
+    async with pool(tmp_path, {"a": handling(fail, retry=plain(attempts=2, initial=60))}) as f:
         await f.tree.wait_running()
         await trio.sleep(10)
         ids = await f.put(*["1"] * 100)

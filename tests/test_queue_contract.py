@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,20 @@ from hypothesis import strategies as st
 from interleaving import CancelAtStep
 
 from supervisor.queues import QUEUES, Place
-from supervisor.queues.protocol import Counts, Draft, Ending, Engine, Item, Notice, QueueFull, Settings, State, new_id
+from supervisor.queues.protocol import (
+    Claimed,
+    Counts,
+    Demand,
+    Draft,
+    Ending,
+    Engine,
+    Item,
+    Notice,
+    QueueFull,
+    Settings,
+    State,
+    new_id,
+)
 from supervisor.queues.spec import QueueSpec, UniqueSpec
 from supervisor.spec import Rate, Seconds
 from supervisor.wall import WallClock
@@ -349,6 +362,35 @@ async def test_what_has_waited_too_long_expires(backend):
         assert await queue.cancel(short.id) == "ended"
         assert await queue.purge(State.EXPIRED) == 1
         assert await queue.show(short.id) is None
+
+
+async def test_what_has_expired_takes_up_no_room_and_is_counted_so_though_nobody_claims(backend):
+    async with backend.open(size=3) as queue:
+        short = drafts(2, expire=SOON)
+        await queue.put([*short, draft(delay=LONG)])
+        with pytest.raises(QueueFull):
+            await queue.put(drafts(1))
+        expires_at = (await queue.show(short[1].id)).expires_at
+        await until(lambda: past(expires_at + 0.1))
+        counts = await queue.counts()
+        assert (counts.waiting, counts.delayed, counts.expired, counts.oldest) == (0, 1, 2, None)
+        assert await put(queue, *drafts(2)) == ["stored"] * 2
+        with pytest.raises(QueueFull):
+            await queue.put(drafts(1))
+        assert (await queue.claim(10, owner="tests", attempts=MANY)).expired == 2
+
+
+async def test_the_clock_makes_room(shared):
+    async with shared.open(size=1) as queue:
+        await queue.put(drafts(1, expire=SOON))
+        with pytest.raises(QueueFull):
+            await queue.put(drafts(1))
+        with trio.fail_after(60):
+            while True:
+                await queue.wait_for_room()
+                with suppress(QueueFull):
+                    assert await put(queue, draft()) == ["stored"]
+                    break
 
 
 async def past(moment: float) -> bool:
@@ -1056,6 +1098,125 @@ async def test_a_rate_holds_for_all_who_share_it(shared):
         await here.put(drafts(3))
         assert len(await claim(here)) == 1
         assert await claim(there) == []
+
+
+@dataclass
+class Wanting:
+    """Somebody who waits for work, and would claim so much."""
+
+    queue: Engine
+    limit: int = 10
+    asked: int = 0
+    claimed: Claimed | None = None
+    """What the engine claimed by itself."""
+    items: list[Item] = field(default_factory=list)
+    """What was claimed after the wait."""
+    waiting: trio.Event = field(default_factory=trio.Event)
+
+    def demand(self) -> Demand:
+        self.asked += 1
+        return Demand(limit=self.limit, owner="tests", attempts=MANY)
+
+    async def wait(self) -> None:
+        """Until there is something."""
+        while self.claimed is None and not self.items:
+            self.items = await claim(self.queue, self.limit)
+            if not self.items:
+                self.waiting.set()
+                self.claimed = await self.queue.wait_for_work(self.demand)
+        self.waiting.set()  # nobody need wait for that any more
+
+    async def waits(self) -> None:
+        """Until it waits, and nothing is told any more of what happened before."""
+        await self.waiting.wait()
+        await trio.sleep(LATE)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def brought(queue: Engine, limit: int, *those: Draft) -> list[Item]:
+    """Put these while somebody waits for work; what the engine claimed together with the put. (Again, where what was told late
+    has woken them before.)"""
+    for _ in range(100):
+        wanting = Wanting(queue, limit)
+        with trio.move_on_after(5):  # others may have been sooner
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wanting.wait)
+                await wanting.waits()
+                assert await put(queue, *those) == ["stored"] * len(those)
+        if wanting.claimed is not None:
+            assert wanting.asked == 1
+            return list(wanting.claimed.items)
+        for item in [*wanting.items, *await claim(queue)]:
+            await finish(queue, item, "cancelled")
+        await queue.purge(State.CANCELLED)
+    raise AssertionError("it never claims together with a put")
+
+
+async def test_a_put_brings_what_its_own_process_waits_for(shared):
+    async with shared.open() as queue, shared.open() as other:
+        mine = drafts(3, keep=True)
+        items = await brought(queue, 2, *mine)
+        assert ids(items) == ids(mine[:2]) and [item.attempt for item in items] == [1, 1]
+        assert ids(await claim(other)) == [mine[2].id]
+        assert await finish(queue, items[0], "done")
+
+
+async def test_who_waits_goes_on_waiting_where_the_put_of_its_own_process_brings_nothing(shared):
+    async with shared.open() as queue, shared.open() as other:
+        await queue.put([known := draft(keep=True)])
+        (item,) = await claim(queue)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon((wanting := Wanting(queue)).wait)
+            for _ in range(3):
+                await wanting.waits()
+                assert await put(queue, known) == ["known"]
+            assert not wanting.items
+            await other.put(drafts(1))  # another's is told
+        assert wanting.claimed is None
+        assert await finish(queue, item, "done")
+
+
+async def test_what_a_put_brought_to_one_who_has_gone_away_is_given_back(shared):
+    async with shared.open() as queue, shared.open() as other:
+
+        async def nothing_runs() -> bool:
+            return (await other.counts()).running == 0
+
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon((wanting := Wanting(queue)).wait)
+                await wanting.waits()
+
+                async def bring() -> None:
+                    await queue.put(drafts(1))
+
+                nursery.start_soon(bring)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel(reason="nobody waits any more")
+            for item in wanting.claimed.items if wanting.claimed else wanting.items:
+                await finish(queue, item, "done")
+            with trio.fail_after(60):
+                await until(nothing_runs)
+            for item in await claim(other):
+                assert item.attempt == 1
+                await finish(other, item, "done")
+
+
+async def test_what_a_put_brought_to_one_who_dies_is_not_forgotten_by_the_others(shared):
+    """They were not woken by the put, since nothing was left: but they know when its lease is over."""
+    again: list[str] = []
+    async with shared.open(lease=Seconds(1)) as other:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _() -> None:
+                while (item := (await claim_some(other, 1))[0]).attempt == 1:
+                    await finish(other, item, "cancelled")
+                again.append(item.id)
+
+            async with shared.open(lease=Seconds(1)) as queue:
+                (mine,) = await brought(queue, 1, draft(keep=True))
+        assert again == [mine.id]
 
 
 async def test_settings_and_room_are_shared(shared):

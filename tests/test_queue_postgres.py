@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from servers import PostgresServer, open_proxy
 
 from supervisor.queues import Place
-from supervisor.queues.producer import drafted
+from supervisor.queues.producer import _marks, encoded
 from supervisor.queues.protocol import (
     Draft,
     Ending,
@@ -277,14 +277,13 @@ def test_the_key_of_many_items_is_the_same_for_an_application(postgres, value):
 
 def key_is_the_same(postgres: PostgresServer, value: Any) -> None:
     settings = Settings(spec=QueueSpec(unique=UniqueSpec(by=("a",))), group_by="a")
-    said = {"priority": None, "delay": 0.0, "at": None, "expire": None, "keep": False}
-    (ours,) = drafted(settings, [{"a": value}], None, check=None, **said)
+    our_key, our_group = _marks(settings, *encoded({"a": value}))
     with _keep_open(postgres) as db:
         select = """SELECT supervisor.shortened(supervisor.canonical(jsonb_build_array(v))), supervisor.shortened(
             CASE WHEN jsonb_typeof(v) = 'string' THEN v #>> '{}' ELSE supervisor.canonical(v) END)
             FROM (SELECT %(v)s::jsonb) AS v (v)"""
         key, group = db.execute(select, {"v": json.dumps(value)}).fetchone()
-    assert (key, group if value is not None else None) == (ours.key, ours.group)
+    assert (key, group if value is not None else None) == (our_key, our_group)
 
 
 _open: dict[str, Any] = {}

@@ -556,7 +556,7 @@ def test_a_url_says_where_it_is_and_the_password_is_not_shown(url, shown):
         ("redis://u:s3cret@host/0?colour=red", "there is no parameter .colour"),
         ("redis:///0", "names no host"),
         ("redis+unix://?db=1", "names no path"),
-        ("rediss://u:s3cret@host?ssl_ca_certs=/nowhere/ca.pem", "No such file"),
+        ("rediss://u:s3cret@host?ssl_ca_certs=/nowhere/ca.pem", "ssl_ca_certs: there is no file /nowhere/ca.pem"),
     ],
 )
 async def test_a_url_that_is_none_is_refused_without_the_password(url, why):

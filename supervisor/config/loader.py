@@ -11,10 +11,10 @@ import msgspec
 
 from supervisor.config import later, relations, rules, toml_places
 from supervisor.config.document import Document, Source, open_document
-from supervisor.config.reading import BAD, Reading, did_you_mean
+from supervisor.config.reading import BAD, Reading
 from supervisor.config.shapes import CHILD, table, table_of
 from supervisor.config.tables import TABLES, Config, DaemonSpec, LogSpec
-from supervisor.errors import Problem, SpecError
+from supervisor.errors import Problem, SpecError, did_you_mean
 from supervisor.kinds.job import JobSpec
 from supervisor.policies import ORDER, LimitSpec
 from supervisor.probes import PROBES, Probe

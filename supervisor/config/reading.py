@@ -140,14 +140,6 @@ def dotted(path: Path) -> str:
     return text
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean "…"?`, or nothing where nothing is near."""
-    import difflib
-
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"?' if near else ""
-
-
 def either(words: Iterable[str]) -> str:
     """`"a", "b" or "c"`."""
     *most, last = (f'"{word}"' for word in words)

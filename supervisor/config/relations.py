@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
-from supervisor.config.reading import Reading, did_you_mean, quoted
+from supervisor.config.reading import Reading, quoted
 from supervisor.config.toml_places import Path
+from supervisor.errors import did_you_mean
 from supervisor.kinds.job import JobSpec
 from supervisor.policies import LimitSpec, RetrySpec
 from supervisor.queues import Scheme, scheme_of

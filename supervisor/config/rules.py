@@ -12,9 +12,10 @@ from collections.abc import Callable
 from itertools import islice, pairwise
 from urllib.parse import urlsplit
 
-from supervisor.config.reading import Reading, did_you_mean, quoted
+from supervisor.config.reading import Reading, quoted
 from supervisor.config.shapes import A_CHILD, CHILD, duration, table_of
 from supervisor.config.toml_places import Path
+from supervisor.errors import did_you_mean
 from supervisor.kinds.job import MOST_WORKERS, JobSpec, clashes
 from supervisor.policies import ORDER, LimitSpec, RetrySpec
 from supervisor.probes import PROBES, Probe

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor.config import later
-from supervisor.config.reading import did_you_mean
 from supervisor.config.shapes import Field, Shape, Table, Word, table_of, written
 from supervisor.config.tables import NAMED, TABLES, DaemonSpec, LogSpec
+from supervisor.errors import did_you_mean
 from supervisor.kinds.job import JobSpec
 from supervisor.policies import LimitSpec
 from supervisor.queues.spec import QueueSpec

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar, Union,
 import msgspec
 
 from supervisor.config import later
-from supervisor.config.reading import BAD, EXPANSION, ONE_EXPANSION, Reading, did_you_mean, either, quoted
+from supervisor.config.reading import BAD, EXPANSION, ONE_EXPANSION, Reading, either, quoted
 from supervisor.config.toml_places import Path
+from supervisor.errors import did_you_mean
 from supervisor.spec import NAME, Bytes, Expanded, FileMode, Paths, Seconds, Spec
 
 Schema = dict[str, Any]

@@ -7,7 +7,6 @@ The id of an item says nothing of its queue, and who asks need not know it: all 
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ import trio
 
 from supervisor.concurrency import race
 from supervisor.control.messages import INVALID_PARAMS, ItemStatus, QueueStatus, Submitted
-from supervisor.errors import BadItem, ControlError, QueueError, QueueFull
+from supervisor.errors import BadItem, ControlError, QueueError, QueueFull, did_you_mean
 from supervisor.events import ItemCancelled
 from supervisor.queues import shown_backend
 from supervisor.queues.protocol import Counts, Record, State
@@ -152,8 +151,7 @@ def _engine(tree: Supervisor, name: str) -> Engine:
     try:
         return tree.queues.engine(name)
     except LookupError:
-        near = difflib.get_close_matches(name[:64], tree.queues.names, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "" if tree.queues.names else ": the file has no [queues]"
+        hint = did_you_mean(name, tree.queues.names, "'") if tree.queues.names else ": the file has no [queues]"
         raise ControlError(f"no queue {name[:64]!r}{hint}", ControlError.NO_SUCH_NAME) from None
     except QueueError as problem:
         raise ControlError(str(problem)) from None
@@ -209,9 +207,8 @@ def _state(text: str) -> State:
         return State(text)
     except ValueError:
         known = [state.value for state in State]
-        near = difflib.get_close_matches(text[:16], known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected {', '.join(known[:-1])} or {known[-1]}"
-        raise ControlError(f"no state {text[:16]!r}; {hint}", INVALID_PARAMS) from None
+        hint = did_you_mean(text, known, "'") or f"; expected {', '.join(known[:-1])} or {known[-1]}"
+        raise ControlError(f"no state {text[:16]!r}{hint}", INVALID_PARAMS) from None
 
 
 # ---------------------------------------------------------------- items

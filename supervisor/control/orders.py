@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import signal as signals
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import trio
 from supervisor.control import items, messages
 from supervisor.control.call import Refused
 from supervisor.control.messages import Reload, Shutdown
-from supervisor.errors import ControlError
+from supervisor.errors import ControlError, did_you_mean
 from supervisor.state import Answer
 
 if TYPE_CHECKING:
@@ -63,8 +62,8 @@ def _signal_number(text: str) -> int:
         return signals.Signals(int(text)) if text.isdecimal() else signals.Signals["SIG" + text.upper().removeprefix("SIG")]
     except (KeyError, ValueError):
         known = [signal.name.removeprefix("SIG") for signal in signals.Signals]
-        near = difflib.get_close_matches(text.upper().removeprefix("SIG")[:16], known, 1)
-        raise ControlError(f"no signal {text[:16]!r}" + (f"; did you mean {near[0]}" if near else "")) from None
+        near = did_you_mean(text.upper().removeprefix("SIG"), known, "'")
+        raise ControlError(f"no signal {text[:16]!r}{near}") from None
 
 
 async def scale(call: Call, name: str, workers: int, wait: bool, timeout: float | None) -> list[Answer]:

@@ -5,7 +5,6 @@ A handler is fenced here: its exception becomes error -32603 and an entry in the
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -20,7 +19,7 @@ from supervisor.control.call import Call, Refused
 from supervisor.control.handlers import HANDLERS
 from supervisor.control.messages import Envelope, Fault
 from supervisor.control.verbs import LATER, VERBS, Verb
-from supervisor.errors import ControlError, SpecError
+from supervisor.errors import ControlError, SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from supervisor.control.connection import Connection
@@ -122,9 +121,8 @@ def _find_verb(method: str) -> Verb:
         return verb
     if method in LATER:
         raise Refused(ControlError.REFUSED, f"{method}: not supported yet")
-    near = difflib.get_close_matches(method[:64], VERBS, 1)
-    hint = f"; did you mean {near[0]!r}" if near else ""
-    raise Refused(messages.METHOD_NOT_FOUND, f"no method {method[:64]!r}{hint}")
+    near = did_you_mean(method, VERBS, "'")
+    raise Refused(messages.METHOD_NOT_FOUND, f"no method {method[:64]!r}{near}")
 
 
 def _identity(request: Envelope) -> bytes:

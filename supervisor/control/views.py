@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +10,7 @@ import trio
 
 from supervisor.control import items, messages
 from supervisor.control.messages import Branch, Version
-from supervisor.errors import ControlError
+from supervisor.errors import ControlError, did_you_mean
 from supervisor.state import JobStatus, LimitStatus, PastRun
 from supervisor.store import StoreError
 
@@ -92,15 +90,11 @@ async def history(call: Call, name: str, lines: int) -> list[PastRun]:
     try:
         found = await kept.runs(name, lines)
         if not found and name not in call.tree.nodes and name not in (known := await kept.names()):
-            raise ControlError(_never_heard_of(name, {*known, *call.tree.nodes}), ControlError.NO_SUCH_NAME)
+            near = did_you_mean(name, {*known, *call.tree.nodes}, "'")
+            raise ControlError(f"no job or supervisor is or was called {name!r}{near}", ControlError.NO_SUCH_NAME)
     except StoreError as problem:
         raise ControlError(str(problem)) from None
     return found
-
-
-def _never_heard_of(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"no job or supervisor is or was called {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 async def version(call: Call) -> Version:

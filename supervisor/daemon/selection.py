@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from supervisor.config import Config
-from supervisor.errors import ControlError
+from supervisor.errors import ControlError, did_you_mean
 from supervisor.kinds import JobSpec
 
 
@@ -38,9 +37,8 @@ def _members(config: Config, pattern: str) -> set[str]:
     names = [*config.jobs, *config.supervisors]
     found = fnmatch.filter(names, pattern)
     if not found:
-        near = difflib.get_close_matches(pattern, names, 1)
-        hint = f"; did you mean {near[0]}" if near else ""
-        raise ControlError(f"--only {pattern}: no such job or supervisor{hint}", ControlError.NO_SUCH_NAME)
+        near = did_you_mean(pattern, names, "'")
+        raise ControlError(f"--only {pattern}: no such job or supervisor{near}", ControlError.NO_SUCH_NAME)
     jobs: set[str] = set()
     while found:
         name = found.pop()

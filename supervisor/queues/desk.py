@@ -342,7 +342,7 @@ class Desk:
         if any(item.attempt >= attempts for item in self.stock.items):
             self.stock.distrust()  # the last attempt of an item is for a worker to begin with, not to be lost in here
         else:
-            self.stock.shrink(ahead)
+            self.stock.shrink(2 * ahead)  # what was worth it a moment ago is not given back for a trifle
         for id in self._cancelled_early if self.stock.items else ():
             self._cancel_ahead(id)
         self._news.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple, TypedDict, TypeVar
 import msgspec
 import trio
 
-from supervisor.errors import BadItem, QueueError, QueueFull, QueueUnavailable
+from supervisor.errors import BadItem, QueueError, QueueFull, QueueUnavailable, did_you_mean
 from supervisor.queues.protocol import Draft, Engine, Notice, Receipt, Record, Settings, State, new_id
 
 T = TypeVar("T")
@@ -421,7 +420,9 @@ def _field(value: Any, name: str, wanted_by: str) -> Any:
     if not isinstance(value, dict):
         raise BadItem(f"expected an object with a field {name!r} (`{wanted_by}` of the queue), got {repr(value)[:LONGEST_KEY]}")
     if name not in value:
-        raise BadItem(f"there is no field {name!r}, which `{wanted_by}` of the queue names{_meant(name, value)}")
+        raise BadItem(
+            f"there is no field {name!r}, which `{wanted_by}` of the queue names{did_you_mean(name, map(str, value))}"
+        )
     return value[name]
 
 
@@ -439,7 +440,7 @@ def _priority(settings: Settings, name: str | None) -> int:
     if name is None:
         return len(names) // 2
     if name not in names:
-        raise BadItem(f"no priority {name!r}; there are {', '.join(names)}{_meant(str(name), names)}")
+        raise BadItem(f"no priority {name!r}; there are {', '.join(names)}{did_you_mean(str(name), names)}")
     return names.index(name)
 
 
@@ -463,8 +464,3 @@ def _id(id: str) -> str:
     if not isinstance(id, str) or not 0 < len(id) <= LONGEST_KEY or not id.isprintable() or " " in id:
         raise BadItem(f"id: expected 1 to {LONGEST_KEY} printable characters without spaces, got {id!r}")
     return id
-
-
-def _meant(word: str, known: Iterable[Any]) -> str:
-    near = difflib.get_close_matches(word, [str(each) for each in known], n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""

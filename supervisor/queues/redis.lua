@@ -18,7 +18,17 @@ local HEAVY = 16777216     -- bytes of payload in one answer, unless one item al
 local REMEMBERED = 50000   -- ids of items that are done and gone, twice at most
 local REMEMBER = 600       -- and so many seconds
 
-local limits = decode(ARGV[1])
+local limits, asked = decode(ARGV[1]), decode(ARGV[2])
+
+-- Which of these commands the user may not run (a server before 7.0 does not say). Nothing else is done in this call.
+if asked[1][1] == 'refused' then
+  local refused = {}
+  for _, name in ipairs(redis.acl_check_cmd and asked[1][2] or {}) do
+    if not redis.acl_check_cmd(name, name == 'PUBLISH' and NEWS or ITEMS, '0', '0') then refused[#refused + 1] = name end
+  end
+  return { { encode(refused) } }
+end
+
 local time = call('TIME')
 local NOW = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local MICROS = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -660,7 +670,7 @@ end
 -- ---- what was asked ----
 
 local answers = {}
-for at, ask in ipairs(decode(ARGV[2])) do
+for at, ask in ipairs(asked) do
   answers[at] = verbs[ask[1]](unpack(ask, 2, 7))
 end
 

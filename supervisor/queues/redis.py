@@ -61,7 +61,7 @@ from supervisor.queues.protocol import (
     packed,
     unpacked,
 )
-from supervisor.queues.redis_link import FAREWELL, Address, Link, Operation, Reply
+from supervisor.queues.redis_link import COMMANDS, FAREWELL, Address, Link, Operation, Reply, ResponseError
 from supervisor.queues.sql import NO_ATTEMPT_LEFT, WORKER_LOST
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ class _News(msgspec.Struct, array_like=True):
 _any = Decoder().decode
 _flag = Decoder(bool).decode
 _flags = Decoder(list[bool]).decode
+_names = Decoder(list[str]).decode
 _number = Decoder(int).decode
 _numbers = Decoder(list[int]).decode
 _receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | float).decode
@@ -513,6 +514,7 @@ class RedisQueue:
 
     async def _join(self, mouth: BaseConnection) -> None:
         """A new connection: look what was missed, and have everybody look for work and room."""
+        await self._look_at_rights(mouth)
         if not self._looked_at_durability:
             self._looked_at_durability = True
             await self._look_at_durability(mouth)
@@ -558,6 +560,13 @@ class RedisQueue:
         if paused is not self._paused:
             self._paused = paused
             self._place.listen(Notice(what="paused" if paused else "resumed"))
+
+    async def _look_at_rights(self, mouth: BaseConnection) -> None:
+        """Raises ResponseError where the user may not do all that the script does: it would do some of it, and stop."""
+        ((refused, _),) = await self._link.call(mouth, [(_names, "refused", COMMANDS)])
+        if refused:
+            words = " ".join(f"+{each.lower()}" for each in refused)
+            raise ResponseError(f"this user may not run {', '.join(refused)}, which queues need: ACL SETUSER ... {words}")
 
     async def _look_at_durability(self, mouth: BaseConnection) -> None:
         """Say what of the server's settings loses items."""

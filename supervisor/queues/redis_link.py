@@ -16,6 +16,7 @@ import hashlib
 import logging
 import math
 import random
+import re
 import socket
 import ssl
 from collections import deque
@@ -38,7 +39,8 @@ try:
     from coredis.connection import UnixDomainSocketConnection as UnixConnection
     from coredis.connection import UnixDomainSocketLocation as UnixLocation
     from coredis.exceptions import ConnectionError as ConnectionLost
-    from coredis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
+    from coredis.exceptions import MovedError, NoScriptError, RedisError
+    from coredis.exceptions import ResponseError as ResponseError
 except ModuleNotFoundError as error:
     hint = "a queue in Redis needs the library coredis: pip install 'trio-supervisor[redis]'"
     raise ModuleNotFoundError(hint, name=error.name) from error
@@ -70,6 +72,9 @@ Decode = Callable[[bytes], Any]
 """Raises ValueError for what it does not know."""
 
 _SCRIPT = Path(__file__).with_name("redis.lua").read_bytes()
+COMMANDS = sorted({found.decode() for found in re.findall(rb"(?:call|many)\('([A-Z]+)'", _SCRIPT)})
+"""What the script runs."""
+
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 _KEEPALIVE: dict[int, int | bytes] = {
     socket.TCP_KEEPIDLE: 15,
@@ -136,9 +141,12 @@ class Address:
 
     @staticmethod
     def _tls(query: dict[str, str]) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=query.pop("ssl_ca_certs", None))
-        if certificate := query.pop("ssl_certfile", None):
-            context.load_cert_chain(certificate, query.pop("ssl_keyfile", None))
+        for word in _TLS:
+            if word in query and not Path(query[word]).is_file():
+                raise ValueError(f"{word}: there is no file {query[word]}")
+        context = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
+        if certificate := query.get("ssl_certfile"):
+            context.load_cert_chain(certificate, query.get("ssl_keyfile"))
         return context
 
     def __str__(self) -> str:

@@ -172,7 +172,7 @@ def peek(rows: Rows, state: State, limit: int) -> list[Record]:
     return rows.records(_PEEK[state], limit=limit)
 
 
-def show(rows: Rows, id: str, *, keep: bool) -> Record | None:
+def show(rows: Rows, id: str, *, keep: bool = False) -> Record | None:
     """An item, where it is known; with `keep`, its end is kept for who asks."""
     if keep:
         rows.keep([id])

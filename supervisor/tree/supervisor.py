@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +15,7 @@ from supervisor import config as configuration
 from supervisor import events
 from supervisor.children import Child, Usage
 from supervisor.config import Config, Plan
-from supervisor.errors import ControlError, SupervisorError
+from supervisor.errors import ControlError, SupervisorError, did_you_mean
 from supervisor.events import Journal
 from supervisor.kinds import JobSpec, Outcome, Resources, Run
 from supervisor.kinds.function import outdated
@@ -245,7 +244,8 @@ class Supervisor:
             names = [name for name in self.nodes if fnmatch.fnmatchcase(name, pattern)] if glob else [pattern]
             if not names or not all(name in self.nodes for name in names):
                 queue = "; it is a queue: use `supervisor queue`" if pattern in self.queues.names else ""
-                raise ControlError(_unknown(pattern, self.nodes) + queue, ControlError.NO_SUCH_NAME)
+                near = did_you_mean(pattern, self.nodes, "'")
+                raise ControlError(f"no job or supervisor matches {pattern!r}{near}{queue}", ControlError.NO_SUCH_NAME)
             matched = set(names)
             found.update({name: None for name in names if split_name(name)[0] not in matched - {name}})
         return list(found)
@@ -273,7 +273,8 @@ class Supervisor:
             return self.limits.status(*patterns)
         except LookupError as error:
             pattern, known = error.args
-            raise ControlError(_no_limit(pattern, known), ControlError.NO_SUCH_NAME) from None
+            near = did_you_mean(pattern, known, "'")
+            raise ControlError(f"no limit matches {pattern!r}{near}", ControlError.NO_SUCH_NAME) from None
 
     async def wait_running(self) -> None:
         """Wait until every job that starts by itself is ready (a `once` job: has succeeded)."""
@@ -535,13 +536,3 @@ def _stale(spec: ChildSpec) -> str:
         f"{file} has changed since the daemon loaded it, and a restart does not load it anew: restart the daemon, "
         'or give it kind = "process"'
     )
-
-
-def _no_limit(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"no limit matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-def _unknown(name: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"no job or supervisor matches {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
