@@ -171,7 +171,7 @@ class SqliteQueue:
         return claimed
 
     async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
-        (news, due), self._outlook = self._outlook or (-1, None), None  # the next one looks anew: a filled claim has not
+        news, due = self._outlook or (-1, None)
         if news != self._news:
             news, due = self._news, await self._read_when_there(sqlite_claim.due)
         hand = _Hand(demand)
