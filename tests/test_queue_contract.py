@@ -380,8 +380,8 @@ async def test_what_has_expired_takes_up_no_room_and_is_counted_so_though_nobody
         assert (await queue.claim(10, owner="tests", attempts=MANY)).expired == 2
 
 
-async def test_the_clock_makes_room(shared):
-    async with shared.open(size=1) as queue:
+async def test_the_clock_makes_room(backend):
+    async with backend.open(size=1) as queue:
         await queue.put(drafts(1, expire=SOON))
         with pytest.raises(QueueFull):
             await queue.put(drafts(1))
@@ -796,6 +796,21 @@ async def test_all_who_wait_for_work_are_woken(backend):
                 nursery.start_soon(worker)
             await queue.put(drafts(5))
         assert len(set(ids(got))) == 5
+
+
+async def test_who_has_got_all_there_was_waits_for_more(backend):
+    async with backend.open() as queue:
+        await queue.put([draft(), draft(delay=LONG)])
+        assert len(await claim(queue, 5)) == 1
+        woken = 0
+        with trio.move_on_after(6 * LATE):
+            while True:
+                await queue.wait_for_work()
+                woken += 1
+        assert woken <= 3
+        async with waiting_for_work(queue):
+            await queue.put([more := draft()])
+        assert ids(await claim(queue)) == [more.id]
 
 
 async def test_nobody_is_woken_without_a_reason(backend):

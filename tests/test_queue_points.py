@@ -124,7 +124,7 @@ async def handled(url: str, ids: list[str]) -> bool:
 async def at_each(points: Sequence[tuple[str, int]], calls: str, shoot: Callable[[str, int], Awaitable[bool]]) -> None:
     """Shoot at these points; without any, at each of these calls, up to the first that nobody comes to."""
     for call, point in points:
-        assert await shoot(call, point)
+        assert await shoot(call, point), f"nobody comes to the {point}th {call} any more: shoot earlier"
     if not points:
         reached = {call: await last_reached(call, shoot) for call in calls.split(",")}
         assert sum(reached.values()) > 8, f"this is hardly all that a put, a claim and an end take: {reached}"
@@ -157,7 +157,7 @@ def of(call: str, point: int) -> list[str]:
     return [f"{call}-{point}-{letter}" for letter in "abc"]
 
 
-@pytest.mark.parametrize("points", some(("sendto", 2), ("recvfrom", 2)))
+@pytest.mark.parametrize("points", some(("sendto", 5), ("recvfrom", 5)))
 async def test_a_daemon_that_is_killed_at_a_system_call_to_the_server_loses_nothing(server, log, points):
     host = Host(log, "a", file(server.url, JOB, LEASE))
 

@@ -230,10 +230,8 @@ class PostgresQueue:
     async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
         if not self._looked:
             await self._look()
-        while (claim := await self._work.wait(demand)) is not None:
-            claimed = await self._brought_by(claim)
-            if claimed.items or claimed.dead or claimed.expired:
-                return claimed
+        if (claim := await self._work.wait(demand)) is not None:
+            return await self._brought_by(claim)
         self._looked = False
         return None
 
