@@ -380,8 +380,8 @@ async def test_what_has_expired_takes_up_no_room_and_is_counted_so_though_nobody
         assert (await queue.claim(10, owner="tests", attempts=MANY)).expired == 2
 
 
-async def test_the_clock_makes_room(shared):
-    async with shared.open(size=1) as queue:
+async def test_the_clock_makes_room(backend):
+    async with backend.open(size=1) as queue:
         await queue.put(drafts(1, expire=SOON))
         with pytest.raises(QueueFull):
             await queue.put(drafts(1))
@@ -798,6 +798,21 @@ async def test_all_who_wait_for_work_are_woken(backend):
         assert len(set(ids(got))) == 5
 
 
+async def test_who_has_got_all_there_was_waits_for_more(backend):
+    async with backend.open() as queue:
+        await queue.put([draft(), draft(delay=LONG)])
+        assert len(await claim(queue, 5)) == 1
+        woken = 0
+        with trio.move_on_after(6 * LATE):
+            while True:
+                await queue.wait_for_work()
+                woken += 1
+        assert woken <= 3
+        async with waiting_for_work(queue):
+            await queue.put([more := draft()])
+        assert ids(await claim(queue)) == [more.id]
+
+
 async def test_nobody_is_woken_without_a_reason(backend):
     async with backend.open() as queue:
         assert await is_quiet(queue)
@@ -1204,19 +1219,21 @@ async def test_what_a_put_brought_to_one_who_has_gone_away_is_given_back(shared)
 
 async def test_what_a_put_brought_to_one_who_dies_is_not_forgotten_by_the_others(shared):
     """They were not woken by the put, since nothing was left: but they know when its lease is over."""
-    again: list[str] = []
-    async with shared.open(lease=Seconds(1)) as other:
-        async with trio.open_nursery() as nursery:
+    async with shared.open(lease=Seconds(1)) as other, trio.open_nursery() as nursery:
+        waiting = trio.Event()
 
-            @nursery.start_soon
-            async def _() -> None:
-                while (item := (await claim_some(other, 1))[0]).attempt == 1:
+        @nursery.start_soon
+        async def _() -> None:
+            while not (items := await claim(other, 1)) or items[0].attempt == 1:
+                for item in items:
                     await finish(other, item, "cancelled")
-                again.append(item.id)
+                waiting.set()
+                await other.wait_for_work()
 
-            async with shared.open(lease=Seconds(1)) as queue:
-                (mine,) = await brought(queue, 1, draft(keep=True))
-        assert again == [mine.id]
+        async with shared.open(lease=Seconds(1)) as queue:
+            await claim(queue)
+            await waiting.wait()
+            await brought(queue, 1, draft(keep=True))
 
 
 async def test_settings_and_room_are_shared(shared):

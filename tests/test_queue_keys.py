@@ -411,6 +411,28 @@ def test_an_engine_whose_client_is_not_installed_is_a_fault_of_the_machine(load,
     )
 
 
+@pytest.mark.parametrize(
+    ("backend", "fault"),
+    [
+        ("redis://h/0?colour=red", 'redis://: there is no parameter "colour"'),
+        ("redis://h/0?ssl_ca_certs=/x", 'redis://: there is no parameter "ssl_ca_certs"; TLS is rediss://'),
+        ("rediss://h?ssl_ca_cert=/x", 'rediss://: there is no parameter "ssl_ca_cert"; did you mean "ssl_ca_certs"?'),
+        ("rediss://h?ssl_ca_certs=/nowhere", "ssl_ca_certs: there is no file /nowhere"),
+        ("redis+unix:///run/redis.sock?db=1", ""),
+        (f"postgresql://me:{PASSWORD}@h/d?sslmod=require", 'there is no parameter "sslmod"; did you mean "sslmode"?'),
+        ("postgresql://h/d?sslmode=require&target_session_attrs=read-write", ""),
+    ],
+)
+def test_a_parameter_of_a_url_that_there_is_not_is_a_fault(load, backend, fault):
+    loaded = load(queue(f'backend = "{backend}"') + job("", what='command = "cat"'))
+    problems = [str(each) for each in preflight.check(loaded, imports=False).all_problems]
+    if fault:
+        (problem,) = problems
+        assert problem.startswith("supervisor.toml:2:1: queues.q.backend: ") and fault in problem and PASSWORD not in problem
+    else:
+        assert problems == []
+
+
 def test_a_reload_says_what_becomes_of_queues(tmp_path):
     def of(**queues: dict[str, object]) -> Config:
         jobs = {name: {"call": "m:f", "queue": name} for name in queues}

@@ -31,6 +31,7 @@ from supervisor.queues.protocol import (
     QueueError,
     QueueUnavailable,
     Settings,
+    State,
     new_id,
 )
 from supervisor.queues.spec import QueueSpec, UniqueSpec
@@ -522,6 +523,50 @@ async def test_a_lock_of_an_application_is_not_waited_for_long(postgres):
                 await queue.put([Draft(id=new_id(), payload=b"1", key="1")])
             await queue.put([Draft(id=new_id(), payload=b"2", key="2")])
         assert [receipt.what for receipt in await queue.put([Draft(id=new_id(), payload=b"1", key="1")])] == ["rejected"]
+
+
+async def test_a_claim_that_the_server_forgot_in_a_crash_was_none(postgres_alone):
+    """It was not waited for until it was on the disk. Whoever had it has lost the item to the next one."""
+    sql(postgres_alone.url, "ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()")
+    async with queue_at(postgres_alone.url, lease=Seconds(1)) as queue:
+        await queue.put([draft(keep=True)])
+        (item,) = await claim(queue)
+        postgres_alone.restart()
+        (again,) = await again_some(queue)
+        assert again.id == item.id and again.token > item.token
+        assert again.attempt in (1, 2)  # 2: it was on the disk all the same
+        assert await queue.finish(done([item])) == [False]
+        assert await queue.finish(done([again])) == [True]
+
+
+async def again_some(queue: Engine) -> list[Item]:
+    with trio.fail_after(60):
+        return await again(lambda: claim_some(queue))
+
+
+async def test_a_line_of_one_group_does_not_slow_down_the_others(postgres):
+    """What may not run is looked at once, and then set aside."""
+    async with queue_at(postgres.url, "groups", group_by="customer") as queue:
+        await queue.declare(queue.settings)
+        await queue.put([draft(number, group="a") for number in range(3000)])
+        (first,) = await claim(queue, 1)
+        await queue.put([other := draft(group="b")])
+        assert [item.id for item in await claim(queue)] == [other.id]
+        with psycopg.connect(postgres.url) as db:
+            db.execute("SET enable_seqscan = off")
+            db.execute("SELECT * FROM supervisor.claim('groups', 10, 'tests', 5, '{}', '', '')")
+            read = "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'items'"
+            ((rows,),) = db.execute(read).fetchall()
+            assert rows < 100
+            db.rollback()
+        assert await queue.finish(done([first])) == [True]
+        (second,) = await claim_some(queue)
+        assert json.loads(second.payload) == {"number": 1}
+        assert await queue.cancel(second.id) == "running" and await queue.finish(done([second])) == [True]
+        waits = (await queue.peek(State.WAITING, 3))[0]
+        assert await queue.cancel(waits.id) == "cancelled"
+        assert json.loads((await claim_some(queue))[0].payload) == {"number": 3}
+        assert await queue.purge(State.WAITING) == 2996
 
 
 async def test_large_items_are_claimed_few_at_a_time(postgres):

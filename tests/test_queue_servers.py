@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 import trio
-from servers import _AS_POSTGRES, PATIENCE, PostgresServer, RedisServer, _private, _started, missing, postgres_program
+from servers import (
+    _AS_POSTGRES,
+    PATIENCE,
+    PostgresServer,
+    RedisServer,
+    _private,
+    _started,
+    free_port,
+    missing,
+    postgres_program,
+)
 
 from supervisor.queues import Place, scheme_of
 from supervisor.queues.protocol import Draft, Ending, Engine, Item, QueueUnavailable, Settings, new_id
@@ -199,7 +209,12 @@ def _knows(server: PostgresServer, id: str) -> bool:
 
 
 class RedisNode(RedisServer):
-    """One of a cluster."""
+    """One of a cluster. The nodes speak to each other at a port that is 10 000 higher."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        while self.port > 55_535:
+            self.port = free_port()
 
     def command(self) -> list[str]:
         return [*super().command(), "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"]

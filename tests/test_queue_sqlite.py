@@ -3,6 +3,7 @@ test_queue_contract.py."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ import pytest
 import trio
 from hypothesis import strategies as st
 
+from supervisor import store
 from supervisor.queues import Place, sqlite_claim, sqlite_finish, sqlite_people, sqlite_put
 from supervisor.queues.protocol import (
     BadItem,
+    Claimed,
     Demand,
     Draft,
     Ending,
@@ -237,6 +240,91 @@ async def test_what_a_crash_interrupted_has_its_key_and_its_time_to_expire_again
         assert [item.attempt for item in await claim(queue)] == [2]
 
 
+# ---- what a put claims ----
+
+
+def demand(limit: int, order: Sequence[int] = (), attempts: int = 5) -> Demand:
+    return Demand(limit=limit, owner="tests", attempts=attempts, order=order)
+
+
+async def test_who_waits_is_brought_what_is_put_in_one_commit(opened, monkeypatch):
+    async with opened() as queue:
+        assert await claim(queue) == []
+        commits = count_transactions(monkeypatch)
+        brought: list[Claimed | None] = []
+        asked: list[str] = []
+
+        async def wait(name: str, wants: Demand | None) -> None:
+            def ask() -> Demand | None:
+                asked.append(name)
+                return wants
+
+            brought.append(await queue.wait_for_work(ask))
+
+        async with trio.open_nursery() as nursery:
+            for name, wants in (("none", None), ("two", demand(2)), ("late", demand(2))):
+                nursery.start_soon(wait, name, wants)
+                await trio.testing.wait_all_tasks_blocked()
+            await queue.put(those := drafts(3))
+        assert asked == ["none", "two"]
+        (claimed,) = [each for each in brought if each is not None]
+        assert [item.id for item in claimed.items] == [draft.id for draft in those[:2]]
+        assert len(brought) == 3 and commits == [1]
+        assert (await queue.counts()).running == 2
+
+
+def count_transactions(monkeypatch) -> list[int]:
+    """How many operations there are in each from now on."""
+    counted: list[int] = []
+    write = store._Writer._write
+
+    def counting(writer, db, batch) -> None:
+        counted.append(len(batch))
+        write(writer, db, batch)
+
+    monkeypatch.setattr(store._Writer, "_write", counting)
+    return counted
+
+
+@pytest.mark.parametrize("moments", range(5))
+async def test_who_gives_up_waiting_has_what_a_put_is_claiming_for_it(opened, moments):
+    async with opened() as queue:
+        assert await claim(queue) == []
+        scope, brought = trio.CancelScope(), []
+
+        async def wait() -> None:
+            with scope:
+                brought.append(await queue.wait_for_work(lambda: demand(5)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(queue.put, drafts(1))
+            for _ in range(moments):
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+        items = [item for claimed in brought if claimed for item in claimed.items]
+        counts = await queue.counts()
+        assert (counts.running, counts.waiting) == (len(items), 1 - len(items))
+        assert items or moments < 2  # by then the put is under way
+
+
+async def test_who_waits_is_woken_when_the_put_that_would_claim_for_it_fails(opened):
+    async with opened(size=1) as queue:
+        assert await claim(queue) == []
+        brought: list[Claimed | None] = []
+
+        async def wait() -> None:
+            brought.append(await queue.wait_for_work(lambda: demand(5)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(QueueFull):
+                await queue.put(drafts(2))
+        assert brought == [None]
+
+
 # ---- large things ----
 
 
@@ -382,10 +470,6 @@ STEPS_OF_PLANS = re.compile(
 """What a plan may consist of: nothing goes through all items, or sorts them."""
 
 
-def demand(limit: int, order: Sequence[int] = (), attempts: int = 5) -> Demand:
-    return Demand(limit=limit, owner="tests", attempts=attempts, order=order)
-
-
 def use_all(rows: Rows) -> None:
     """Each operation there is."""
     sqlite_people.begin(rows)
@@ -431,6 +515,56 @@ def test_no_statement_goes_through_all_items(tmp_path):
         if statement not in sqlite_people._PEEK.values() or step != "USE TEMP B-TREE FOR ORDER BY" or plan.count(step) > 1
     }
     assert slow == {}
+
+
+@pytest.mark.parametrize("per_key", [1, 2])
+def test_claims_do_not_go_past_what_waits_for_its_group(tmp_path, per_key):
+    few, many = (steps_of_claims(tmp_path / f"{count}.db", count, per_key) for count in (20, 20_000))
+    assert all(after < 2 * before + 500 for before, after in zip(few, many, strict=True)), (few, many)
+
+
+def steps_of_claims(path: Path, waiting: int, per_key: int) -> list[int]:
+    """The steps of operations on a queue where so many items wait for another of their group, before others."""
+    with closing(filled(path, 1)) as db:
+        rows = Rows(db, "other", Settings(spec=QueueSpec(size=10**9, per_key=per_key), group_by="g"), 1e6)
+
+        def groups(limit: int) -> list[str | None]:
+            return [item.group for item in sqlite_claim.claim(rows, demand(limit)).items]
+
+        sqlite_put.put(rows, [*drafts(waiting, group="a"), *drafts(10), *drafts(1, group="b")])
+        items = sqlite_claim.claim(rows, demand(per_key)).items
+        assert [item.group for item in items] == ["a"] * per_key
+        ending = Ending(id=items[0].id, token=1, how="done")
+        met = 0
+        while not groups(1):  # the first ones meet them, so many at a time
+            assert sqlite_claim.due(rows) is not None
+            met += 1
+        assert met == waiting * 2 // 25_000
+        return [
+            count_steps(db, lambda: groups(1) == [None]),
+            count_steps(db, lambda: sqlite_finish.finish(rows, [ending]).answers == [True]),
+            count_steps(db, lambda: groups(1) == ["a"]),
+            count_steps(db, lambda: groups(20) == [None] * 8 + ["b"]),
+            count_steps(db, lambda: sqlite_claim.due(rows) is None),
+        ]
+
+
+def count_steps(db: sqlite3.Connection, operation: Callable[[], bool]) -> int:
+    """How many steps SQLite takes for what is true."""
+    steps = itertools.count(1)
+    db.set_progress_handler(lambda: next(steps) and 0, 1)
+    assert operation()
+    db.set_progress_handler(None, 1)
+    return next(steps)
+
+
+async def test_more_of_a_group_may_run_once_the_settings_say_so(opened):
+    async with opened(group_by="g", per_key=1) as queue:
+        await queue.put(drafts(3, group="a"))
+        assert len(await claim(queue)) == 1
+        assert await claim(queue) == []
+        queue.use(Settings(spec=QueueSpec(per_key=2), group_by="g"))
+        assert len(await claim(queue)) == 1
 
 
 @pytest.mark.long

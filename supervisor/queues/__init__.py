@@ -5,7 +5,6 @@ What is named here is imported when it is first asked for: `QUEUES` knows the en
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import parse_qsl, urlsplit
 
+from supervisor.errors import did_you_mean
 from supervisor.spec import shown
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def unknown_parameter(url: str, known: Collection[str]) -> str:
     """The first word after the "?" of a URL that is none of these, and which was meant; empty where all are known."""
     for word, _ in parse_qsl(urlsplit(url).query, keep_blank_values=True):
         if word not in known:
-            near = difflib.get_close_matches(word, known, n=1)
-            return f'there is no parameter "{word}"' + (f'; did you mean "{near[0]}"?' if near else "")
+            return f'there is no parameter "{word}"{did_you_mean(word, known)}'
     return ""
 
 

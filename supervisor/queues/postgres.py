@@ -215,7 +215,7 @@ class PostgresQueue:
 
     def _hold(self, found: Sequence[Rows]) -> None:
         """These are ours from now on."""
-        self._held.update((item.id, item.token) for item in _items(found[0]))
+        self._held.update((row[0], row[1]) for row in found[0] if _runs(row))
 
     def _give_back(self, found: Sequence[Rows]) -> None:
         """Nobody waits for these any more: others may have them."""
@@ -230,10 +230,8 @@ class PostgresQueue:
     async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
         if not self._looked:
             await self._look()
-        while (claim := await self._work.wait(demand)) is not None:
-            claimed = await self._brought_by(claim)
-            if claimed.items or claimed.dead or claimed.expired:
-                return claimed
+        if (claim := await self._work.wait(demand)) is not None:
+            return await self._brought_by(claim)
         self._looked = False
         return None
 
@@ -478,7 +476,11 @@ def _apart(rows: Rows) -> tuple[Rows, Rows]:
 
 def _items(rows: Rows) -> list[Item]:
     """Those that run, of the rows of a claim; the last row is none."""
-    return [Item(**dict(zip(_ITEM, row, strict=False))) for row in rows if row[_DEAD] is None and row[0] is not None]
+    return [Item(**dict(zip(_ITEM, row, strict=False))) for row in rows if _runs(row)]
+
+
+def _runs(row: Sequence[Any]) -> bool:
+    return row[_DEAD] is None and row[0] is not None
 
 
 def _each(count: int, found: Iterable[int]) -> list[bool]:

@@ -312,7 +312,8 @@ class Engine(Protocol):
         again and again.
 
         `demand` says what the caller would claim at this moment; None: nothing. An engine that can claim together with the
-        very put that brings the work, sooner than a claim after it, asks for that, and gives what it has claimed; else None.
+        very put that brings the work, sooner than a claim after it, asks for that, and gives what it has claimed, be it
+        nothing; else None.
         """
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:

@@ -24,7 +24,8 @@ local limits, asked = decode(ARGV[1]), decode(ARGV[2])
 if asked[1][1] == 'refused' then
   local refused = {}
   for _, name in ipairs(redis.acl_check_cmd and asked[1][2] or {}) do
-    if not redis.acl_check_cmd(name, name == 'PUBLISH' and NEWS or ITEMS, '0', '0') then refused[#refused + 1] = name end
+    local key = name == 'PUBLISH' and NEWS or ITEMS
+    if not redis.acl_check_cmd(name, key, key, key) then refused[#refused + 1] = name end
   end
   return { { encode(refused) } }
 end

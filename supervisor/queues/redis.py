@@ -376,11 +376,8 @@ class RedisQueue:
 
     async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
         self._link.wake()
-        while (claim := await self._work.wait(demand)) is not None:
-            claimed = await self._brought_by(claim)
-            if claimed.items or claimed.dead or claimed.expired:
-                return claimed
-        return None
+        claim = await self._work.wait(demand)
+        return None if claim is None else await self._brought_by(claim)
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         claims = [(item.id, item.token) for item in items]

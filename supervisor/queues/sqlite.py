@@ -171,7 +171,7 @@ class SqliteQueue:
         return claimed
 
     async def wait_for_work(self, demand: Callable[[], Demand | None] | None = None) -> Claimed | None:
-        news, due = self._outlook or (-1, None)
+        (news, due), self._outlook = self._outlook or (-1, None), None  # the next one looks anew: a filled claim has not
         if news != self._news:
             news, due = self._news, await self._read_when_there(sqlite_claim.due)
         hand = _Hand(demand)
@@ -336,7 +336,7 @@ class _Hand:
 
     def is_free(self) -> bool:
         """Whether it would claim something; then that is to be done, and it is woken."""
-        if self._ask is not None:
+        if self._ask is not None and self._task is not None:
             self.demand = self._ask()
         return self.demand is not None
 
