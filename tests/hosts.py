@@ -187,14 +187,13 @@ class Host:
 @asynccontextmanager
 async def alive(*hosts: Host) -> AsyncIterator[None]:
     """All of these up, as long as the block lasts."""
-    with trio.fail_after(10 * PATIENCE):
-        async with trio.open_nursery() as nursery:
-            for host in hosts:
-                nursery.start_soon(host.live)
-            for host in hosts:
-                await host.up.wait()
-            yield
-            nursery.cancel_scope.cancel(reason="the test is over")
+    async with trio.open_nursery() as nursery:
+        for host in hosts:
+            nursery.start_soon(host.live)
+        for host in hosts:
+            await host.up.wait()
+        yield
+        nursery.cancel_scope.cancel(reason="the test is over")
 
 
 def file(url: str, job: str, queue: str = "") -> str:

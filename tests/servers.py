@@ -175,6 +175,7 @@ class RedisServer(Server):
             "unixsocket": self.path,
             "dir": self.directory,
             "appendonly": "yes",
+            "appendfsync": "always",  # or what comes while it syncs is answered before it is written: a kill loses that
             "save": "",
             "enable-debug-command": "yes",
         }
