@@ -349,7 +349,7 @@ function verbs.put(drafts)
     if expire() == 0 then
       control.need = control.need > 0 and math.min(control.need, fresh) or fresh
       local first = call('ZRANGE', EXPIRING, 0, 0, 'WITHSCORES')
-      return { encode(first[2] and tonumber(first[2]) - NOW or -1) } -- in how many seconds the clock may make room
+      return { encode({ full = first[2] and tonumber(first[2]) - NOW or -1 }) }
     end
   end
   for at, draft in ipairs(drafts) do

@@ -134,6 +134,13 @@ class _Draft(msgspec.Struct, omit_defaults=True):
     """It was put before, and may be over by now."""
 
 
+class _Full(msgspec.Struct):
+    """There was no room. Of a shape of its own: what a bad network makes of receipts must not look like it."""
+
+    full: float
+    """In how many seconds the clock may make some; negative: never."""
+
+
 class _Ending(msgspec.Struct, omit_defaults=True):
     id: str
     token: int
@@ -194,7 +201,7 @@ _flags = Decoder(list[bool]).decode
 _names = Decoder(list[str]).decode
 _number = Decoder(int).decode
 _numbers = Decoder(list[int]).decode
-_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | float).decode
+_receipts = Decoder(list[tuple[str, Literal["stored", "known", "merged", "replaced", "rejected"]]] | _Full).decode
 _claim = Decoder(tuple[list[_Taken], list[_Row], int, float]).decode
 _cancelled = Decoder(Literal["cancelled", "running", "ended", "unknown"]).decode
 _counts = Decoder(Counts).decode
@@ -311,9 +318,9 @@ class RedisQueue:
             raise
         for draft in drafts:
             self._doubtful.pop(draft.id, None)
-        if isinstance(receipts, float):
+        if isinstance(receipts, _Full):
             self._no_room = room
-            self._room_by_itself = trio.current_time() + (receipts if receipts >= 0 else math.inf)
+            self._room_by_itself = trio.current_time() + (receipts.full if receipts.full >= 0 else math.inf)
             raise QueueFull(f"queue {self.name} is full: {self._settings.spec.size} items may wait")
         return [Receipt(id=id, what=what) for id, what in receipts]
 
