@@ -45,6 +45,8 @@ class Lookout(Generic[T]):
         patient = _Patient[T](demand)
         self._patient = patient if demand is not None else self._patient
         try:
+            if self._at <= trio.current_time():
+                await trio.lowlevel.checkpoint()
             while patient.claim is None and self._at > trio.current_time():
                 with trio.move_on_at(self._at):
                     await self._moved.wait()

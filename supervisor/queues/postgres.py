@@ -118,7 +118,8 @@ class PostgresQueue:
 
     async def declared(self) -> Settings | None:
         found = await self._ask("SELECT settings::text FROM supervisor.queues WHERE name = %s AND declared")
-        return unpacked(found[0][0], self._settings.spec.backend) if found else None
+        with self._session.reading():
+            return unpacked(found[0][0], self._settings.spec.backend) if found else None
 
     # ---- producers ----
 
@@ -136,10 +137,11 @@ class PostgresQueue:
         put = Operation([Statement(_PUT, values)], size=size) if along is None else self._together(values, size, along)
         self._session.send(put)
         (found,) = await self._session.result(put)
-        if found[0][0] == "full":
-            self._refused = len(drafts)
-            raise QueueFull(f"queue {self.name} is full")
-        return [Receipt(what=what, id=id) for what, id in found]
+        with self._session.reading():
+            if found[0][0] == "full":
+                self._refused = len(drafts)
+                raise QueueFull(f"queue {self.name} is full")
+            return [Receipt(what=what, id=id) for what, id in found]
 
     async def wait_for_room(self) -> None:
         needed = self._refused
@@ -168,22 +170,26 @@ class PostgresQueue:
         values = (
             self.name, demand.limit, demand.owner, demand.attempts, list(demand.order), WORKER_LOST, NO_ATTEMPT_LEFT,
         )  # fmt: skip
-        claim = Statement(f"SELECT {_BROUGHT} FROM {_CLAIM}", values, alone=f"SELECT {_BROUGHT} FROM {_CLAIM_ALONE}")
-        return Operation([claim], heed=self._hold, late=self._give_back, sees="work")
+        return Operation(
+            [Statement(f"SELECT {_BROUGHT} FROM {_CLAIM}", values)], heed=self._hold, late=self._give_back, sees="work"
+        )
 
     async def _brought_by(self, claim: Operation) -> Claimed:
         """What a claim brings."""
         try:
-            ((*rows, last),) = await self._session.result(claim)
+            found = await self._session.result(claim)
+            with self._session.reading():
+                ((*rows, last),) = found
+                expired, due = last[-2:]
+                dead = [record([row[_DEAD][column] for column in COLUMNS]) for row in rows if row[_DEAD] is not None]
+                items = _items(rows)
+                large = {row[0]: row[_SIZE] for row in rows if row[_SIZE] is not None}
+                if due is not None:
+                    self._work.set(due)
         except (trio.Cancelled, QueueError):
             self._work.set()
             raise
-        expired, due = last[-2:]
-        if due is not None:
-            self._work.set(due)
-        dead = [record([row[_DEAD][column] for column in COLUMNS]) for row in rows if row[_DEAD] is not None]
-        items = _items(rows)
-        if large := {row[0]: row[_SIZE] for row in rows if row[_SIZE] is not None}:
+        if large:
             items = await self._filled(items, large)
         return Claimed(items=items, dead=dead, expired=expired)
 
@@ -193,7 +199,9 @@ class PostgresQueue:
         try:
             for item in items:
                 if item.id in large:
-                    ((payload,),) = await self._ask(_PAYLOAD, item.id, item.token, size=large[item.id]) or [(b"null",)]
+                    found = await self._ask(_PAYLOAD, item.id, item.token, size=large[item.id])
+                    with self._session.reading():
+                        ((payload,),) = found or [(b"null",)]
                     item = msgspec.structs.replace(item, payload=payload)
                 filled.append(item)
         except (trio.Cancelled, QueueError):
@@ -203,7 +211,7 @@ class PostgresQueue:
 
     def _together(self, values: Sequence[object], size: int, claim: Operation) -> Operation:
         """A put with a claim of what it brings: in one statement, which is much sooner done than two."""
-        ((_, more, _),) = claim.statements
+        ((_, more),) = claim.statements
         claim.size = size
         return Operation([Statement(_PUT_AND_CLAIM, (*values, *more))], size=size, sees=claim.sees, carries=(claim, _apart))
 
@@ -249,15 +257,19 @@ class PostgresQueue:
 
     async def renew(self, items: Sequence[Item]) -> list[bool]:
         ids, tokens = [item.id for item in items], [item.token for item in items]
-        held = _each(len(items), await self._do("renew(%s, %s::text[], %s::bigint[])", ids, tokens))
+        found = await self._do("renew(%s, %s::text[], %s::bigint[])", ids, tokens)
+        with self._session.reading():
+            held = _each(len(items), found)
         self._forget((item.id, item.token) for item, still in zip(items, held, strict=True) if not still)
         return held
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         size = sum(len(ending.result or b"") for ending in endings)
-        ((found,),) = await self._ask(_FINISH, *_columns(endings), size=size)
+        found = await self._ask(_FINISH, *_columns(endings), size=size)
+        with self._session.reading():
+            stored = _each(len(endings), found[0][0])
         self._forget((ending.id, ending.token) for ending in endings)
-        return _each(len(endings), found)
+        return stored
 
     async def progress(self, item: Item, done: float, total: float | None) -> None:
         await self._session.ask(Statement(_PROGRESS, (done, total, self.name, item.id, item.token)))
@@ -279,21 +291,25 @@ class PostgresQueue:
 
     async def counts(self) -> Counts:
         found = await self._ask(_COUNTS)
-        numbers: dict[str, Any] = {state: number for state, number, *_ in found if state is not None}
-        _, _, delayed, oldest, paused = found[0]
-        numbers["waiting"] = numbers.get("waiting", 0) - delayed
-        return Counts(**numbers, delayed=delayed, oldest=oldest, paused=paused)
+        with self._session.reading():
+            numbers: dict[str, Any] = {state: number for state, number, *_ in found if state is not None}
+            _, _, delayed, oldest, paused = found[0]
+            numbers["waiting"] = numbers.get("waiting", 0) - delayed
+            return Counts(**numbers, delayed=delayed, oldest=oldest, paused=paused)
 
     async def peek(self, state: State, limit: int) -> list[Record]:
         order = _ORDER.get(state, "ended_at DESC, seq DESC")
         ended = "" if state in _ORDER else "AND ended_at IS NOT NULL"
         select = f"{_RECORDS} AND state = %s {ended} ORDER BY {order} LIMIT %s"
-        return [record(row) for row in await self._ask(select, state.value, limit)]
+        found = await self._ask(select, state.value, limit)
+        with self._session.reading():
+            return [record(row) for row in found]
 
     async def show(self, id: str, *, keep: bool = False) -> Record | None:
         marked = [Statement("SELECT supervisor.keep(%s, %s)", (self.name, [id]))] if keep else []
         *_, found = await self._session.ask(*marked, Statement(f"{_RECORDS} AND id = %s", (self.name, id)))
-        return record(found[0]) if found else None
+        with self._session.reading():
+            return record(found[0]) if found else None
 
     # ---- the connection ----
 
@@ -304,7 +320,9 @@ class PostgresQueue:
 
     async def _do(self, call: str, *values: object) -> Any:
         """Call a function, whose first parameter is the name of the queue."""
-        return (await self._ask(f"SELECT supervisor.{call}", *values))[0][0]
+        found = await self._ask(f"SELECT supervisor.{call}", *values)
+        with self._session.reading():
+            return found[0][0]
 
     async def _repeat(self, call: str, *values: object) -> int:
         """Call a function that does a part, until nothing is left to do."""
@@ -413,7 +431,6 @@ _BROUGHT = (
 )
 _PAYLOAD = "SELECT convert_to(payload, 'utf8') FROM supervisor.items WHERE queue = %s AND id = %s AND token = %s"
 _CLAIM = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s)"
-_CLAIM_ALONE = "supervisor.claim(%s, %s, %s, %s, %s::int[], %s, %s, lazily => true)"
 _NOTHING = (
     "NULL::text, NULL::bigint, NULL::bytea, NULL::int, NULL::int, NULL::text, NULL::float8, NULL::float8, NULL::json,"
     " NULL::int, NULL::bigint, NULL::float8"

@@ -697,11 +697,8 @@ END $$;
 -- Claim up to `most` items: a row for each that runs, and with `dead` for each of which no attempt of the `allowed` is left. The
 -- last row is none: it says how many have `expired` since the last one that did, and in how many seconds a claim may bring more
 -- (`due`; null: not before something happens).
---
--- `lazily`: the transaction, which is only this, is not waited for until it is on the disk. If the server itself crashes in the
--- next moments, the claim never was. What the item then gets as its next token is another one all the same: the time is in it.
 CREATE FUNCTION supervisor.claim(
-  q text, most int, who text, allowed int, first int[], why_lost text, why_dead text, lazily boolean DEFAULT false
+  q text, most int, who text, allowed int, first int[], why_lost text, why_dead text
 ) RETURNS TABLE (
   id text, token bigint, payload text, attempts int, priority int, in_group text, put_at float8, ready_at float8, dead json,
   expired bigint, due float8
@@ -715,9 +712,6 @@ DECLARE
   begun bigint;
   late supervisor.items[] := '{}';
 BEGIN
-  IF lazily THEN
-    PERFORM set_config('synchronous_commit', 'off', true);
-  END IF;
   PERFORM supervisor.tidy(q, most, why_lost);
   SELECT * INTO STRICT s FROM supervisor.queues WHERE name = q;
   places := supervisor.pick(s, most, first);

@@ -22,8 +22,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import psycopg
@@ -49,6 +49,9 @@ TOGETHER = 64
 
 AGAIN = (0.1, 5.0)
 """Seconds until a connection that was lost is tried again by itself: the first wait, doubled up to the second."""
+
+NONSENSE = (ValueError, TypeError, LookupError)
+"""What reading an answer raises that was garbled on the way, and was still an answer."""
 
 CLOSING = 5.0
 """Seconds that the end waits for what was asked before."""
@@ -82,8 +85,6 @@ class Statement(NamedTuple):
 
     sql: str
     values: Sequence[object] = ()
-    alone: str = ""
-    """What is done instead where it is all that its transaction does."""
 
 
 class Session:
@@ -142,13 +143,28 @@ class Session:
                 self._connection.cut()
             await self._connection.close()
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What the server has said is read in here. Where it makes no sense, the way to it is bad: see `ask`."""
+        try:
+            yield
+        except NONSENSE as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> QueueUnavailable:
+        self._connection.cut()
+        return QueueUnavailable(f"cannot use {self.where}: what it says makes no sense ({error})")
+
     def _put(self, *operations: Operation) -> None:
         self._open.update(operations)
         self._connection.put(*operations)
 
     def _finish(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
-            operation.finish()
+            try:
+                operation.finish()
+            except NONSENSE as error:
+                operation.fail(self._lost(error))
         self._open.difference_update(operations)
         self._quiet.set()
 
@@ -215,11 +231,18 @@ class Operation:
             self._heed(self.found)
         self._tell_late()
 
+    def fail(self, error: QueueError) -> None:
+        """It is over, and nobody understands what was found."""
+        self.found, self.error = [], error
+        if self._carries is not None:
+            self._carries[0].fail(_of_its_own(error))
+        self._over.set()
+
     def _hand_over(self, other: Operation, divide: Callable[[Rows], tuple[Rows, Rows]]) -> None:
         if self.found:
             mine, its = divide(self.found[0])
             self.found, other.found = [mine], [its]
-        other.error = self.error and type(self.error)(*self.error.args)
+        other.error = self.error and _of_its_own(self.error)
         other.finish()
 
     def _tell_late(self) -> None:
@@ -346,8 +369,8 @@ class _Connection:
         """All in one transaction, in one round trip."""
         size = sum(operation.size for operation in operations)
         if len(operations) == 1 and len(operations[0].statements) == 1 and size <= LARGE:
-            sql, values, alone = operations[0].statements[0]
-            operations[0].found = [_rows(db.execute(alone or sql, values, binary=True))]
+            sql, values = operations[0].statements[0]
+            operations[0].found = [_rows(db.execute(sql, values, binary=True))]
         else:
             with db.pipeline():
                 if size > LARGE:
@@ -471,10 +494,15 @@ def _is_lost(db: psycopg.Connection, error: Exception) -> bool:
     return not isinstance(error, psycopg.Error) or (error.sqlstate is None and not isinstance(error, _REFUSED))
 
 
+def _of_its_own(error: QueueError) -> QueueError:
+    """The same error, for somebody else to raise."""
+    return type(error)(*error.args)
+
+
 def _as_queue_error(where: str, error: Exception) -> QueueError:
     """An error of its own for each who waits."""
     if isinstance(error, QueueError):
-        return type(error)(*error.args)
+        return _of_its_own(error)
     words = next(iter(str(error).splitlines()), "") or type(error).__name__
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         words = "it may only be read: a standby, or default_transaction_read_only is set"

@@ -151,7 +151,7 @@ class SqliteQueue:
     async def wait_for_room(self) -> None:
         room = self._room
         due = await self._read_when_there(sqlite_put.room_at)
-        with self._until(due):
+        with trio.move_on_after(self._until(due)):
             await room.wait()
 
     # -- workers
@@ -178,7 +178,7 @@ class SqliteQueue:
         if news == self._news:
             self._waiting[hand] = None
             try:
-                with self._until(due):
+                with trio.move_on_after(self._until(due)):
                     await hand.wait()
             finally:
                 self._waiting.pop(hand, None)
@@ -304,9 +304,9 @@ class SqliteQueue:
             except QueueUnavailable:
                 pass
 
-    def _until(self, due: float | None) -> trio.CancelScope:
-        """Wait until this moment of the wall clock at most; None: for ever."""
-        return trio.move_on_after(math.inf if due is None else max(due - self._place.now(), 0.0))
+    def _until(self, due: float | None) -> float:
+        """Seconds until this moment of the wall clock; None: never."""
+        return math.inf if due is None else max(due - self._place.now(), 0.0)
 
     def _wake(self, *, work: bool = False, room: bool = False) -> None:
         """Those who wait for it look again."""
