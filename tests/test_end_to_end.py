@@ -81,7 +81,8 @@ async def test_the_shipped_file_does_visible_work_survives_a_kill_and_leaves_not
 
         await _a_killed_child_is_back_within_the_second(daemon, "web")
 
-        assert len(daemon.family()) == 6  # the daemon, its guardian, the web server, and the processes of primes and painter
+        # the daemon, its guardian, the web server, the processes of primes and painter, and what checks the painter's items
+        assert len(daemon.family()) == 7
         daemon.process.send_signal(signal.SIGTERM)
         assert await daemon.ended() == 0
         assert daemon.family() == set()

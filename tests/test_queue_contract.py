@@ -1171,18 +1171,22 @@ async def test_a_put_brings_what_its_own_process_waits_for(shared):
         assert await finish(queue, items[0], "done")
 
 
-async def test_who_waits_goes_on_waiting_where_the_put_of_its_own_process_brings_nothing(shared):
+async def test_who_waits_is_told_that_a_put_of_its_own_process_brings_nothing(shared):
+    """Else nobody would know that its claim is over."""
     async with shared.open() as queue, shared.open() as other:
         await queue.put([known := draft(keep=True)])
         (item,) = await claim(queue)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon((wanting := Wanting(queue)).wait)
-            for _ in range(3):
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon((wanting := Wanting(queue)).wait)
                 await wanting.waits()
                 assert await put(queue, known) == ["known"]
-            assert not wanting.items
-            await other.put(drafts(1))  # another's is told
-        assert wanting.claimed is None
+            assert wanting.claimed is not None and not wanting.claimed.items
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon((wanting := Wanting(queue)).wait)
+            await wanting.waits()
+            await other.put(drafts(1))
+        assert wanting.claimed is None and len(wanting.items) == 1  # another's is told, and claimed then
         assert await finish(queue, item, "done")
 
 

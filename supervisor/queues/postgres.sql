@@ -146,10 +146,10 @@ BEGIN
     EXIT WHEN supervisor.expire(q) = 0;
   END LOOP;
   UPDATE supervisor.queues SET room_wanted = true WHERE name = q;
-  RETURN greatest(0.01, (
-    SELECT expires_at FROM supervisor.items WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL
-    ORDER BY expires_at LIMIT 1
-  ) - supervisor.now());
+  RETURN ( -- in here, since greatest() takes no notice of a null
+    SELECT greatest(0.01, expires_at - supervisor.now()) FROM supervisor.items
+    WHERE queue = q AND state = 'waiting' AND expires_at IS NOT NULL ORDER BY expires_at LIMIT 1
+  );
 END $$;
 
 -- Now and then: to look whether it is worth while would cost more than it saves.
