@@ -37,6 +37,7 @@ from benchmarks.queue_calls import ARRIVALS, burn_often
 from benchmarks.queue_peers import PEERS, Peer
 from benchmarks.queue_servers import missing, serving
 from supervisor import open_supervisor
+from supervisor.daemon.service import TURN
 from supervisor.tree import Supervisor
 
 WORKERS = 32
@@ -50,6 +51,7 @@ if PEERS_AT.is_dir() and str(PEERS_AT) not in sys.path:
 
 
 async def _ours(what: str, count: int, url: str) -> float:
+    sys.setswitchinterval(TURN)  # as a daemon has it
     job = {"call": "benchmarks.queue_calls:nothing", "queue": "q", "workers": WORKERS, "start": "manual"}
     config = {"daemon": {"state_dir": str(Path.cwd())}, "queues": {"q": {"backend": url, "size": count + 1000}}}
     async with open_supervisor({**config, "jobs": {"work": job}}) as tree:

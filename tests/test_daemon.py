@@ -220,6 +220,16 @@ async def test_a_root_that_gives_up_ends_the_daemon_with_1(tmp_path):
         assert under_test.family() == []
 
 
+async def test_threads_that_compute_leave_the_loop_its_turn(tmp_path):
+    """Python lets a thread compute for 5 ms while others wait; a daemon has it stop sooner."""
+    (tmp_path / "turns.py").write_text(
+        "import sys\n\n\ndef turn(ctx: 'Context'):\n    ctx.log.info('a turn', of=sys.getswitchinterval())\n"
+    )
+    write(tmp_path, '[jobs.turn]\ncall = "turns:turn"\nonce = true\n' + TWO)
+    async with daemon(tmp_path) as under_test:
+        assert (await under_test.said("a turn"))["of"] == pytest.approx(0.001)
+
+
 SABOTAGE = """
 import supervisor.events.journal
 

@@ -55,6 +55,10 @@ INSTANCE = "instance"
 AGAIN = 0.2
 """Seconds after the first signal to stop before another one counts as impatience, and not as its echo."""
 
+TURN = 0.001
+"""Seconds that a thread may keep the interpreter from others that want it; left alone, Python gives it 5 ms. So long the loop
+waits each time it wakes while a thread of a job computes, and the thread of a queue while the loop has much to do."""
+
 _log = structlog.get_logger("supervisor")
 
 
@@ -65,6 +69,7 @@ def run(path: str, only: Sequence[str] = ()) -> int:
     nothing left to end. Where it fails it ends the process, whatever threads are left.
     """
     have_standard_streams()
+    sys.setswitchinterval(TURN)
     code = trio.run(serve, path, only)
     if code == FAILED:  # perhaps for a thread that does not end; Python would wait for those of executors, and for others
         atexit._run_exitfuncs()

@@ -266,6 +266,8 @@ class Desk:
     def _ahead(self, attempts: int) -> int:
         """How many items are to be claimed ahead. None where that would be felt: what is held here counts as running, and
         where the priorities are fair, each claim has one that comes first."""
+        if not self.stock.worth(1):
+            return 0  # nothing much happens: that is not worth a look at all the seats
         settings, seats = self.engine.settings, [seat for seat in self.seats if not seat.left]
         spec = settings.spec
         limits = (spec.concurrency, spec.rate, settings.group_by)
