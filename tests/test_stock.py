@@ -80,16 +80,17 @@ async def test_no_more_is_claimed_ahead_than_is_handled_in_a_moment(autojump_clo
             autojump_clock.jump(0.002)
             seat.end(call, ended(call))
 
-    async with bench(tmp_path) as b, trio.open_nursery() as nursery:
+    async with bench(tmp_path) as b:
         await b.engine.put_all(*[b"1"] * 2000)
         with ExitStack() as sitting:
-            for _ in range(5):
-                nursery.start_soon(work, sitting.enter_context(b.seat()))
-            most = 0
-            while trio.current_time() < 2:
-                await trio.sleep(0.01)
-                most = max(most, len(b.desk.stock.items))
-            nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:  # within: who has just been given something ends it before its seat does
+                for _ in range(5):
+                    nursery.start_soon(work, sitting.enter_context(b.seat()))
+                most = 0
+                while trio.current_time() < 2:
+                    await trio.sleep(0.01)
+                    most = max(most, len(b.desk.stock.items))
+                nursery.cancel_scope.cancel()
         back = [ending for _, what, of in b.engine.asked if what == "finish" for ending in of if ending.how == "back"]
         assert 10 < most <= 30  # 500 a second
         assert len(back) < 100
