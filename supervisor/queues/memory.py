@@ -7,14 +7,12 @@ so, and each operation is done in one go: whoever is cancelled has done nothing.
 
 from __future__ import annotations
 
-import bisect
 import functools
 import heapq
 import itertools
 import math
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -23,6 +21,7 @@ import trio
 
 from supervisor.policies.rate import ROUNDING, Bucket
 from supervisor.queues import Place
+from supervisor.queues.memory_lines import Entry, Group, Line
 from supervisor.queues.protocol import (
     Claimed,
     Counts,
@@ -53,201 +52,6 @@ async def open(name: str, settings: Settings, place: Place) -> AsyncIterator[Eng
             place.warn(f"queue {name}: {dropped} {'item is' if dropped == 1 else 'items are'} dropped: it is kept in memory")
 
 
-class _Entry(msgspec.Struct, eq=False):
-    """An item, whatever its state."""
-
-    draft: Draft
-    number: int
-    """In the order in which they were put."""
-    put: float
-    due: float
-    """When it was put, and when it may be claimed, by Trio's clock."""
-    expires: float
-    put_at: float
-    ready_at: float
-    """The same for people."""
-    state: State = State.WAITING
-    delayed: bool = False
-    parked: bool = False
-    """Whether it waits for another of its group to end."""
-    token: int = 0
-    attempts: int = 0
-    owner: str | None = None
-    started_at: float | None = None
-    ended_at: float | None = None
-    ending: int = 0
-    """In the order in which they ended."""
-    result: bytes | None = None
-    error: str | None = None
-    traceback: str | None = None
-    progress: tuple[float, float | None] | None = None
-    cancelling: bool = False
-
-    def __lt__(self, other: _Entry) -> bool:
-        return self.number < other.number
-
-    @property
-    def place(self) -> tuple[int, float, int]:
-        """Where it stands in line."""
-        return self.draft.priority, self.due, self.number
-
-    def record(self, queue: str) -> Record:
-        """As people see it."""
-        draft = self.draft
-        return Record(
-            id=draft.id,
-            queue=queue,
-            state=self.state,
-            payload=draft.payload,
-            priority=draft.priority,
-            attempts=self.attempts,
-            put_at=self.put_at,
-            ready_at=self.ready_at,
-            expires_at=None if draft.expire is None else self.ready_at + (self.expires - self.due),
-            started_at=self.started_at,
-            ended_at=self.ended_at,
-            owner=self.owner,
-            key=draft.key,
-            group=draft.group,
-            result=self.result,
-            error=self.error,
-            traceback=self.traceback,
-            progress=self.progress,
-            cancelling=self.cancelling,
-        )
-
-
-_Spot = tuple[float, _Entry]
-
-
-class _Line:
-    """Entries by a moment. Those that come in order, as nearly all do, cost next to nothing; the others O(log n).
-
-    Whoever leaves early is left lying, no longer `there`, and swept out when half of the line is such.
-    """
-
-    __slots__ = ("_early", "_left", "_regular", "_there")
-
-    def __init__(self, there: Callable[[_Entry], bool]) -> None:
-        self._there = there
-        self._regular: deque[_Spot] = deque()
-        self._early: list[_Spot] = []
-        self._left = 0
-
-    def add(self, moment: float, entry: _Entry) -> None:
-        spot = (moment, entry)
-        if not self._regular or self._regular[-1] < spot:
-            self._regular.append(spot)
-        else:
-            heapq.heappush(self._early, spot)
-
-    def take(self, until: float = math.inf) -> _Entry | None:
-        """Remove and give the first one whose moment has come."""
-        if until == math.inf and not self._early:
-            return self._take_regular()
-        spot = self.first()
-        if spot is None or spot[0] > until:
-            return None
-        if self._early and spot is self._early[0]:
-            heapq.heappop(self._early)
-        else:
-            self._regular.popleft()
-        return spot[1]
-
-    def _take_regular(self) -> _Entry | None:
-        """The usual case, without looking first."""
-        regular, there = self._regular, self._there
-        while regular:
-            if there(entry := regular.popleft()[1]):
-                return entry
-            self._left -= 1
-        return None
-
-    def next(self) -> float:
-        """The moment of the first one; infinity where there is none."""
-        spot = self.first()
-        return math.inf if spot is None else spot[0]
-
-    def first(self) -> _Spot | None:
-        """The first one that is there, and its moment."""
-        regular, early, there = self._regular, self._early, self._there
-        while regular and not there(regular[0][1]):
-            regular.popleft()
-            self._left -= 1
-        while early and not there(early[0][1]):
-            heapq.heappop(early)
-            self._left -= 1
-        if not early:
-            return regular[0] if regular else None
-        return regular[0] if regular and regular[0] < early[0] else early[0]
-
-    def left(self) -> None:
-        """Somebody has left it early, or is about to."""
-        self._left += 1
-        if self._left > 64 and self._left * 2 > len(self._regular) + len(self._early):
-            self._regular = deque(spot for spot in self._regular if self._there(spot[1]))
-            self._early = [spot for spot in self._early if self._there(spot[1])]
-            heapq.heapify(self._early)
-            self._left = 0
-
-
-class _Group:
-    """The items of one value of `serialize_by`. In line are only as many of those that are due as may begin: a claim has none
-    to pass over, however many wait behind them."""
-
-    __slots__ = ("_parked", "lined", "running")
-
-    def __init__(self) -> None:
-        self.running = 0
-        self.lined: list[tuple[int, float, int]] = []
-        """Their places, in order. One too many is there where a more urgent one came later."""
-        self._parked: dict[int, _Line] = {}
-        """Those behind them, by priority."""
-
-    def park(self, entry: _Entry) -> None:
-        """It waits until it comes into line."""
-        entry.parked = True
-        if (line := self._parked.get(entry.draft.priority)) is None:
-            line = self._parked[entry.draft.priority] = _Line(_is_parked)
-            self._parked = dict(sorted(self._parked.items()))
-        line.add(entry.due, entry)
-
-    def left(self, entry: _Entry) -> None:
-        """It waits no longer, before it was its turn."""
-        if entry.parked:
-            entry.parked = False
-            self._parked[entry.draft.priority].left()
-        else:
-            self.lined.remove(entry.place)
-
-    def next(self, per_key: int) -> _Entry | None:
-        """The next one that comes into line, which it does; None where as many are there as may begin."""
-        free = per_key - self.running
-        for line in self._parked.values() if free > 0 else ():
-            if (spot := line.first()) is not None:
-                return self._line_up(line, spot[1]) if self._is_due(spot[1], free) else None
-        return None
-
-    def _is_due(self, entry: _Entry, free: int) -> bool:
-        return len(self.lined) < free or entry.place < self.lined[free - 1]
-
-    def _line_up(self, line: _Line, entry: _Entry) -> _Entry:
-        line.take()
-        entry.parked = False
-        bisect.insort(self.lined, entry.place)
-        return entry
-
-    @property
-    def oldest(self) -> float:
-        """Since when the first of those waits that are not in line."""
-        return min((line.next() for line in self._parked.values()), default=math.inf)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is known of it."""
-        return not self.running and not self.lined and self.oldest == math.inf
-
-
 class MemoryQueue:
     """See `Engine`."""
 
@@ -260,25 +64,25 @@ class MemoryQueue:
         self._declared: Settings | None = None
         self._place = place
         self._count = itertools.count()
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._waiting = self._delayed_ones = self._running = 0
         self._expired = 0
         """Since the last claim."""
         self._ended = dict.fromkeys((State.DONE, State.DEAD, State.CANCELLED, State.EXPIRED), 0)
-        self._dead: dict[str, _Entry] = {}
+        self._dead: dict[str, Entry] = {}
         """Those that died first come first."""
         self._forgets_dead = False
         """Whether that was said."""
-        self._ready: dict[int, _Line] = {}
+        self._ready: dict[int, Line] = {}
         """Who may be claimed, by priority, the most urgent first."""
-        self._delayed = _Line(lambda entry: entry.delayed)
-        self._expiring = _Line(lambda entry: entry.state is State.WAITING)
-        self._kept = _Line(lambda entry: self._entries.get(entry.draft.id) is entry)
+        self._delayed = Line(lambda entry: entry.delayed)
+        self._expiring = Line(lambda entry: entry.state is State.WAITING)
+        self._kept = Line(lambda entry: self._entries.get(entry.draft.id) is entry)
         """Those that have ended and are known for a while."""
-        self._groups: dict[str, _Group] = {}
-        self._keys: dict[str, _Entry] = {}
+        self._groups: dict[str, Group] = {}
+        self._keys: dict[str, Entry] = {}
         """Who has each key, for as long as `unique` says."""
-        self._timed_keys = _Line(self._has_key)
+        self._timed_keys = Line(self._has_key)
         self._paused = False
         self._bucket = _bucket_of(settings)
         self._throttled = False
@@ -363,23 +167,23 @@ class MemoryQueue:
             self._replace(holder)
         wait = draft.delay if draft.at is None else max(draft.delay, draft.at - moment)
         expires = math.inf if draft.expire is None else now + wait + draft.expire
-        entry = _Entry(draft, next(self._count), now, now + wait, expires, moment, moment + wait)
+        entry = Entry(draft, next(self._count), now, now + wait, expires, moment, moment + wait)
         if holder is not None and wait <= 0 and holder.due <= now and holder.draft.priority == draft.priority:
             entry.number, entry.due, entry.ready_at = holder.number, holder.due, holder.ready_at
         self._entries[draft.id] = entry
         self._wait(entry, now)
         return Receipt(id=draft.id, what="stored" if holder is None else "replaced")
 
-    def _keep_as(self, draft: Draft, entry: _Entry) -> None:
+    def _keep_as(self, draft: Draft, entry: Entry) -> None:
         """Whoever put this waits for the end of that."""
         if draft.keep:
             self._keep(entry)
 
-    def _keep(self, entry: _Entry) -> None:
+    def _keep(self, entry: Entry) -> None:
         if not entry.draft.keep:
             entry.draft = msgspec.structs.replace(entry.draft, keep=True)
 
-    def _replace(self, holder: _Entry) -> None:
+    def _replace(self, holder: Entry) -> None:
         self._withdraw(holder)
         holder.state = State.CANCELLED
         del self._entries[holder.draft.id], self._keys[holder.draft.key or ""]
@@ -389,7 +193,7 @@ class MemoryQueue:
 
     # ---- keys ----
 
-    def _take_key(self, entry: _Entry, now: float) -> None:
+    def _take_key(self, entry: Entry, now: float) -> None:
         """Have it hold its key, where that is free and its lifetime says so."""
         unique, key = self._settings.spec.unique, entry.draft.key
         if unique is None or key is None or key in self._keys:
@@ -401,10 +205,10 @@ class MemoryQueue:
         elif entry.state is State.WAITING or (entry.state is State.RUNNING and unique.lifetime == "running"):
             self._keys[key] = entry
 
-    def _has_key(self, entry: _Entry) -> bool:
+    def _has_key(self, entry: Entry) -> bool:
         return self._keys.get(entry.draft.key or "") is entry
 
-    def _free_key(self, entry: _Entry, lifetime: Literal["queued", "running"]) -> None:
+    def _free_key(self, entry: Entry, lifetime: Literal["queued", "running"]) -> None:
         """It is queued no longer; or it runs no longer, either."""
         unique, key = self._settings.spec.unique, entry.draft.key
         if unique is not None and key is not None and unique.lifetime in ("queued", lifetime) and self._has_key(entry):
@@ -412,13 +216,13 @@ class MemoryQueue:
 
     def _take_keys_anew(self) -> None:
         self._keys.clear()
-        self._timed_keys = _Line(self._has_key)
+        self._timed_keys = Line(self._has_key)
         for entry in self._entries.values():
             self._take_key(entry, trio.current_time())
 
     # ---- waiting ----
 
-    def _wait(self, entry: _Entry, now: float) -> None:
+    def _wait(self, entry: Entry, now: float) -> None:
         """It waits from now on, and may be claimed when it is due."""
         entry.state = State.WAITING
         self._waiting += 1
@@ -434,10 +238,10 @@ class MemoryQueue:
             self._for_work.unpark_all()  # who waits must look anew how long
         self._delayed.add(entry.due, entry)
 
-    def _line_up(self, entry: _Entry) -> None:
+    def _line_up(self, entry: Entry) -> None:
         """It may be claimed, or comes into line when it is its turn in its group."""
         if (name := entry.draft.group) is not None:
-            self._groups.setdefault(name, _Group()).park(entry)
+            self._groups.setdefault(name, Group()).park(entry)
             self._refill(name)
         else:
             self._make_ready(entry)
@@ -450,22 +254,22 @@ class MemoryQueue:
         if group.empty:
             del self._groups[name]
 
-    def _make_ready(self, entry: _Entry) -> None:
+    def _make_ready(self, entry: Entry) -> None:
         """It may be claimed."""
         if (line := self._ready.get(entry.draft.priority)) is None:
-            line = self._ready[entry.draft.priority] = _Line(_is_ready)
+            line = self._ready[entry.draft.priority] = Line(_is_ready)
             self._ready = dict(sorted(self._ready.items()))
         line.add(entry.due, entry)
         if not self._news:
             self._have_news()
 
-    def _stop_waiting(self, entry: _Entry) -> None:
+    def _stop_waiting(self, entry: Entry) -> None:
         """It has left its line."""
         self._waiting -= 1
         if entry.draft.expire is not None:
             self._expiring.left()
 
-    def _withdraw(self, entry: _Entry) -> None:
+    def _withdraw(self, entry: Entry) -> None:
         """It waits no longer, before it was its turn."""
         group = entry.draft.group
         if entry.delayed:
@@ -557,7 +361,7 @@ class MemoryQueue:
         free = sys.maxsize if concurrency is None else max(concurrency - self._running, 0)
         return free if self._bucket is None else min(free, int(self._bucket.tokens(now) + ROUNDING))
 
-    def _begin(self, entry: _Entry, owner: str, now: float, moment: float) -> Item:
+    def _begin(self, entry: Entry, owner: str, now: float, moment: float) -> Item:
         self._stop_waiting(entry)
         self._running += 1
         entry.state, entry.owner, entry.started_at = State.RUNNING, owner, moment
@@ -579,7 +383,7 @@ class MemoryQueue:
             ready_at=entry.ready_at,
         )
 
-    def _die(self, entry: _Entry) -> Record:
+    def _die(self, entry: Entry) -> Record:
         """Its attempts are used up."""
         self._stop_waiting(entry)
         self._end(entry, State.DEAD)
@@ -588,7 +392,7 @@ class MemoryQueue:
             self._refill(name)
         return entry.record(self.name)
 
-    def _is_its_turn(self, entry: _Entry, group: _Group) -> bool:
+    def _is_its_turn(self, entry: Entry, group: Group) -> bool:
         """Whether it begins, being first in line; where a more urgent one of its group has overtaken it, it waits again."""
         group.left(entry)
         if group.running >= self._settings.spec.per_key:
@@ -601,7 +405,7 @@ class MemoryQueue:
         await trio.lowlevel.checkpoint()
         return [self._held(item.id, item.token) is not None for item in items]
 
-    def _held(self, id: str, token: int) -> _Entry | None:
+    def _held(self, id: str, token: int) -> Entry | None:
         """The item that is claimed with this token."""
         entry = self._entries.get(id)
         return entry if entry is not None and entry.token == token and entry.state is State.RUNNING else None
@@ -633,7 +437,7 @@ class MemoryQueue:
             self._refill(entry.draft.group)
         return True
 
-    def _wait_again(self, entry: _Entry, now: float, delay: float | None) -> None:
+    def _wait_again(self, entry: Entry, now: float, delay: float | None) -> None:
         """It was claimed, or dead. `delay`: from now on; None: it is due since it was."""
         entry.progress = entry.ended_at = None
         if delay is not None:
@@ -641,7 +445,7 @@ class MemoryQueue:
             entry.expires = math.inf if entry.draft.expire is None else entry.due + entry.draft.expire
         self._wait(entry, now)
 
-    def _end(self, entry: _Entry, state: State) -> None:
+    def _end(self, entry: Entry, state: State) -> None:
         entry.state = state
         if entry.draft.key is not None:
             self._free_key(entry, "running")
@@ -657,7 +461,7 @@ class MemoryQueue:
         if entry.draft.keep:
             self._place.listen(Notice(what="ended", id=entry.draft.id))
 
-    def _bury(self, entry: _Entry) -> None:
+    def _bury(self, entry: Entry) -> None:
         self._dead[entry.draft.id] = entry
         if len(self._dead) > MOST_DEAD:
             self._forget(next(iter(self._dead.values())))
@@ -666,7 +470,7 @@ class MemoryQueue:
                 text = f"queue {self.name}: more than {MOST_DEAD} items are dead: those that died first are forgotten"
                 self._place.warn(f"{text}, as it is kept in memory")
 
-    def _forget(self, entry: _Entry) -> None:
+    def _forget(self, entry: Entry) -> None:
         """It has ended, and is not known any more."""
         del self._entries[entry.draft.id]
         self._dead.pop(entry.draft.id, None)
@@ -762,15 +566,11 @@ class MemoryQueue:
 _ENDS = {"done": State.DONE, "dead": State.DEAD, "cancelled": State.CANCELLED}
 
 
-def _is_ready(entry: _Entry) -> bool:
+def _is_ready(entry: Entry) -> bool:
     return entry.state is State.WAITING
 
 
-def _is_parked(entry: _Entry) -> bool:
-    return entry.parked
-
-
-def _turn(entry: _Entry) -> tuple[float, int, float, int]:
+def _turn(entry: Entry) -> tuple[float, int, float, int]:
     """The order of claims."""
     return (entry.due if entry.delayed else 0.0), entry.draft.priority, entry.due, entry.number
 
