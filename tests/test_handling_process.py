@@ -410,9 +410,12 @@ async def test_one_in_the_line_that_is_cancelled_is_never_begun(house):
     """
     async with process(house, code) as worker, trio.open_nursery() as nursery:
         calls = Calls(worker, nursery)
-        worker.notes.on_progress = lambda: calls.scopes["item2"].cancel(reason="test")
+        begun = trio.Event()
+        worker.notes.on_progress = begun.set
         for item in "123":
             await calls.start(item)
+        await begun.wait()
+        calls.scopes["item2"].cancel(reason="test")
         await calls.until(1)
         calls.works["item1"].advance(Phase.STOPPING)
         ended = dict(await calls.until(3))
@@ -431,9 +434,12 @@ async def test_where_nobody_can_take_it_back_the_process_is_killed(house):
     with pytest.raises(WorkerLost):
         async with process(house, code) as worker, trio.open_nursery() as nursery:
             calls = Calls(worker, nursery)
-            worker.notes.on_progress = lambda: calls.scopes["item2"].cancel(reason="test")
+            begun = trio.Event()
+            worker.notes.on_progress = begun.set
             await calls.start()
             await calls.start()
+            await begun.wait()
+            calls.scopes["item2"].cancel(reason="test")
             ended = dict(await calls.until(2))
             assert isinstance(ended["item1"], WorkerLost) and ended["item2"] == "cancelled"
             assert not alive(worker.notes.pid)
