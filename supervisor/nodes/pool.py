@@ -271,7 +271,7 @@ class Worker:
             if self.run_.chain is not None:
                 await self._done(call, result)
             else:
-                self._ended_well(call, result)
+                self._ended_well(call, result)  # most go this way, and spare a coroutine
 
     async def _call_guarded(self, call: Call, kill: trio.CancelScope) -> None:
         """The call under the job's policies."""
@@ -327,6 +327,7 @@ class Worker:
         self._ended_well(call, result)
 
     def _ended_well(self, call: Call, result: bytes | None) -> None:
+        """Say so of each of its items. What it returned is in the next queue, where there is one."""
         items = call.items
         if call.fates is None and not self._batched:
             self.seat.tally.done += 1

@@ -696,7 +696,8 @@ END $$;
 
 -- Claim up to `most` items: a row for each that runs, and with `dead` for each of which no attempt of the `allowed` is left. The
 -- last row is none: it says how many have `expired` since the last one that did, and in how many seconds a claim may bring more
--- (`due`; null: not before something happens).
+-- (`due`; null: not before something happens). The time is in a token, so that who had an item has no token of one that is put
+-- under the same id when that is forgotten.
 CREATE FUNCTION supervisor.claim(
   q text, most int, who text, allowed int, first int[], why_lost text, why_dead text
 ) RETURNS TABLE (
